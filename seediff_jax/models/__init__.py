@@ -1,0 +1,1 @@
+"""Stable Diffusion as Flax Linen modules that return their attention."""
