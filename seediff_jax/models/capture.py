@@ -1,0 +1,119 @@
+"""Which attention layers are recorded: a static choice, checked against the UNet's config.
+
+Layers carry diffusers' names, for example `up_blocks.1.attentions.0.transformer_blocks.0.attn1`;
+attn1 is self-attention, attn2 cross-attention.
+"""
+
+import dataclasses
+
+from seediff_jax.models.config import UNetConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptureConfig:
+    """Names of the recorded layers; the order of `cross_layers` is the layer axis of the record.
+
+    The cross layers all have the seed level's side, the self layers one side each.
+    """
+
+    cross_layers: tuple[str, ...] = ()
+    self_layers: tuple[str, ...] = ()
+
+    def records(self, layer: str) -> bool:
+        """Whether the layer of this name is recorded."""
+        return layer in self.cross_layers or layer in self.self_layers
+
+
+NO_CAPTURE = CaptureConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionLayer:
+    """A transformer block of a UNet: its name and the side of its image grid."""
+
+    name: str
+    side: int
+
+
+def attention_layers(
+    config: UNetConfig, latent_side: int | None = None
+) -> tuple[AttentionLayer, ...]:
+    """All transformer blocks in the order in which the UNet runs them.
+
+    Args:
+        config: the UNet's config.
+        latent_side: side of the latents; the config's `sample_size` if None.
+    """
+    side = config.sample_size if latent_side is None else latent_side
+    sides = [side]
+    while len(sides) < len(config.down_block_types):
+        sides.append((sides[-1] + 1) // 2)  # the strided convolution rounds up
+    last = len(sides) - 1
+    layers = []
+
+    def add(block, count, depth, block_side):
+        for i in range(count):
+            for j in range(depth):
+                name = f"{block}.attentions.{i}.transformer_blocks.{j}"
+                layers.append(AttentionLayer(name, block_side))
+
+    depths = config.transformer_layers_per_block
+    for i, kind in enumerate(config.down_block_types):
+        if kind == "CrossAttnDownBlock2D":
+            add(f"down_blocks.{i}", config.layers_per_block, depths[i], sides[i])
+    add("mid_block", 1, depths[-1], sides[-1])
+    for i, kind in enumerate(config.up_block_types):
+        if kind == "CrossAttnUpBlock2D":
+            add(f"up_blocks.{i}", config.layers_per_block + 1, depths[last - i], sides[last - i])
+    return tuple(layers)
+
+
+def published_capture(config: UNetConfig) -> CaptureConfig:
+    """The published choice (SeeDiff, arXiv 2507.19808, and its release).
+
+    Cross-attention: every layer of the down and up blocks at the seed level, which is the coarsest
+    side that has attention in an up block. Self-attention: the first transformer block of every
+    level's first up block.
+    """
+    layers = [layer for layer in attention_layers(config) if not layer.name.startswith("mid_block")]
+    first_of_level: dict[int, str] = {}
+    for layer in layers:
+        if layer.name.startswith("up_blocks"):
+            first_of_level.setdefault(layer.side, layer.name)
+    seed_side = min(first_of_level)
+    return CaptureConfig(
+        cross_layers=tuple(f"{layer.name}.attn2" for layer in layers if layer.side == seed_side),
+        self_layers=tuple(f"{first_of_level[side]}.attn1" for side in sorted(first_of_level)),
+    )
+
+
+def check_capture(
+    capture: CaptureConfig, config: UNetConfig, latent_side: int | None = None
+) -> None:
+    """Checks that every recorded layer exists and that the sides agree.
+
+    Args:
+        capture: the layers to record.
+        config: the UNet's config.
+        latent_side: side of the latents; the config's `sample_size` if None.
+
+    Raises:
+        ValueError: a layer does not exist (the message lists those that do), two self layers share
+            a side, or a cross layer is not at the seed level.
+    """
+    sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
+    for names, kind in ((capture.self_layers, "attn1"), (capture.cross_layers, "attn2")):
+        for name in names:
+            block, _, suffix = name.rpartition(".")
+            if block not in sides or suffix != kind:
+                known = "\n  ".join(f"{known}.{kind}" for known in sides)
+                raise ValueError(f"capture: no layer {name!r}; this UNet has\n  {known}")
+    self_sides = [sides[name.rpartition(".")[0]] for name in capture.self_layers]
+    if len(set(self_sides)) != len(self_sides):
+        raise ValueError(f"capture: self layers need one side each, got sides {self_sides}")
+    cross_sides = {sides[name.rpartition(".")[0]] for name in capture.cross_layers}
+    if self_sides and cross_sides != {min(self_sides)}:
+        raise ValueError(
+            f"capture: cross layers have sides {sorted(cross_sides)}; all must have the seed "
+            f"level's side {min(self_sides)}, the coarsest of the self layers"
+        )

@@ -1,0 +1,88 @@
+"""CLIP text encoder: token_ids -> text_embeddings (Radford et al., arXiv 2103.00020)."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from seediff_jax.arrays import Array, Int
+from seediff_jax.models.config import ClipTextConfig
+from seediff_jax.models.layers import attend_causal, layer_norm
+
+
+def quick_gelu(x: Array) -> Array:
+    """Sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+# Torch's GELU is the exact erf form; Linen's default is the tanh approximation.
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: nn.gelu(x, approximate=False)}
+
+
+class ClipAttention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    num_heads: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[b, l, d]` -> `[b, l, d]`."""
+
+        def heads(name):
+            y = nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
+            return y.reshape(*y.shape[:2], self.num_heads, -1)
+
+        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        out = attend_causal(query, key, value)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out_proj")(out.reshape(x.shape))
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm transformer layer."""
+
+    config: ClipTextConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[b, l, d]` -> `[b, l, d]`."""
+        config, epsilon = self.config, self.config.layer_norm_eps
+        attention = ClipAttention(config.num_attention_heads, self.dtype, name="self_attn")
+        x = x + attention(layer_norm(x, epsilon, "layer_norm1"))
+        return x + ClipMlp(config, self.dtype, name="mlp")(layer_norm(x, epsilon, "layer_norm2"))
+
+
+class ClipMlp(nn.Module):
+    """Two dense layers."""
+
+    config: ClipTextConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[b, l, d]` -> `[b, l, d]`."""
+        activation = _ACTIVATIONS[self.config.hidden_act]
+        y = activation(nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
+
+
+class ClipTextModel(nn.Module):
+    """The encoder up to its final layer norm, whose output Stable Diffusion conditions on."""
+
+    config: ClipTextConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, token_ids: Int[Array, "b l"]) -> Array:
+        """int32 `[b, l]` -> float32 `[b, l, d]`, l at most `max_position_embeddings`."""
+        config = self.config
+
+        def embed(count, name):
+            return nn.Embed(count, config.hidden_size, dtype=self.dtype, name=name)
+
+        positions = jnp.arange(token_ids.shape[1])
+        x = embed(config.vocab_size, "token_embedding")(token_ids)
+        x = x + embed(config.max_position_embeddings, "position_embedding")(positions)[None]
+        for i in range(config.num_hidden_layers):
+            x = ClipLayer(config, self.dtype, name=f"layers_{i}")(x)
+        return layer_norm(x, config.layer_norm_eps, "final_layer_norm").astype(jnp.float32)
