@@ -1,0 +1,220 @@
+"""What counts as a mention of a class in a prompt."""
+
+import pytest
+
+from seediff_jax.class_names import (
+    COCO_CLASSES,
+    LOOK_ALIKES,
+    SHAPES_CLASSES,
+    SYNONYMS,
+    VOC_CLASSES,
+    find_mentions,
+    require_mentions,
+)
+
+
+def mentioned(prompt, classes, synonyms=None):
+    """The words of the prompt that name each class."""
+    found = find_mentions(prompt, classes, synonyms)
+    return {name: [prompt[start:end] for start, end in spans] for name, spans in found.items()}
+
+
+def test_class_lists_follow_the_official_ids():
+    assert (len(VOC_CLASSES), len(COCO_CLASSES), len(SHAPES_CLASSES)) == (20, 80, 8)
+    voc = {1: "aeroplane", 7: "car", 11: "diningtable", 15: "person", 16: "pottedplant"}
+    assert {i: VOC_CLASSES[i - 1] for i in voc} == voc
+    assert VOC_CLASSES[-1] == "tvmonitor"
+    # The ids 0..79 that detectors trained on COCO give out.
+    coco = {0: "person", 2: "car", 16: "dog", 32: "sports ball", 52: "hot dog", 60: "dining table"}
+    assert {i: COCO_CLASSES[i] for i in coco} == coco
+    assert COCO_CLASSES[-1] == "toothbrush"
+    assert SHAPES_CLASSES == (
+        *("circle", "square", "triangle", "star"),
+        *("heart", "ring", "cross", "crescent"),
+    )
+
+
+def test_every_synonym_belongs_to_a_listed_class_and_to_one_only():
+    assert {name for name in SYNONYMS} <= {*VOC_CLASSES, *COCO_CLASSES}
+    meanings = {}
+    for name, words in SYNONYMS.items():
+        for word in words:
+            meanings.setdefault(word, set()).add(name)
+    shared = {frozenset(names) for names in meanings.values() if len(names) > 1}
+    pairs = [
+        ("aeroplane", "airplane"),
+        ("motorbike", "motorcycle"),
+        ("sofa", "couch"),
+        ("tvmonitor", "tv"),
+    ]
+    assert shared == {frozenset(pair) for pair in pairs}
+
+
+@pytest.mark.parametrize("classes", [VOC_CLASSES, COCO_CLASSES, SHAPES_CLASSES])
+def test_every_class_is_found_alone_among_all_of_its_list(classes):
+    for name in classes:
+        for prompt in (f"a photo of a {name}.", f"{name.upper()}!"):
+            found = {other for other, words in mentioned(prompt, classes).items() if words}
+            assert found == {name}, prompt
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "words"),
+    [
+        ("pottedplant", "a potted plant", ["potted plant"]),
+        ("potted plant", "a pottedplant", ["pottedplant"]),
+        ("potted plant", "Potted-Plants, potted_plant", ["Potted-Plants", "potted_plant"]),
+        ("tvmonitor", "a TV monitor and a tv/monitor", ["TV monitor", "tv/monitor"]),
+        ("tv monitor", "a tvmonitor", ["tvmonitor"]),
+        ("diningtable", "a dining\n  table", ["dining\n  table"]),
+        ("dining table", "diningtables", ["diningtables"]),
+        ("aeroplane", "an airplane, a plane", ["airplane", "plane"]),
+        ("airplane", "an aeroplane", ["aeroplane"]),
+        ("couch", "a red sofa", ["sofa"]),
+        ("motorbike", "a motor bike or motorcycle", ["motor bike", "motorcycle"]),
+        ("tv", "a television", ["television"]),
+        ("hair drier", "a hairdryer", ["hairdryer"]),
+    ],
+)
+def test_spellings_in_one_word_or_two_and_of_both_data_sets_are_found(name, prompt, words):
+    assert mentioned(prompt, [name]) == {name: words}
+
+
+@pytest.mark.parametrize(
+    ("name", "plural"),
+    [
+        *(("dog", "dogs"), ("bus", "buses"), ("box", "boxes"), ("bench", "benches")),
+        *(("knife", "knives"), ("person", "people"), ("person", "men"), ("person", "women")),
+        *(("person", "children"), ("person", "babies"), ("sheep", "sheep"), ("mouse", "mice")),
+        *(("wine glass", "wine glasses"), ("toothbrush", "toothbrushes"), ("cow", "calves")),
+        *(("cow", "oxen"), ("dog", "puppies"), ("person", "policemen"), ("skis", "ski")),
+    ],
+)
+def test_plurals_are_found(name, plural):
+    assert mentioned(f"Three {plural}.", [name]) == {name: [plural]}
+
+
+def test_every_mention_counts():
+    prompt = "A man, two dogs and a puppy; the women look at the Dog"
+    expected = {"person": ["man", "women"], "dog": ["dogs", "puppy", "Dog"]}
+    assert mentioned(prompt, ["person", "dog"]) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a category of caterpillars, concatenated",
+        "bobcats3 and cat5 and 2cats",
+        "a photo",
+        "",
+    ],
+)
+def test_a_name_inside_another_word_is_no_mention(prompt):
+    assert mentioned(prompt, ["cat"]) == {"cat": []}
+
+
+@pytest.mark.parametrize(
+    "prompt", ["(cat)", '"cat"!', "a cat's tail", "cat,dog", "cat-like", "cat"]
+)
+def test_punctuation_beside_a_name_does_not_hide_it(prompt):
+    assert mentioned(prompt, ["cat"]) == {"cat": ["cat"]}
+
+
+def test_words_apart_by_punctuation_are_no_compound():
+    assert mentioned("it was hot, dog days", ["hot dog", "dog"]) == {"hot dog": [], "dog": ["dog"]}
+
+
+def test_an_article_is_no_half_of_a_name():
+    assert mentioned("a corn field", ["acorn"]) == {"acorn": []}
+
+
+def test_the_longest_name_wins():
+    classes = ["bear", "teddy bear", "dog", "hot dog"]
+    prompt = "a teddy bear and a bear eat a hot dog and a hotdog with the dog"
+    assert mentioned(prompt, classes) == {
+        "bear": ["bear"],
+        "teddy bear": ["teddy bear"],
+        "dog": ["dog"],
+        "hot dog": ["hot dog", "hotdog"],
+    }
+    # A tennis ball is a ball, unless somebody asks for tennis balls.
+    assert mentioned("a tennis ball", ["ball"]) == {"ball": ["ball"]}
+    both = mentioned("a tennis ball", ["ball", "tennis ball"])
+    assert both == {"ball": [], "tennis ball": ["tennis ball"]}
+
+
+@pytest.mark.parametrize("compound", LOOK_ALIKES)
+def test_a_look_alike_does_not_name_its_last_word(compound):
+    *_, last = compound.split()
+    assert mentioned(f"a {compound}", [last]) == {last: []}
+    assert mentioned(f"a {compound}", [compound]) == {compound: [compound]}
+
+
+def test_a_look_alike_counts_where_the_user_says_so():
+    assert mentioned("a hot dog", ["dog"], {"dog": ["hot dog"]}) == {"dog": ["hot dog"]}
+
+
+def test_given_synonyms_replace_those_of_their_class_only():
+    prompt = "a hound, a puppy and a kitten"
+    given = {"Dog": ["hound"], "horse": ["mare"]}
+    assert mentioned(prompt, ["dog", "cat"], given) == {"dog": ["hound"], "cat": ["kitten"]}
+    assert mentioned("a man", ["person"], {"person": []}) == {"person": []}
+
+
+def test_a_class_takes_its_own_name_from_anothers_synonyms():
+    expected = {"person": ["woman"], "man": ["man"]}
+    assert mentioned("a man and a woman", ["person", "man"]) == expected
+    expected = {"sofa": ["sofa"], "couch": ["couch"]}
+    assert mentioned("a sofa and a couch", ["sofa", "couch"]) == expected
+
+
+def test_a_word_that_two_classes_claim_is_an_error():
+    with pytest.raises(ValueError, match="'sofa' and 'couch' both claim 'settee' in .*'a settee'"):
+        find_mentions("a settee", ["sofa", "couch"])
+
+
+def test_accents_match_however_they_are_composed():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for prompt, name in [(composed, decomposed), (decomposed, composed)]:
+        assert find_mentions(f"a {prompt}", [name]) == {name: [(2, 6)]}
+    assert find_mentions(f"a {decomposed}", ["cafe"]) == {"cafe": []}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "classes", "message"),
+    [
+        ("a photo of a cat", ["cat", "dog"], "'a photo of a cat' does not name class 'dog'; write"),
+        ("a dinner", ["dining table"], r"class 'dining table'; write"),
+        ("a table", ["diningtable"], r"'diningtable' \(nearest there: 'table'\)"),
+        ("a girafe", ["giraffe"], r"'giraffe' \(nearest there: 'girafe'\)"),
+        ("a hot dog", ["dog"], r"'dog' \('hot dog' there names something else\)"),
+        ("teddy bears", ["bear", "teddy bear"], r"\('teddy bears' there names class 'teddy bear'"),
+        ("a man", ["person", "man"], r"'person' \('man' there names class 'man'\)"),
+        ("a hound", ["dog"], r"pass synonyms=\{'dog': \[\.\.\.\]\}"),
+    ],
+)
+def test_an_absent_class_is_named_with_the_prompt_and_a_way_out(prompt, classes, message):
+    with pytest.raises(ValueError, match=message):
+        require_mentions(prompt, classes)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ([], "prompt 'a dog': the list of classes is empty"),
+        ("dog", "must be a list of names, got 'dog'"),
+        (["dog", 3], "must be a list of names"),
+        (["dog", " "], "class ' ' has no letter"),
+        (["dog", "Dog"], "classes 'dog' and 'Dog' are the same name"),
+        (["potted plant", "pottedplant"], "are the same name"),
+    ],
+)
+def test_lists_of_classes_are_checked(classes, message):
+    with pytest.raises(ValueError, match=message):
+        find_mentions("a dog", classes)
+
+
+@pytest.mark.parametrize("words", ["hound", ["hound", "?"], [1]])
+def test_synonyms_are_checked(words):
+    with pytest.raises(ValueError, match="synonyms of 'dog' must be a list of words"):
+        find_mentions("a dog", ["dog"], {"dog": words})
