@@ -7,139 +7,32 @@ counts calls: which earlier noise predictions a PNDM call combines is in the tab
 
 DDIM: Song et al., arXiv 2010.02502, with eta = 0. PNDM: Liu et al., arXiv 2202.09778; with
 `skip_prk_steps` its linear multistep half alone, PLMS. Conventions are those of diffusers'
-DDIMScheduler and PNDMScheduler, whose `scheduler_config.json` is read.
+DDIMScheduler and PNDMScheduler.
 """
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from seediff_jax.arrays import Array, Float, Int, typechecked
+from seediff_jax.scheduler_configs import SchedulerConfig, scheduler_config
 
-_CLASS_NAMES = {"ddim": "DDIMScheduler", "pndm": "PNDMScheduler"}
-_CHOICES = {
-    "kind": tuple(_CLASS_NAMES),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "v_prediction"),
-    "timestep_spacing": ("leading", "trailing", "linspace"),
-}
-_REQUIRED_VALUES = {"trained_betas": None, "thresholding": False}
-# They tune thresholding, which is off.
-_WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value"}
-_DEFAULTS = {
-    "ddim": {"set_alpha_to_one": True, "clip_sample": True},
-    "pndm": {"set_alpha_to_one": False},
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SchedulerConfig:
-    """What `scheduler_config.json` says, in diffusers' words; hashable, a static jit argument.
-
-    Attributes:
-        kind: "ddim" or "pndm".
-        set_alpha_to_one: the last update arrives at a clean image, else at the noise of timestep 0.
-        clip_sample: DDIM clips the predicted clean latents to +-`clip_sample_range`.
-        skip_prk_steps: PNDM starts with multistep calls of growing order instead of three
-            Runge-Kutta steps of four calls.
-        rescale_betas_zero_snr: DDIM only; timestep T-1 is pure noise (arXiv 2305.08891).
-    """
-
-    kind: str
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
-    beta_schedule: str = "linear"
-    prediction_type: str = "epsilon"
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0
-    set_alpha_to_one: bool = False
-    clip_sample: bool = False
-    clip_sample_range: float = 1.0
-    skip_prk_steps: bool = False
-    rescale_betas_zero_snr: bool = False
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            wanted = (int, float) if field.type is float else field.type
-            if not isinstance(value, wanted) or (isinstance(value, bool) != (field.type is bool)):
-                raise ValueError(f"{field.name}={value!r} must be of type {field.type.__name__}")
-            if field.name in _CHOICES and value not in _CHOICES[field.name]:
-                choices = ", ".join(map(repr, _CHOICES[field.name]))
-                raise ValueError(f"{field.name}={value!r} is not supported; choose from {choices}")
-        if self.num_train_timesteps < 1 or self.steps_offset < 0:
-            raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps} must be at least 1 and "
-                f"steps_offset={self.steps_offset} at least 0"
-            )
-        if not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy "
-                "0 < beta_start <= beta_end < 1"
-            )
-        if self.kind == "pndm" and self.rescale_betas_zero_snr:
-            raise ValueError("rescale_betas_zero_snr=True is not supported by 'pndm'; use 'ddim'")
-
-
-def scheduler_config(
-    json: Mapping[str, Any],
-    source: str = "scheduler/scheduler_config.json",
-    kind: str | None = None,
-) -> SchedulerConfig:
-    """Reads the contents of diffusers' `scheduler_config.json`; `source` names it in errors.
-
-    `kind` ("ddim" or "pndm") overrides the scheduler that the file names, which may then be any
-    scheduler of diffusers with a `beta_schedule`: its options that `kind` shares are kept, the
-    others dropped. Options that the file leaves out take the defaults of the resulting scheduler:
-    `set_alpha_to_one` is True for DDIM and False for PNDM. One differs from diffusers on purpose:
-    an override never turns on clipping that the file does not ask for.
-
-    Raises:
-        ValueError: an unsupported scheduler or value, or an option that is not known.
-    """
-    class_name = json.get("_class_name")
-    named = {name: kind for kind, name in _CLASS_NAMES.items()}.get(class_name)
-    if kind is None and named is None:
-        raise ValueError(
-            f"{source}: scheduler {class_name!r} is not supported; supported are "
-            f"{', '.join(_CLASS_NAMES.values())}; override it with {' or '.join(_CLASS_NAMES)}"
-        )
-    options = {name: value for name, value in json.items() if not name.startswith("_")}
-    for name, value in _REQUIRED_VALUES.items():
-        if options.pop(name, value) != value:
-            raise ValueError(f"{source}: {name}={json[name]!r} is not supported, only {value!r}")
-    if named is None and "beta_schedule" not in options:
-        raise ValueError(
-            f"{source}: {class_name!r} has no beta_schedule, so {kind!r} cannot stand in for it"
-        )
-    known = {field.name for field in dataclasses.fields(SchedulerConfig)} - {"kind"}
-    unknown = sorted(set(options) - known - _WITHOUT_EFFECT)
-    if unknown and named is not None:
-        raise ValueError(f"{source}: unknown options {', '.join(unknown)} of {class_name}")
-    values = {name: value for name, value in options.items() if name in known}
-    try:
-        kind = kind or named
-        defaults = _DEFAULTS.get(kind, {})
-        overridden = {} if kind == named else {"clip_sample": False}
-        config = SchedulerConfig(kind=kind, **{**defaults, **overridden, **values})
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    return with_kind(config, kind)
-
-
-def with_kind(config: SchedulerConfig, kind: str) -> SchedulerConfig:
-    """Returns `config` for the scheduler `kind`, every other option kept.
-
-    In particular `set_alpha_to_one` keeps its value, though the default of the two kinds differs.
-    PNDM never clips, so there `clip_sample` becomes False.
-    """
-    return dataclasses.replace(config, kind=kind, clip_sample=config.clip_sample and kind != "pndm")
+__all__ = [
+    "NoiseSchedule",
+    "PndmState",
+    "SchedulerConfig",
+    "Steps",
+    "add_noise",
+    "init_scheduler_state",
+    "make_noise_schedule",
+    "make_steps",
+    "scheduler_config",
+    "scheduler_step",
+    "velocity",
+]
 
 
 @struct.dataclass
@@ -156,7 +49,7 @@ class NoiseSchedule:
 
 
 def make_noise_schedule(config: SchedulerConfig) -> NoiseSchedule:
-    """Computes the table in float64 on the host and rounds it to float32 once."""
+    """Computes the table on the host, in float64 from float32 betas, and rounds it to float32."""
     count, start, end = config.num_train_timesteps, config.beta_start, config.beta_end
     if config.beta_schedule == "linear":
         betas = np.linspace(start, end, count)
@@ -165,7 +58,8 @@ def make_noise_schedule(config: SchedulerConfig) -> NoiseSchedule:
     else:
         signal = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
         betas = np.minimum(1 - signal[1:] / signal[:-1], 0.999)
-    alphas_cumprod = np.cumprod(1 - betas)
+    # diffusers rounds the betas: its 1 - 0.999 is off by 1e-5, and so must ours be.
+    alphas_cumprod = np.cumprod(1 - betas.astype(np.float32), dtype=np.float64)
     if config.rescale_betas_zero_snr:
         root = np.sqrt(alphas_cumprod)
         alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
@@ -236,7 +130,7 @@ class _Call(NamedTuple):
     start: int
     end: int
     starts_anew: bool
-    weights: dict[int, float]  # by age: 0 is this call's noise prediction
+    weights: dict[int, float]  # by age in calls; this call's noise prediction has age 0
 
 
 def make_steps(config: SchedulerConfig, num_steps: int) -> Steps:
@@ -287,7 +181,8 @@ def _spaced_timesteps(config: SchedulerConfig, num_steps: int) -> list[int]:
     elif config.timestep_spacing == "leading":
         ascending = np.arange(num_steps) * (count // num_steps) + config.steps_offset
     else:
-        ascending = np.arange(count, 0, -count / num_steps).round()[::-1] - 1
+        # Rounding can give arange one value too many, which diffusers keeps as a timestep of -1.
+        ascending = np.arange(count, 0, -count / num_steps)[:num_steps][::-1].round() - 1
     return [int(t) for t in ascending[::-1]]
 
 
@@ -344,10 +239,8 @@ def _runge_kutta_calls(timesteps: list[int], stride: int) -> list[_Call]:
     return calls
 
 
-def init_scheduler_state(
-    config: SchedulerConfig, latents: Float[Array, "b h w c"]
-) -> PndmState | tuple[()]:
-    """State before the first call; DDIM has none."""
+def init_scheduler_state(config: SchedulerConfig, latents: Array) -> PndmState | tuple[()]:
+    """State before the first call, for float32 latents `[b, h, w, c]`; DDIM has none."""
     if config.kind == "ddim":
         return ()
     history = jnp.zeros((_history_length(config), *latents.shape), jnp.float32)
