@@ -206,6 +206,27 @@ def test_runge_kutta_makes_three_steps_of_four_calls():
     assert steps.timesteps.tolist() == [*first, 200, 0]
 
 
+def test_weights_are_those_of_the_papers_by_age_of_the_prediction():
+    plms = 24 * schedulers.make_steps(PLMS, 5).weights
+    assert np.round(plms, 4).tolist() == [
+        [24, 0, 0, 0, 0],
+        [12, 12, 0, 0, 0],  # the mean of both ends of the first step
+        [36, 0, -12, 0, 0],  # the repeated call is left out from here on
+        [46, -32, 0, 10, 0],
+        [55, -59, 37, 0, -9],
+        [55, -59, 37, -9, 0],
+    ]
+    runge_kutta = 6 * schedulers.make_steps(RUNGE_KUTTA, 4).weights
+    assert np.round(runge_kutta[8:12, :5], 4).tolist() == [
+        [6, 0, 0, 0, 0],
+        [6, 0, 0, 0, 0],
+        [6, 0, 0, 0, 0],
+        [1, 2, 2, 1, 0],
+    ]
+    ages = np.flatnonzero(runge_kutta[12])
+    assert ages.tolist() == [0, 4, 8, 12]  # the first calls of the three Runge-Kutta steps
+
+
 @pytest.mark.parametrize(
     ("spacing", "expected"), [("trailing", [999, 749, 499, 249]), ("linspace", [999, 666, 333, 0])]
 )
