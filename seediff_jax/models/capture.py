@@ -7,6 +7,7 @@ attn1 is self-attention, attn2 cross-attention.
 import dataclasses
 
 from seediff_jax.models.config import UNetConfig
+from seediff_jax.models.plan import block_plans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,28 +45,15 @@ def attention_layers(
         config: the UNet's config.
         latent_side: side of the latents; the config's `sample_size` if None.
     """
-    side = config.sample_size if latent_side is None else latent_side
-    sides = [side]
-    while len(sides) < len(config.down_block_types):
+    sides = [config.sample_size if latent_side is None else latent_side]
+    while len(sides) < len(config.block_out_channels):
         sides.append((sides[-1] + 1) // 2)  # the strided convolution rounds up
-    last = len(sides) - 1
-    layers = []
-
-    def add(block, count, depth, block_side):
-        for i in range(count):
-            for j in range(depth):
-                name = f"{block}.attentions.{i}.transformer_blocks.{j}"
-                layers.append(AttentionLayer(name, block_side))
-
-    depths = config.transformer_layers_per_block
-    for i, kind in enumerate(config.down_block_types):
-        if kind == "CrossAttnDownBlock2D":
-            add(f"down_blocks.{i}", config.layers_per_block, depths[i], sides[i])
-    add("mid_block", 1, depths[-1], sides[-1])
-    for i, kind in enumerate(config.up_block_types):
-        if kind == "CrossAttnUpBlock2D":
-            add(f"up_blocks.{i}", config.layers_per_block + 1, depths[last - i], sides[last - i])
-    return tuple(layers)
+    return tuple(
+        AttentionLayer(f"{plan.name}.attentions.{i}.transformer_blocks.{j}", sides[plan.level])
+        for plan in block_plans(config)
+        for i in range(plan.num_transformers)
+        for j in range(plan.depth)
+    )
 
 
 def published_capture(config: UNetConfig) -> CaptureConfig:

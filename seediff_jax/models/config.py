@@ -184,6 +184,29 @@ def vae_config(json: Mapping[str, Any], source: str = "vae/config.json") -> VaeC
     return config
 
 
+def clip_text_json(config: ClipTextConfig) -> dict[str, Any]:
+    """The inverse of `clip_text_config`."""
+    kind = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+    return {**kind, **dataclasses.asdict(config)}
+
+
+def unet_json(config: UNetConfig) -> dict[str, Any]:
+    """The inverse of `unet_config`."""
+    json = {"_class_name": "UNet2DConditionModel", **dataclasses.asdict(config)}
+    json["attention_head_dim"] = json.pop("num_attention_heads")
+    return json
+
+
+def vae_json(config: VaeConfig) -> dict[str, Any]:
+    """The inverse of `vae_config`."""
+    count = len(config.block_out_channels)
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+    }
+    return {"_class_name": "AutoencoderKL", **blocks, **dataclasses.asdict(config)}
+
+
 def _known_fields(cls, json, source, without_effect, ignored) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(cls)}
     fields = {}

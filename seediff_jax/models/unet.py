@@ -18,163 +18,93 @@ from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.models.capture import NO_CAPTURE, CaptureConfig, check_capture
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import (
-    Attention,
     Downsample,
     ResnetBlock,
     Upsample,
     conv3x3,
     group_norm,
-    layer_norm,
     timestep_embedding,
 )
-
-Records = dict[str, Array]
-
-
-class FeedForward(nn.Module):
-    """Gated GELU and a dense layer (Shazeer, arXiv 2002.05202)."""
-
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[b, n, c]` -> `[b, n, c]`."""
-        width = x.shape[-1]
-        y = nn.Dense(8 * width, dtype=self.dtype, name="net_0_proj")(x)
-        y, gate = jnp.split(y, 2, axis=-1)
-        # Exact erf form, as in torch; Linen's default is the tanh approximation.
-        y = y * nn.gelu(gate, approximate=False)
-        return nn.Dense(width, dtype=self.dtype, name="net_2")(y)
-
-
-class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each pre-normed and residual."""
-
-    num_heads: int
-    layer: str
-    capture: CaptureConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
-        """`[b, n, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, n, c]` and records of the last r rows."""
-        rows, records = token_weights.shape[0], {}
-
-        def attend(name, y, context):
-            recorded_rows = rows if self.capture.records(f"{self.layer}.{name}") else 0
-            attention = Attention(self.num_heads, self.dtype, name=name)
-            return attention(y, y if context is None else context, recorded_rows)
-
-        y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
-        x = x + y
-        if probs is not None:
-            records[f"{self.layer}.attn1"] = probs
-        y, probs = attend("attn2", layer_norm(x, 1e-5, "norm2"), text)
-        x = x + y
-        if probs is not None:
-            columns = jnp.einsum("bnl,blk->bnk", probs, token_weights, precision="highest")
-            records[f"{self.layer}.attn2"] = columns
-        return x + FeedForward(self.dtype, name="ff")(layer_norm(x, 1e-5, "norm3")), records
-
-
-class Transformer(nn.Module):
-    """Spatial transformer: an image as a sequence of its locations, row major."""
-
-    num_heads: int
-    depth: int
-    config: UNetConfig
-    layer: str
-    capture: CaptureConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
-        """`[b, h, w, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, h, w, c]` and records."""
-        b, h, w, c = x.shape
-        records: Records = {}
-        # diffusers builds this one norm with 1e-6, all others of the UNet with the config's value.
-        y = group_norm(x, self.config.norm_num_groups, 1e-6, "norm")
-        y = self._project("proj_in", y).reshape(b, h * w, c)
-        for i in range(self.depth):
-            layer, name = f"{self.layer}.transformer_blocks.{i}", f"transformer_blocks_{i}"
-            block = TransformerBlock(self.num_heads, layer, self.capture, self.dtype, name=name)
-            y, new = block(y, text, token_weights)
-            records |= new
-        return x + self._project("proj_out", y.reshape(b, h, w, c)), records
-
-    def _project(self, name: str, x: Array) -> Array:
-        if self.config.use_linear_projection:
-            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
-        return nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name=name)(x)
+from seediff_jax.models.plan import BlockPlan, block_plans
+from seediff_jax.models.transformer import Records, Transformer
 
 
 class Block(nn.Module):
-    """ResNet blocks, each followed by a transformer where `depth` is not 0, then a resize.
+    """ResNet blocks, the first of them followed by transformers, then a resize.
 
     One class serves down blocks (which return every output as a skip), the mid block and up blocks
     (which concatenate a skip to every input).
     """
 
-    channels: int
-    num_resnets: int
-    depth: int
-    num_heads: int
+    plan: BlockPlan
     config: UNetConfig
-    layer: str
     capture: CaptureConfig
     dtype: DTypeLike
-    resize: str | None = None
 
     @nn.compact
-    def __call__(self, x, time_embedding, text, token_weights, skips=None):
-        """Returns `(x, outputs, records)`; `skips` is consumed from its end."""
-        outputs, records = [], {}
+    def __call__(
+        self,
+        x: Array,
+        time_embedding: Array,
+        text: Array,
+        token_weights: Array,
+        skips: list[Array] | None = None,
+    ) -> tuple[Array, list[Array], Records]:
+        """`[b, h, w, c]` -> `[b, h', w', channels]`, all outputs in order, and records.
 
-        def attend(i, x):
-            name, layer = f"attentions_{i}", f"{self.layer}.attentions.{i}"
-            module = Transformer(
-                self.num_heads, self.depth, self.config, layer, self.capture, self.dtype, name=name
-            )
-            x, new = module(x, text, token_weights)
-            records.update(new)
-            return x
-
-        is_mid = self.layer == "mid_block"
-        for i in range(self.num_resnets):
+        `skips` is consumed from its end; what is then last has the size of an upsampled output.
+        """
+        plan, config, outputs, records = self.plan, self.config, [], {}
+        for i in range(plan.num_resnets):
             if skips is not None:
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
             resnet = ResnetBlock(
-                self.channels,
-                self.config.norm_num_groups,
-                self.config.norm_eps,
+                plan.channels,
+                config.norm_num_groups,
+                config.norm_eps,
                 self.dtype,
                 name=f"resnets_{i}",
             )
             x = resnet(x, time_embedding)
-            # The mid block has a ResNet block before and after each transformer.
-            if self.depth and not (is_mid and i == self.num_resnets - 1):
-                x = attend(i, x)
+            if i < plan.num_transformers:
+                x, new = self._transformer(i)(x, text, token_weights)
+                records |= new
             outputs.append(x)
-        if self.resize == "down":
-            x = Downsample(self.channels, self.dtype, name="downsamplers_0")(x)
+        if plan.resize == "down":
+            x = Downsample(plan.channels, self.dtype, name="downsamplers_0")(x)
             outputs.append(x)
-        if self.resize == "up":
+        if plan.resize == "up":
             _, height, width, _ = skips[-1].shape
-            x = Upsample(self.channels, self.dtype, name="upsamplers_0")(x, height, width)
+            x = Upsample(plan.channels, self.dtype, name="upsamplers_0")(x, height, width)
         return x, outputs, records
 
+    def _transformer(self, i: int) -> Transformer:
+        return Transformer(
+            self.plan.num_heads,
+            self.plan.depth,
+            self.config,
+            f"{self.plan.name}.attentions.{i}",
+            self.capture,
+            self.dtype,
+            name=f"attentions_{i}",
+        )
 
-class TimeMlp(nn.Module):
-    """Two dense layers on the sinusoidal timestep embedding."""
 
-    width: int
+class TimeEmbedding(nn.Module):
+    """Two dense layers on the sinusoidal embedding."""
+
+    config: UNetConfig
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[b, c]` -> `[b, width]`."""
-        y = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
-        return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(y))
+    def __call__(self, timesteps: Array) -> Array:
+        """int32 `[b]` -> `[b, 4 * width of the first block]`."""
+        config, width = self.config, self.config.block_out_channels[0]
+        x = timestep_embedding(
+            timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
+        )
+        x = nn.Dense(4 * width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
+        return nn.Dense(4 * width, dtype=self.dtype, name="linear_2")(nn.silu(x))
 
 
 class UNet(nn.Module):
@@ -199,76 +129,54 @@ class UNet(nn.Module):
             timesteps: int32 `[b]` in 0..999.
             text_embeddings: `[b, l, d]`.
             token_weights: float32 `[r, l, k]`: the last r rows of the batch are recorded, and their
-                cross-attention is projected from tokens to k columns.
+                cross-attention is projected from tokens to k columns; r = 0 records nothing.
 
         Returns:
             float32 `[b, h, w, c]` and the AttentionMaps of the last r rows.
 
         Raises:
-            ValueError: the latents have the wrong number of channels, or cannot be recorded because
-                they are not square or so small that two recorded levels have the same side.
+            ValueError: axes do not fit the config or one another, or the latents cannot be recorded
+                because they are not square or so small that two recorded levels have one side.
         """
-        config, capture, dtype = self.config, self.capture, self.dtype
-        _check_latents(latents, config, capture)
-        widths = config.block_out_channels
-        last = len(widths) - 1
-        embedding = timestep_embedding(
-            timesteps,
-            widths[0],
-            flip_sin_to_cos=config.flip_sin_to_cos,
-            freq_shift=config.freq_shift,
-        )
-        embedding = TimeMlp(4 * widths[0], dtype, name="time_embedding")(embedding)
+        config, dtype = self.config, self.dtype
+        capture = self.capture if token_weights.shape[0] else NO_CAPTURE
+        _check_inputs(latents, text_embeddings, token_weights, config)
+        _check_recorded(latents, capture, config)
+        embedding = TimeEmbedding(config, dtype, name="time_embedding")(timesteps)
         text = text_embeddings.astype(dtype)
-        records: Records = {}
-
-        def block(name, i, num_resnets, has_attention, resize=None):
-            """Block `name`, whose width, heads and depth are those of entry i of the config."""
-            depth = config.transformer_layers_per_block[i] if has_attention else 0
-            heads, layer = config.num_attention_heads[i], name
-            if name != "mid_block":
-                layer = ".".join(name.rsplit("_", 1))
-            return Block(
-                widths[i],
-                num_resnets,
-                depth,
-                heads,
-                config,
-                layer,
-                capture,
-                dtype,
-                resize,
-                name=name,
-            )
-
-        x = conv3x3(widths[0], dtype, "conv_in")(latents.astype(dtype))
-        skips = [x]
-        for i, kind in enumerate(config.down_block_types):
-            resize = "down" if i < last else None
-            has_attention = kind == "CrossAttnDownBlock2D"
-            down = block(f"down_blocks_{i}", i, config.layers_per_block, has_attention, resize)
-            x, outputs, new = down(x, embedding, text, token_weights)
-            skips += outputs
-            records |= new
-        x, _, new = block("mid_block", last, 2, True)(x, embedding, text, token_weights)
-        records |= new
-        for i, kind in enumerate(config.up_block_types):
-            resize = "up" if i < last else None
-            has_attention = kind == "CrossAttnUpBlock2D"
-            up = block(
-                f"up_blocks_{i}", last - i, config.layers_per_block + 1, has_attention, resize
-            )
-            x, _, new = up(x, embedding, text, token_weights, skips)
+        x = conv3x3(config.block_out_channels[0], dtype, "conv_in")(latents.astype(dtype))
+        skips, records = [x], {}
+        for plan in block_plans(config):
+            block = Block(plan, config, capture, dtype, name=plan.name.replace(".", "_"))
+            is_up = plan.name.startswith("up_blocks")
+            x, outputs, new = block(x, embedding, text, token_weights, skips if is_up else None)
+            skips += outputs if plan.name.startswith("down_blocks") else []
             records |= new
         x = nn.silu(group_norm(x, config.norm_num_groups, config.norm_eps, "conv_norm_out"))
         noise_pred = conv3x3(config.out_channels, dtype, "conv_out")(x)
         return noise_pred.astype(jnp.float32), _to_maps(records, capture)
 
 
-def _check_latents(latents: Array, config: UNetConfig, capture: CaptureConfig) -> None:
-    _, height, width, channels = latents.shape
-    if channels != config.in_channels:
-        raise ValueError(f"latents have {channels} channels, this UNet takes {config.in_channels}")
+def _check_inputs(
+    latents: Array, text_embeddings: Array, token_weights: Array, config: UNetConfig
+) -> None:
+    b, tokens, width = text_embeddings.shape
+    rows = token_weights.shape[0]
+    needed = (
+        ("latents", "channels", latents.shape[-1], config.in_channels),
+        ("text_embeddings", "width", width, config.cross_attention_dim),
+        ("text_embeddings", "batch size", b, latents.shape[0]),
+        ("token_weights", "tokens", token_weights.shape[1], tokens),
+    )
+    for name, axis, given, wanted in needed:
+        if given != wanted:
+            raise ValueError(f"{name} have {axis} {given}, needed {wanted}")
+    if rows > b:
+        raise ValueError(f"token_weights have {rows} rows, the batch has {b}")
+
+
+def _check_recorded(latents: Array, capture: CaptureConfig, config: UNetConfig) -> None:
+    _, height, width, _ = latents.shape
     if capture != NO_CAPTURE:
         if height != width:
             raise ValueError(

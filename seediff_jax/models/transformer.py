@@ -1,0 +1,94 @@
+"""The UNet's transformers: an image attends to itself and to the text.
+
+Every module returns `(x, records)`, where records maps the recorded layers' names to their
+head-summed attention.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from seediff_jax.arrays import Array
+from seediff_jax.models.capture import CaptureConfig
+from seediff_jax.models.config import UNetConfig
+from seediff_jax.models.layers import Attention, group_norm, layer_norm
+
+Records = dict[str, Array]
+"""Name of a recorded layer -> its attention: `[r, n, n]`, or `[r, n, k]` for cross-attention."""
+
+
+class FeedForward(nn.Module):
+    """Gated GELU and a dense layer (Shazeer, arXiv 2002.05202)."""
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[b, n, c]` -> `[b, n, c]`."""
+        width = x.shape[-1]
+        y = nn.Dense(8 * width, dtype=self.dtype, name="net_0_proj")(x)
+        y, gate = jnp.split(y, 2, axis=-1)
+        # Exact erf form, as in torch; Linen's default is the tanh approximation.
+        y = y * nn.gelu(gate, approximate=False)
+        return nn.Dense(width, dtype=self.dtype, name="net_2")(y)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each pre-normed and residual."""
+
+    num_heads: int
+    layer: str
+    capture: CaptureConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
+        """`[b, n, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, n, c]` and records of the last r rows."""
+        rows, records = token_weights.shape[0], {}
+
+        def attend(name, y, context):
+            recorded_rows = rows if self.capture.records(f"{self.layer}.{name}") else 0
+            attention = Attention(self.num_heads, self.dtype, name=name)
+            return attention(y, y if context is None else context, recorded_rows)
+
+        y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
+        x = x + y
+        if probs is not None:
+            records[f"{self.layer}.attn1"] = probs
+        y, probs = attend("attn2", layer_norm(x, 1e-5, "norm2"), text)
+        x = x + y
+        if probs is not None:
+            columns = jnp.einsum("bnl,blk->bnk", probs, token_weights, precision="highest")
+            records[f"{self.layer}.attn2"] = columns
+        return x + FeedForward(self.dtype, name="ff")(layer_norm(x, 1e-5, "norm3")), records
+
+
+class Transformer(nn.Module):
+    """Spatial transformer: an image as a sequence of its locations, row major."""
+
+    num_heads: int
+    depth: int
+    config: UNetConfig
+    layer: str
+    capture: CaptureConfig
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
+        """`[b, h, w, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, h, w, c]` and records."""
+        b, h, w, c = x.shape
+        records: Records = {}
+        # diffusers builds this one norm with 1e-6, all others of the UNet with the config's value.
+        y = group_norm(x, self.config.norm_num_groups, 1e-6, "norm")
+        y = self._project("proj_in", y).reshape(b, h * w, c)
+        for i in range(self.depth):
+            layer, name = f"{self.layer}.transformer_blocks.{i}", f"transformer_blocks_{i}"
+            block = TransformerBlock(self.num_heads, layer, self.capture, self.dtype, name=name)
+            y, new = block(y, text, token_weights)
+            records |= new
+        return x + self._project("proj_out", y.reshape(b, h, w, c)), records
+
+    def _project(self, name: str, x: Array) -> Array:
+        if self.config.use_linear_projection:
+            return nn.Dense(x.shape[-1], dtype=self.dtype, name=name)(x)
+        return nn.Conv(x.shape[-1], (1, 1), dtype=self.dtype, name=name)(x)
