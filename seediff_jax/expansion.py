@@ -1,0 +1,171 @@
+"""From seeds to a soft mask of the finest level (method sections 3 and 4).
+
+    seeds [n0], self_attention {side: [n, n]} -> soft mask [side, side]
+
+The seeds spread over the seed level by the affinity of its locations; every finer level in turn
+keeps of the upsampled map what is unlike the background. Kernels are written for one example and
+one class; `jax.vmap` adds classes and batch, and the attention of an image is not copied per class.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from seediff_jax.arrays import Array, Bool, Float, typechecked
+from seediff_jax.image_ops import min_max, otsu_foreground, resize_cubic
+
+Operator = Callable[[Array], Array]
+
+
+def _cosine(self_attention: Float[Array, "n n"]) -> Operator:
+    """Returns x -> Â (Â^T x), with Â the rows of A divided by their L2 norm."""
+    inverse_norm = _reciprocal(jnp.sqrt(jnp.sum(self_attention**2, axis=1)))
+
+    def apply(field):
+        pooled = jnp.einsum("n,nm->m", field * inverse_norm, self_attention, precision="highest")
+        return inverse_norm * jnp.einsum("m,nm->n", pooled, self_attention, precision="highest")
+
+    return apply
+
+
+def _transition(self_attention: Float[Array, "n n"]) -> Operator:
+    """Returns x -> A_row x, with A_row the rows of A divided by their sum."""
+    inverse_sum = _reciprocal(jnp.sum(self_attention, axis=1))
+
+    def apply(field):
+        return inverse_sum * jnp.einsum("m,nm->n", field, self_attention, precision="highest")
+
+    return apply
+
+
+# The field is the first operand of every product above: in that order XLA makes the same dot for
+# any number of classes and images, so results do not depend on how a batch is split over devices.
+_OPERATORS = {"cosine": _cosine, "transition": _transition}
+
+AFFINITIES = tuple(_OPERATORS)
+"""Names of the affinities: similarity of attention rows, or attention as a random walk."""
+
+
+def require_affinity(affinity: str, power: int) -> None:
+    """Raises a ValueError unless `affinity` is one of AFFINITIES and `power` is at least 1."""
+    if affinity not in AFFINITIES:
+        raise ValueError(f"affinity={affinity!r} is not supported; use one of {AFFINITIES}")
+    if not isinstance(power, int) or power < 1:
+        raise ValueError(f"power={power!r} is not supported; use an integer of at least 1")
+
+
+@typechecked
+def spread(
+    field: Float[Array, " n"],
+    self_attention: Float[Array, "n n"],
+    *,
+    affinity: str = "cosine",
+    power: int = 1,
+) -> Float[Array, " n"]:
+    """Applies an affinity `power` times to a field of one level (method section 3).
+
+    With A the self-attention, one application is
+
+        "cosine"      x <- Â (Â^T x), Â = A with rows of L2 norm 1: to 1_S, the summed cosine
+                      similarity of every location to the seeds S
+        "transition"  x <- A_row x, A_row = A with rows of sum 1: `power` steps of a random walk
+
+    as matrix-vector products: neither a power of A nor a normalised copy of it is formed. After
+    each application the field is scaled to a largest magnitude of 1 (zeros stay zero), so that no
+    power overflows.
+
+    Raises:
+        ValueError: unknown affinity, or power below 1.
+    """
+    require_affinity(affinity, power)
+    apply = _OPERATORS[affinity](self_attention)
+
+    def application(_, field):
+        field = apply(field)
+        return field * _reciprocal(jnp.max(jnp.abs(field)))
+
+    return jax.lax.fori_loop(0, power, application, field)
+
+
+@typechecked
+def refine_level(
+    coarse: Float[Array, "h h"],
+    self_attention: Float[Array, "n n"],
+    side: int,
+    *,
+    affinity: str = "cosine",
+    power: int = 1,
+    background: bool = True,
+) -> Float[Array, "{side} {side}"]:
+    """Carries a soft mask to the next finer level (method section 4).
+
+    The background of a simply prompted image is uniform, so similarity to it is more reliable
+    than similarity to the object: what resembles the background is taken away.
+    """
+    upsampled = resize_cubic(coarse, side)
+    soft = min_max(upsampled)
+    if not background:
+        return soft
+    outside = (~otsu_foreground(upsampled)).astype(soft.dtype).ravel()
+    similarity = min_max(spread(outside, self_attention, affinity=affinity, power=power))
+    return min_max(soft * (1 - similarity.reshape(side, side)))
+
+
+@typechecked
+def expand(
+    seeds: Bool[Array, " n0"],
+    self_attention: Mapping[int, Float[Array, "_ _"]],
+    *,
+    affinity: str = "cosine",
+    power: int = 1,
+    background: bool = True,
+) -> Float[Array, "side side"]:
+    """Grows seeds to a soft mask in [0, 1] at the finest level (method sections 3 and 4).
+
+    Without seeds the mask is 0 everywhere.
+
+    Args:
+        seeds: locations of the class at the coarsest level of `self_attention`.
+        self_attention: float32 `[side**2, side**2]` of each level, keyed by side; the scale of a
+            matrix or of its rows does not matter.
+        affinity: one of AFFINITIES, used at every level.
+        power: how many times the affinity is applied at every level; 1 is the published setting.
+        background: whether finer levels take away what resembles the background; without it they
+            only upsample.
+
+    Raises:
+        ValueError: unknown affinity, power below 1, or sizes that do not match the sides.
+    """
+    require_affinity(affinity, power)
+    first, *finer = require_levels(seeds.size, self_attention)
+    options = {"affinity": affinity, "power": power}
+    field = spread(seeds.astype(jnp.float32), self_attention[first], **options)
+    soft = min_max(field).reshape(first, first)
+    for side in finer:
+        soft = refine_level(soft, self_attention[side], side, background=background, **options)
+    return soft
+
+
+def require_levels(num_seed_locations: int, self_attention: Mapping[int, Array]) -> list[int]:
+    """Returns the sides, coarse to fine; raises a ValueError where a size does not match them."""
+    if not self_attention:
+        raise ValueError("self_attention has no level; give {side: [side**2, side**2]}")
+    for side, level in self_attention.items():
+        if level.shape != (side**2, side**2):
+            raise ValueError(
+                f"self_attention[{side}] has shape {level.shape}; "
+                f"a level of side {side} needs {(side**2, side**2)}"
+            )
+    sides = sorted(self_attention)
+    if num_seed_locations != sides[0] ** 2:
+        raise ValueError(
+            f"the coarsest level of self_attention has side {sides[0]} and needs "
+            f"{sides[0] ** 2} seed-level locations; given were {num_seed_locations}"
+        )
+    return sides
+
+
+def _reciprocal(values: Float[Array, "*grid"]) -> Float[Array, "*grid"]:
+    """Returns 1 / values, and 0 where a value is 0."""
+    return jnp.where(values > 0, 1 / jnp.where(values > 0, values, 1.0), 0.0)

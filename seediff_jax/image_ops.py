@@ -1,0 +1,117 @@
+"""Operations on maps of image locations that every stage of the mask kernels shares.
+
+Written for one map; `jax.vmap` adds classes and batch. Conventions are those of OpenCV, which the
+published results were made with.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from seediff_jax.arrays import Array, Bool, Float, Int, typechecked
+
+_CUBIC_A = -0.75
+_NUM_LEVELS = 256
+# Sums of equal terms may differ in their last bits; stretching such a map would show only noise.
+_CONSTANT_TOLERANCE = 8 * float(np.finfo(np.float32).eps)
+
+
+@typechecked
+def min_max(field: Float[Array, "*grid"]) -> Float[Array, "*grid"]:
+    """Stretches a map linearly to [0, 1]; a constant map becomes 0 everywhere.
+
+    A map counts as constant when its values differ by no more than float32 rounding (1e-6 of the
+    largest magnitude).
+    """
+    low, high = jnp.min(field), jnp.max(field)
+    spread = high - low
+    constant = spread <= _CONSTANT_TOLERANCE * jnp.maximum(jnp.abs(low), jnp.abs(high))
+    return jnp.where(constant, 0.0, (field - low) / jnp.where(constant, 1.0, spread))
+
+
+@typechecked
+def otsu_foreground(soft: Float[Array, "*grid"]) -> Bool[Array, "*grid"]:
+    """Marks the locations above Otsu's threshold of the squared map (method sections 2 and 4).
+
+    The squares of the values, clipped to [0, 1], are truncated to 256 integer levels. As in
+    OpenCV's THRESH_OTSU the first of several best thresholds wins, and foreground lies strictly
+    above it: a map with the one level 0 has no foreground, with any other one level it is all
+    foreground.
+    """
+    levels = jnp.floor(255 * jnp.clip(soft, 0, 1) ** 2).astype(jnp.int32)
+    return levels > _otsu_threshold(_histogram(levels.ravel()))
+
+
+@typechecked
+def resize_cubic(field: Float[Array, "h w"], side: int) -> Float[Array, "{side} {side}"]:
+    """Resizes a map to `side` x `side` as `cv2.resize(..., interpolation=cv2.INTER_CUBIC)` does.
+
+    a = -0.75, half-pixel centres, replicated edges, no smoothing when shrinking. The result
+    overshoots the range of the input where that has sharp edges.
+
+    Raises:
+        ValueError: side below 1.
+    """
+    if side < 1:
+        raise ValueError(f"side={side} is not a size; use 1 or more")
+    return _resize_rows(_resize_rows(field, side).T, side).T
+
+
+def _histogram(levels: Int[Array, " n"]) -> Int[Array, " levels"]:
+    """Counts the levels as a product of the one-hot codes of their two hexadecimal digits.
+
+    A matrix product is fast under vmap on every backend, where a scatter is slow on TPUs; ones
+    and zeros add up exactly at any matmul precision.
+    """
+    digits = jnp.arange(16)[None, :]
+    high_digit = (levels[:, None] // 16 == digits).astype(jnp.float32)
+    low_digit = (levels[:, None] % 16 == digits).astype(jnp.float32)
+    return jnp.einsum("nh,nl->hl", high_digit, low_digit).reshape(_NUM_LEVELS).astype(jnp.int32)
+
+
+def _otsu_threshold(histogram: Int[Array, " levels"]) -> Int[Array, ""]:
+    """Finds the first level whose split has the largest between-class variance."""
+    below = jnp.cumsum(histogram)
+    below_sum = jnp.cumsum(histogram * jnp.arange(_NUM_LEVELS))
+    low, high = below.astype(jnp.float32), (below[-1] - below).astype(jnp.float32)
+    splits = (low > 0) & (high > 0)
+    low_mean = below_sum.astype(jnp.float32) / jnp.maximum(low, 1)
+    high_mean = (below_sum[-1] - below_sum).astype(jnp.float32) / jnp.maximum(high, 1)
+    best = jnp.argmax(jnp.where(splits, low * high * (low_mean - high_mean) ** 2, 0))
+
+    # In one map of a thousand float32 cannot tell the two best variances apart. Measured against
+    # `best`, a rival's gain stems only from the few values between the two thresholds, where
+    # float32 is precise enough; it is the change of the within-class sum of squares.
+    moved = below - below[best]
+    moved_mean = (below_sum - below_sum[best]).astype(jnp.float32) / jnp.where(
+        moved == 0, 1, moved
+    ).astype(jnp.float32)
+    leaves_high = high[best] / jnp.maximum(high, 1) * (moved_mean - high_mean[best]) ** 2
+    joins_low = low[best] / jnp.maximum(low, 1) * (moved_mean - low_mean[best]) ** 2
+    gain = moved.astype(jnp.float32) * (leaves_high - joins_low)
+    return jnp.argmax(jnp.where(splits, gain, -jnp.inf))
+
+
+def _resize_rows(field: Float[Array, "h w"], num_rows: int) -> Float[Array, "{num_rows} w"]:
+    """Resizes along the first axis: the sum of four weighted rows for each new one.
+
+    A matrix product would sum in an order that depends on how many maps are vmapped, and results
+    with it on how a batch is split over devices; here the order is fixed.
+    """
+    sources, weights = _cubic_taps(field.shape[0], num_rows)
+    taps = zip(jnp.asarray(sources), jnp.asarray(weights), strict=True)
+    return sum(weight[:, None] * field[source] for source, weight in taps)
+
+
+def _cubic_taps(old_side: int, new_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lists the 4 source indices (int32) and weights (float32) of each new position, `[4, new]`."""
+    centres = (np.arange(new_side) + 0.5) * old_side / new_side - 0.5
+    positions = np.floor(centres) + np.arange(-1, 3)[:, None]
+    sources = np.clip(positions, 0, old_side - 1).astype(np.int32)
+    return sources, _cubic(np.abs(centres - positions)).astype(np.float32)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Evaluates Keys' cubic convolution kernel at distances in [0, 2]."""
+    near = ((_CUBIC_A + 2) * distance - (_CUBIC_A + 3)) * distance**2 + 1
+    far = _CUBIC_A * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
