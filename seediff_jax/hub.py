@@ -1,0 +1,66 @@
+"""Model folders on the Hugging Face hub: only the needed files, and the cache when offline."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from seediff_jax.models.names import COMPONENTS
+from seediff_jax.weight_files import choose_weight_files
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name has the form `owner/model`."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def needed_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a diffusers repository, those that a model is read from."""
+    configs = [f"{component}/config.json" for component in COMPONENTS]
+    wanted = {"model_index.json", "capture.json", "scheduler/scheduler_config.json", *configs}
+    wanted |= {f"tokenizer/{name}" for name in _TOKENIZER_FILES}
+    for component in COMPONENTS:
+        inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
+        wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}
+    return [name for name in names if name in wanted]
+
+
+def fetch(hub_id: str) -> Path:
+    """Downloads what a model needs into the hub's cache, or finds it there.
+
+    Without a network the cached files are used, as with HF_HUB_OFFLINE=1.
+
+    Raises:
+        ValueError: there is no such model, it may not be read, or there is neither network nor a
+            cached copy.
+    """
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(hub_id)
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed_files(names)))
+    # A network failure is an exception of whatever HTTP library huggingface_hub is built on.
+    except Exception as error:
+        status = error.response.status_code if isinstance(error, HfHubHTTPError) else 500
+        if status < 500:
+            raise ValueError(
+                f"{hub_id!r}: no such folder, and the hub refuses a model of this name: {error}"
+            ) from error
+        reason = error
+    try:
+        return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise ValueError(
+            f"{hub_id!r}: no such folder, the Hugging Face hub cannot be reached ({reason}), and "
+            "its cache has no copy; connect to the network once, or give a local folder"
+        ) from reason

@@ -1,0 +1,123 @@
+"""diffusers pipelines with random weights, and the attention probabilities of their layers."""
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from random_models import END, SCHEDULER, START, TEXT, UNET, VAE, write_small_tokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+ATTENDING = {"down": "CrossAttnDownBlock2D", "up": "CrossAttnUpBlock2D"}
+PLAIN = {"down": "DownBlock2D", "up": "UpBlock2D"}
+
+
+def blocks(pattern):
+    """Block lists of a UNet: "a" has attention, "p" has none, fine to coarse."""
+    kinds = [ATTENDING if letter == "a" else PLAIN for letter in pattern]
+    return {
+        "down_block_types": [kind["down"] for kind in kinds],
+        "up_block_types": [kind["up"] for kind in reversed(kinds)],
+    }
+
+
+def to_torch(images):
+    """NHWC NumPy -> NCHW torch."""
+    return torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy())
+
+
+def to_numpy(tensor):
+    """NCHW torch -> NHWC NumPy."""
+    return tensor.numpy().transpose(0, 2, 3, 1)
+
+
+def randomise(module, seed):
+    """Draws weights such that every path matters: norms are not 1, biases not 0."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            values = torch.randn(parameter.shape, generator=random)
+            if parameter.ndim == 1:
+                is_scale = "norm" in name and name.endswith("weight")
+                values = 0.3 * values + is_scale
+            elif "embedding" not in name or "time_embedding" in name:
+                # Wider queries and keys, so that the softmax is far from uniform.
+                width = 1.5 if any(f"{part}." in name for part in ("to_q", "to_k", "q_proj")) else 1
+                values = values * width / parameter[0].numel() ** 0.5
+            parameter.copy_(values)
+    return module.eval()
+
+
+def random_text_encoder(options, seed=0):
+    tokens = {"bos_token_id": TEXT["vocab_size"] - 2, "eos_token_id": TEXT["vocab_size"] - 1}
+    tokens["pad_token_id"] = tokens["eos_token_id"]
+    return randomise(CLIPTextModel(CLIPTextConfig(**TEXT | tokens | options)), seed)
+
+
+def random_unet(options, seed=1):
+    return randomise(UNet2DConditionModel(**UNET | options), seed)
+
+
+def random_vae(options, seed=2):
+    config = VAE | options
+    count = len(config["block_out_channels"])
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+    }
+    return randomise(AutoencoderKL(**blocks | config), seed)
+
+
+def random_pipeline(folder, text=None, unet=None, vae=None, scheduler=None):
+    """A StableDiffusionPipeline; `folder` takes the tokenizer's files."""
+    options = dict(SCHEDULER, **(scheduler or {}))
+    kind = {"PNDMScheduler": PNDMScheduler, "DDIMScheduler": DDIMScheduler}
+    tokenizer = CLIPTokenizer.from_pretrained(write_small_tokenizer(folder))
+    assert (tokenizer.bos_token, tokenizer.eos_token) == (START, END)
+    return StableDiffusionPipeline(
+        text_encoder=random_text_encoder(text or {}),
+        unet=random_unet(unet or {}),
+        vae=random_vae(vae or {}),
+        scheduler=kind[options.pop("_class_name")](**options),
+        tokenizer=tokenizer,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+class CapturedProbs:
+    """Attention processor that keeps the probabilities, summed over the heads."""
+
+    def __init__(self):
+        self.head_sum = None
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **unused):
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            attn.head_to_batch_dim(projection(states))
+            for projection, states in (
+                (attn.to_q, hidden_states),
+                (attn.to_k, source),
+                (attn.to_v, source),
+            )
+        )
+        probs = attn.get_attention_scores(query, key)
+        self.head_sum = probs.unflatten(0, (-1, attn.heads)).sum(1).numpy()
+        return attn.to_out[0](attn.batch_to_head_dim(probs @ value))
+
+
+def capture_probs(unet, layers=None):
+    """Makes the UNet keep its attention: `{layer name: CapturedProbs}`, filled by a call."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    captured = {name: CapturedProbs() for name in names if layers is None or name in layers}
+    processors = {
+        f"{name}.processor": captured.get(name, unet.attn_processors[f"{name}.processor"])
+        for name in names
+    }
+    unet.set_attn_processor(processors)
+    return captured
