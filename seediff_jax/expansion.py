@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from seediff_jax.arrays import Array, Bool, Float, typechecked
 from seediff_jax.image_ops import min_max, otsu_foreground, resize_cubic
 
-Operator = Callable[[Array], Array]
+_Operator = Callable[[Array], Array]
 
 
-def _cosine(self_attention: Float[Array, "n n"]) -> Operator:
+def _cosine(self_attention: Float[Array, "n n"]) -> _Operator:
     """Returns x -> Â (Â^T x), with Â the rows of A divided by their L2 norm."""
     inverse_norm = _reciprocal(jnp.sqrt(jnp.sum(self_attention**2, axis=1)))
 
@@ -29,7 +29,7 @@ def _cosine(self_attention: Float[Array, "n n"]) -> Operator:
     return apply
 
 
-def _transition(self_attention: Float[Array, "n n"]) -> Operator:
+def _transition(self_attention: Float[Array, "n n"]) -> _Operator:
     """Returns x -> A_row x, with A_row the rows of A divided by their sum."""
     inverse_sum = _reciprocal(jnp.sum(self_attention, axis=1))
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,12 +21,14 @@ def to_jax(self_attention):
     return {side: jnp.asarray(level) for side, level in self_attention.items()}
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def all_classes(cross_attention, self_attention, image_side, config):
-    def kernel(cross_attention, self_attention):
+    """Soft masks `[c, H, W]`: the kernel of one class, vmapped over the classes of an image."""
+
+    def one_class(cross_attention):
         return class_soft_mask(cross_attention, self_attention, image_side, config)
 
-    over_classes = jax.jit(jax.vmap(kernel, in_axes=(-1, None)))
-    return np.asarray(over_classes(jnp.asarray(cross_attention), to_jax(self_attention)))
+    return jax.vmap(one_class, in_axes=-1)(cross_attention)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -37,7 +41,7 @@ def test_soft_masks_and_label_maps_equal_the_reference(method, sides, rng_seed):
         [REFERENCES[method](cross_attention[..., k], self_attention, 128) for k in range(2)]
     )
     np.testing.assert_allclose(got, expected, atol=1e-4)  # the bound of the whole method
-    labels = label_map(jnp.asarray(got), *PUBLISHED_THRESHOLDS[method])
+    labels = label_map(got, *PUBLISHED_THRESHOLDS[method])
     expected_labels = reference.label_map(expected, *PUBLISHED_THRESHOLDS[method])
     assert len(np.unique(expected_labels)) > 2
     assert np.mean(np.asarray(labels) == expected_labels) >= 0.999

@@ -12,12 +12,16 @@ def class_seeds(cross_attention):
     return find_seeds(seed_map(cross_attention))
 
 
+maps_of_classes = jax.jit(jax.vmap(seed_map, in_axes=-1))
+seeds_of_classes = jax.jit(jax.vmap(class_seeds, in_axes=-1))
+
+
 @pytest.mark.parametrize("side", [8, 12, 16])
 @pytest.mark.parametrize("rng_seed", range(8))
 def test_seeds_of_every_class_equal_the_reference(side, rng_seed):
     cross_attention, _ = random_attention(rng_seed, [side], num_objects=3)
-    soft = jax.jit(jax.vmap(seed_map, in_axes=-1))(jnp.asarray(cross_attention))
-    seeds = jax.jit(jax.vmap(class_seeds, in_axes=-1))(jnp.asarray(cross_attention))
+    soft = maps_of_classes(jnp.asarray(cross_attention))
+    seeds = seeds_of_classes(jnp.asarray(cross_attention))
     for k in range(3):
         expected = reference.seed_map(cross_attention[..., k])
         # Float32 normalisation and sum of 5 layers.
