@@ -103,7 +103,10 @@ class Upsample(nn.Module):
 
 def attend_causal(query: Array, key: Array, value: Array) -> Array:
     """Attention of every token to itself and those before it, `[b, l, heads, k]` each."""
-    return _dot_product_attention(query, key, value, is_causal=True)
+    tokens = query.shape[1]
+    earlier = jnp.tril(jnp.ones((tokens, tokens), bool))
+    probs = _attention_probs(query, key, jnp.where(earlier, 0.0, -jnp.inf))
+    return jnp.einsum("bhnm,bmhk->bnhk", probs.astype(value.dtype), value)
 
 
 def attend(query: Array, key: Array, value: Array) -> Array:
@@ -115,13 +118,13 @@ def attend(query: Array, key: Array, value: Array) -> Array:
     )
 
 
-def _dot_product_attention(query, key, value, is_causal=False):
+def _dot_product_attention(query: Array, key: Array, value: Array) -> Array:
     # It mixes float32 with the query's dtype, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-        return jax.nn.dot_product_attention(query, key, value, is_causal=is_causal)
+        return jax.nn.dot_product_attention(query, key, value)
 
 
-def _attend_head_by_head(query, key, value):
+def _attend_head_by_head(query: Array, key: Array, value: Array) -> Array:
     def split(x):
         return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
@@ -135,9 +138,10 @@ def _attend_head_by_head(query, key, value):
     return out.reshape(b, heads, n, k).swapaxes(1, 2)
 
 
-def _attention_probs(query: Array, key: Array) -> Array:
+def _attention_probs(query: Array, key: Array, bias: Array | None = None) -> Array:
     logits = jnp.einsum("bnhk,bmhk->bhnm", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits * (1 / math.sqrt(query.shape[-1])), axis=-1)
+    logits = logits * (1 / math.sqrt(query.shape[-1]))
+    return jax.nn.softmax(logits if bias is None else logits + bias[None, None], axis=-1)
 
 
 @typechecked

@@ -1,0 +1,126 @@
+"""Which layers are recorded for the UNets of Stable Diffusion and for other shapes of UNet."""
+
+import dataclasses
+
+import pytest
+from test_config import SD1_UNET, SD2_UNET
+
+from seediff_jax.models.capture import (
+    CaptureConfig,
+    attention_layers,
+    check_capture,
+    published_capture,
+)
+from seediff_jax.models.config import unet_config
+
+SD1, SD2 = unet_config(SD1_UNET), unet_config(SD2_UNET)
+
+
+def self_layer(i, j=0):
+    return f"up_blocks.{i}.attentions.{j}.transformer_blocks.0.attn1"
+
+
+def test_published_layers_of_stable_diffusion_1():
+    """Two down and three up layers of cross-attention at 16; the first up layer of each level."""
+    capture = published_capture(SD1)
+    assert capture.cross_layers == (
+        "down_blocks.2.attentions.0.transformer_blocks.0.attn2",
+        "down_blocks.2.attentions.1.transformer_blocks.0.attn2",
+        "up_blocks.1.attentions.0.transformer_blocks.0.attn2",
+        "up_blocks.1.attentions.1.transformer_blocks.0.attn2",
+        "up_blocks.1.attentions.2.transformer_blocks.0.attn2",
+    )
+    assert capture.self_layers == (self_layer(1), self_layer(2), self_layer(3))
+    check_capture(capture, SD1)
+
+
+@pytest.mark.parametrize(
+    ("config", "latent_side", "expected"),
+    [
+        (SD1, None, [16, 32, 64]),
+        (SD2, None, [24, 48, 96]),
+        (SD1, 96, [24, 48, 96]),
+        (SD1, 33, [9, 17, 33]),
+    ],
+)
+def test_sides_follow_from_the_latents(config, latent_side, expected):
+    sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
+    names = [name.removesuffix(".attn1") for name in published_capture(config).self_layers]
+    assert [sides[name] for name in names] == expected
+
+
+def test_stable_diffusion_has_16_transformer_blocks_in_running_order():
+    layers = attention_layers(SD1)
+    assert [layer.side for layer in layers] == [
+        64,
+        64,
+        32,
+        32,
+        16,
+        16,
+        8,
+        16,
+        16,
+        16,
+        32,
+        32,
+        32,
+        64,
+        64,
+        64,
+    ]
+    assert layers[6].name == "mid_block.attentions.0.transformer_blocks.0"
+
+
+def test_the_mid_block_is_no_level_even_where_it_alone_attends_at_its_side():
+    """As in the embedded model: seeds come from the coarsest UP level."""
+    config = dataclasses.replace(
+        SD1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    capture = published_capture(config)
+    assert capture.self_layers == (self_layer(2), self_layer(3))
+    assert [name.split(".attentions")[0] for name in capture.cross_layers] == (
+        ["down_blocks.1"] * 2 + ["up_blocks.2"] * 3
+    )
+
+
+def test_several_transformer_blocks_a_layer_are_all_named():
+    config = dataclasses.replace(SD1, transformer_layers_per_block=(1, 1, 2, 1))
+    capture = published_capture(config)
+    assert len(capture.cross_layers) == 10
+    assert capture.self_layers[0] == self_layer(1)
+
+
+def test_an_unknown_layer_is_refused_with_the_list_of_those_that_exist():
+    wrong = CaptureConfig(self_layers=("up_blocks.0.attentions.0.transformer_blocks.0.attn1",))
+    with pytest.raises(ValueError) as caught:
+        check_capture(wrong, SD1)
+    assert "no layer 'up_blocks.0." in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1 + 16
+
+
+def test_cross_attention_is_no_self_layer():
+    with pytest.raises(ValueError, match="no layer"):
+        check_capture(CaptureConfig(self_layers=(self_layer(1).replace("attn1", "attn2"),)), SD1)
+
+
+def test_two_self_layers_of_one_side_are_refused():
+    with pytest.raises(ValueError, match=r"one side each, got sides \[16, 16\]"):
+        check_capture(CaptureConfig(self_layers=(self_layer(1), self_layer(1, 1))), SD1)
+
+
+def test_cross_layers_off_the_seed_level_are_refused():
+    capture = CaptureConfig(
+        cross_layers=("up_blocks.2.attentions.0.transformer_blocks.0.attn2",),
+        self_layers=(self_layer(1), self_layer(2)),
+    )
+    with pytest.raises(ValueError, match=r"cross layers have sides \[32\].*side 16"):
+        check_capture(capture, SD1)
+
+
+def test_latents_too_small_to_keep_the_levels_apart_are_refused():
+    check_capture(published_capture(SD1), SD1, latent_side=3)
+    with pytest.raises(ValueError, match=r"got sides \[1, 1, 2\]"):
+        check_capture(published_capture(SD1), SD1, latent_side=2)

@@ -1,0 +1,343 @@
+"""Checkpoint folders out and in, every spelling that is found in the wild, and every damage."""
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from random_models import random_params, small_config
+from safetensors.numpy import load_file, save_file
+
+from seediff_jax.checkpoints import read_params, weights_hash, write_folder, write_orbax
+from seediff_jax.model_config import read_model_config
+from seediff_jax.models.capture import CaptureConfig
+
+FILES = {
+    "text_encoder": "text_encoder/model.safetensors",
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return small_config(tmp_path_factory.mktemp("made") / "tokenizer")
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return random_params(config)
+
+
+@pytest.fixture(scope="module")
+def written(config, params, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "model"
+    write_folder(folder, config, params)
+    return folder
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy of a written folder, to be changed."""
+    return shutil.copytree(written, tmp_path / "copy")
+
+
+def assert_same(got, expected):
+    got, expected = flatten_dict(got, sep="/"), flatten_dict(expected, sep="/")
+    assert got.keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert got[name].dtype == np.float32
+        np.testing.assert_array_equal(got[name], leaf, err_msg=name)
+
+
+def change(folder, component, edit):
+    """Applies `edit` to the dict of tensors of a component."""
+    path = folder / FILES[component]
+    tensors = load_file(path)
+    save_file(edit(dict(tensors)) or tensors, path)
+
+
+def rewrite_json(path, edit):
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(edit(content)))
+
+
+def refusal(folder, config):
+    with pytest.raises(ValueError) as caught:
+        read_params(folder, config)
+    return str(caught.value)
+
+
+def test_a_written_folder_reads_back_bit_equal(written, config, params):
+    assert read_model_config(written) == config
+    assert_same(read_params(written, config), params)
+    assert not (written / "capture.json").exists()
+
+
+def test_a_float16_folder_is_half_the_size_and_reads_back_rounded(
+    config, params, written, tmp_path
+):
+    write_folder(tmp_path / "half", config, params, dtype=jnp.float16)
+    rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params)
+    assert_same(read_params(tmp_path / "half", config), rounded)
+    sizes = [(root / FILES["unet"]).stat().st_size for root in (tmp_path / "half", written)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_an_orbax_folder_reads_back_bit_equal(config, params, tmp_path):
+    write_orbax(tmp_path / "model", config, params)
+    assert read_model_config(tmp_path / "model") == config
+    assert_same(read_params(tmp_path / "model", config), params)
+
+
+def test_a_choice_of_layers_is_kept_with_the_model(config, params, tmp_path):
+    layer = "up_blocks.1.attentions.1.transformer_blocks.0"
+    capture = CaptureConfig(cross_layers=(f"{layer}.attn2",), self_layers=(f"{layer}.attn1",))
+    other = dataclasses.replace(config, capture=capture)
+    write_folder(tmp_path / "model", other, params)
+    assert read_model_config(tmp_path / "model").capture == capture
+
+
+def test_files_of_float16_and_bfloat16_are_read_exactly(folder, config, params):
+    change(folder, "unet", lambda tensors: {k: v.astype(np.float16) for k, v in tensors.items()})
+    change(folder, "vae", lambda t: {k: v.astype(ml_dtypes.bfloat16) for k, v in t.items()})
+    got = read_params(folder, config)
+    for part, dtype in (("unet", np.float16), ("vae", ml_dtypes.bfloat16)):
+        rounded = jax.tree.map(lambda x, to=dtype: x.astype(to).astype(np.float32), params[part])
+        assert_same(got[part], rounded)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bf16.safetensors"],
+)
+def test_a_variant_is_read_where_there_is_nothing_better(folder, config, params, name):
+    (folder / FILES["unet"]).rename(folder / "unet" / name)
+    assert_same(read_params(folder, config), params)
+
+
+@pytest.mark.parametrize(
+    ("index", "shard"),
+    [
+        ("model.safetensors.index.json", "model-{:05}-of-00002.safetensors"),
+        ("model.safetensors.index.fp16.json", "model.fp16-{:05}-of-00002.safetensors"),
+        ("model.fp16.safetensors.index.json", "model.fp16-{:05}-of-00002.safetensors"),
+    ],
+)
+def test_shards_are_read_together(folder, config, params, index, shard):
+    index = shard_text_encoder(folder, index, shard)
+    assert_same(read_params(folder, config), params)
+    (folder / "text_encoder" / shard.format(2)).unlink()
+    message = refusal(folder, config)
+    assert index in message and f"missing: {shard.format(2)}" in message
+
+
+def shard_text_encoder(folder, index, shard):
+    tensors = load_file(folder / FILES["text_encoder"])
+    (folder / FILES["text_encoder"]).unlink()
+    weight_map = {name: shard.format(1 + i % 2) for i, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        part = {name: tensors[name] for name in tensors if weight_map[name] == file}
+        save_file(part, folder / "text_encoder" / file)
+    (folder / "text_encoder" / index).write_text(json.dumps({"weight_map": weight_map}))
+    return index
+
+
+def test_older_and_newer_spellings_are_read(folder, config, params):
+    """Text encoder without its prefix and with position_ids; VAE attention of early diffusers."""
+
+    def respell(tensors):
+        tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+        return tensors | {"embeddings.position_ids": np.arange(12)[None]}
+
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def respell_vae(tensors):
+        return {
+            re.sub(r"(to_q|to_k|to_v|to_out\.0)", lambda hit: old[hit.group()], name): tensor
+            for name, tensor in tensors.items()
+        }
+
+    change(folder, "text_encoder", respell)
+    change(folder, "vae", respell_vae)
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in load_file(folder / FILES["vae"])
+    assert_same(read_params(folder, config), params)
+
+
+def test_all_differences_are_reported_at_once(folder, config):
+    def spoil(tensors):
+        del tensors["conv_in.bias"], tensors["conv_out.bias"]
+        tensors["class_embedding.weight"] = np.zeros((2, 3), np.float32)
+        tensors["conv_in.weight"] = np.zeros((16, 9, 3, 3), np.float32)
+        tensors["conv_norm_out.bias"] = np.zeros(16, np.int8)
+        return tensors
+
+    change(folder, "unet", spoil)
+    lines = refusal(folder, config).splitlines()
+    assert lines[0] == f"{folder / 'unet'}: 5 weights do not fit the config:"
+    assert sorted(line.strip() for line in lines[1:]) == [
+        "! conv_in.weight (16, 9, 3, 3): the config says (16, 4, 3, 3)",
+        "! conv_norm_out.bias: dtype I8, needed F32, F16, BF16 or F64",
+        "+ class_embedding.weight (2, 3): unexpected",
+        "- conv_in.bias (16,): missing",
+        "- conv_out.bias (4,): missing",
+    ]
+
+
+def test_a_tensor_in_two_spellings_is_refused(folder, config):
+    name = "decoder.mid_block.attentions.0.to_q.bias"
+    change(folder, "vae", lambda t: t | {name.replace("to_q", "query"): t[name].copy()})
+    assert "the same tensor as" in refusal(folder, config)
+
+
+def test_a_config_that_contradicts_the_weights_is_refused(folder):
+    rewrite_json(folder / "unet" / "config.json", lambda c: c | {"layers_per_block": 2})
+    message = refusal(folder, read_model_config(folder))
+    assert "- down_blocks.0.resnets.1.conv1.weight (16, 16, 3, 3): missing" in message
+
+
+def test_nan_and_infinity_are_refused_by_name(folder, config):
+    def spoil(tensors):
+        tensors["conv_in.bias"][3] = np.nan
+        tensors["conv_out.weight"][0, 0, 0, 0] = np.inf
+
+    change(folder, "unet", spoil)
+    assert "NaN or infinity in conv_in.bias, conv_out.weight" in refusal(folder, config).replace(
+        "conv_out.weight, conv_in.bias", "conv_in.bias, conv_out.weight"
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 5, 100, -1])
+def test_a_file_cut_short_is_refused(folder, config, kept):
+    path = folder / FILES["vae"]
+    path.write_bytes(path.read_bytes()[:kept])
+    message = refusal(folder, config)
+    assert str(path) in message and "damaged or cut short" in message
+
+
+def test_pickles_are_never_opened(folder, config):
+    class Bomb:
+        def __reduce__(self):
+            return (os._exit, (1,))
+
+    (folder / FILES["unet"]).unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    message = refusal(folder, config)
+    assert "only diffusion_pytorch_model.bin" in message
+    assert "StableDiffusionPipeline.from_pretrained" in message
+
+
+def test_missing_weights_are_named(folder, config):
+    (folder / FILES["text_encoder"]).unlink()
+    message = refusal(folder, config)
+    assert (
+        f"{folder / FILES['text_encoder']} is missing; the folder holds ['config.json']" in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model_index.json", None, "model_index.json is missing"),
+        ("unet/config.json", None, "unet/config.json is missing"),
+        ("vae/config.json", "{", "vae/config.json is damaged, it is not JSON"),
+        ("scheduler/scheduler_config.json", "[]", "must hold a JSON object"),
+        ("capture.json", '{"self_layers": ["x"]}', "capture.json: needed are lists of layer names"),
+        ("capture.json", '{"self_layers": ["x"], "cross_layers": []}', "no layer 'x'"),
+    ],
+)
+def test_missing_and_damaged_json_is_refused(folder, name, content, message):
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            {"_class_name": "StableDiffusionXLPipeline"},
+            "StableDiffusionXLPipeline is not",
+        ),
+        ({"_class_name": None}, "None is not supported, only StableDiffusionPipeline"),
+        ({"unet": ["diffusers", "SD3Transformer2DModel"]}, "only diffusers's UNet2DConditionModel"),
+        ({"text_encoder": None}, "text_encoder is None, only transformers's CLIPTextModel"),
+    ],
+)
+def test_other_pipelines_are_refused_by_name(folder, edit, message):
+    rewrite_json(folder / "model_index.json", lambda content: content | edit)
+    with pytest.raises(ValueError, match=message):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        (
+            "unet",
+            {"cross_attention_dim": 32},
+            "cross_attention_dim = 32 must equal text",
+        ),
+        ("vae", {"latent_channels": 8}, "in_channels = 4 must equal vae latent_channels = 8"),
+        ("unet", {"in_channels": 9}, "in_channels = 9 must equal vae latent_channels = 4"),
+        (
+            "text_encoder",
+            {"max_position_embeddings": 7},
+            "12 tokens, the text encoder reads 7",
+        ),
+        ("text_encoder", {"vocab_size": 500}, "tokenizer has 514 entries, the text encoder 500"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(folder, name, edit, message):
+    rewrite_json(folder / name / "config.json", lambda content: content | edit)
+    with pytest.raises(ValueError, match=message):
+        read_model_config(folder)
+
+
+def test_weights_beyond_float16_are_refused_and_leave_nothing_behind(config, params, tmp_path):
+    large = jax.tree.map(np.copy, params)
+    large["vae"]["quant_conv"]["bias"][0] = 1e5
+    with pytest.raises(ValueError, match="vae as float16: NaN or infinity in quant_conv.bias"):
+        write_folder(tmp_path / "model", config, large, dtype=np.float16)
+    assert not list(tmp_path.iterdir())
+
+
+def test_params_of_another_model_are_not_written(config, params, tmp_path):
+    fewer = params | {"vae": {k: v for k, v in params["vae"].items() if k != "quant_conv"}}
+    for write in (write_folder, write_orbax):
+        with pytest.raises(ValueError, match=r"- vae/quant_conv/bias \(8,\): missing"):
+            write(tmp_path / "model", config, fewer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_not_overwritten(config, params, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists; name a new folder"):
+        write_folder(tmp_path, config, params)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_damaged_orbax_folder_is_refused(config, params, tmp_path):
+    write_orbax(tmp_path / "model", config, params)
+    shutil.rmtree(tmp_path / "model" / "params")
+    (tmp_path / "model" / "params").mkdir()
+    with pytest.raises(ValueError, match="is no orbax checkpoint, or damaged"):
+        read_params(tmp_path / "model", config)
+
+
+def test_the_hash_follows_the_values_and_nothing_else(config, params, tmp_path):
+    rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params)
+    write_folder(tmp_path / "half", config, rounded, dtype=np.float16)
+    write_orbax(tmp_path / "orbax", config, rounded)
+    hashes = {weights_hash(read_params(tmp_path / name, config)) for name in ("half", "orbax")}
+    assert hashes == {weights_hash(rounded)} != {weights_hash(params)}

@@ -1,0 +1,206 @@
+"""Configs from the JSON files of Stable Diffusion 1 and 2, and every refusal."""
+
+import pytest
+
+from seediff_jax.models.config import (
+    ClipTextConfig,
+    UNetConfig,
+    VaeConfig,
+    clip_text_config,
+    clip_text_json,
+    unet_config,
+    unet_json,
+    vae_config,
+    vae_json,
+)
+
+ATTENDING = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+ATTENDING_UP = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+# As published with Stable Diffusion v1-4.
+SD1_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.2.2",
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "center_input_sample": False,
+    "cross_attention_dim": 768,
+    "down_block_types": ATTENDING,
+    "downsample_padding": 1,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ATTENDING_UP,
+}
+SD2_UNET = SD1_UNET | {
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "dual_cross_attention": False,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "sample_size": 96,
+    "upcast_attention": True,
+    "use_linear_projection": True,
+}
+SD1_VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+SD1_TEXT = {
+    "_name_or_path": "openai/clip-vit-large-patch14",
+    "architectures": ["CLIPTextModel"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "dropout": 0.0,
+    "eos_token_id": 2,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "initializer_factor": 1.0,
+    "initializer_range": 0.02,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 77,
+    "model_type": "clip_text_model",
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "pad_token_id": 1,
+    "torch_dtype": "float32",
+    "transformers_version": "4.21.3",
+    "vocab_size": 49408,
+}
+
+
+def without(json, key):
+    return {name: value for name, value in json.items() if name != key}
+
+
+def test_attention_head_dim_of_stable_diffusion_1_is_a_number_of_heads():
+    assert unet_config(SD1_UNET) == UNetConfig(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=tuple(ATTENDING),
+        up_block_types=tuple(ATTENDING_UP),
+        block_out_channels=(320, 640, 1280, 1280),
+        num_attention_heads=(8, 8, 8, 8),
+        transformer_layers_per_block=(1, 1, 1, 1),
+        cross_attention_dim=768,
+    )
+
+
+def test_stable_diffusion_2_has_heads_by_block_and_linear_projections():
+    config = unet_config(SD2_UNET)
+    assert config.num_attention_heads == (5, 10, 20, 20)
+    assert config.use_linear_projection and config.sample_size == 96
+
+
+def test_vae_and_text_encoder_of_stable_diffusion_1():
+    vae = vae_config(SD1_VAE)
+    widths = (128, 256, 512, 512)
+    assert vae == VaeConfig(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=widths,
+        layers_per_block=2,
+    )
+    assert (vae.scaling_factor, vae.downsampling) == (0.18215, 8)
+    assert clip_text_config(SD1_TEXT) == ClipTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+    )
+
+
+@pytest.mark.parametrize("json", [SD1_UNET, SD2_UNET, SD2_UNET | {"norm_eps": 1e-6}])
+def test_written_unet_configs_read_back_equal(json):
+    config = unet_config(json)
+    written = unet_json(config)
+    assert unet_config(written) == config
+    assert "num_attention_heads" not in written  # diffusers refuses this key
+
+
+def test_written_vae_and_text_configs_read_back_equal():
+    vae = vae_config(SD1_VAE | {"scaling_factor": 0.25, "use_quant_conv": False})
+    assert vae_config(vae_json(vae)) == vae
+    text = clip_text_config(SD1_TEXT | {"hidden_act": "gelu"})
+    assert clip_text_config(clip_text_json(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"time_embedding_type": "fourier"}, "time_embedding_type = 'fourier' is not supported"),
+        ({"time_magic": 3}, "unknown option 'time_magic' = 3"),
+        ({"act_fn": "gelu"}, "act_fn = 'gelu' is not supported; supported: 'silu', 'swish'"),
+        ({"down_block_types": ["AttnDownBlock2D"] + ATTENDING[1:]}, "'AttnDownBlock2D'"),
+        ({"up_block_types": ["UpBlock2D"] * 4}, "no CrossAttnUpBlock2D"),
+        ({"up_block_types": ATTENDING_UP[:3]}, "up_block_types has 3 items, needed 4"),
+        ({"mid_block_type": None}, "mid_block_type = None is not supported"),
+        ({"attention_head_dim": [8, 8]}, "attention_head_dim = .* has 2 items, needed 4"),
+        ({"attention_head_dim": 7}, "block_out_channels = 320 is not a multiple of 7"),
+        ({"attention_head_dim": "8"}, "attention_head_dim"),
+        ({"norm_num_groups": 48}, "block_out_channels = 320 is not a multiple of 48"),
+        ({"norm_num_groups": None}, "norm_num_groups = None, needed one int"),
+        ({"sample_size": [64, 96]}, "sample_size = .*, needed one int"),
+        ({"cross_attention_dim": "768"}, "cross_attention_dim = '768', needed one int"),
+        ({"use_linear_projection": 1}, "use_linear_projection = 1, needed one bool"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type = 'text_time'"),
+        ({"conv_in_kernel": 5}, "conv_in_kernel = 5"),
+        ({"dropout": 0.1}, "dropout = 0.1"),
+    ],
+)
+def test_what_the_unet_cannot_do_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=f"^here.json: .*{message}"):
+        unet_config(SD1_UNET | change, "here.json")
+
+
+def test_missing_options_are_named_together():
+    json = without(without(SD1_UNET, "in_channels"), "cross_attention_dim")
+    with pytest.raises(ValueError, match="missing options cross_attention_dim, in_channels"):
+        unet_config(json)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shift_factor": 0.1}, "shift_factor = 0.1 is not supported"),
+        ({"down_block_types": ["DownEncoderBlock2D"]}, "down_block_types .* needed 4"),
+        ({"up_block_types": ["AttnUpDecoderBlock2D"] * 4}, "'AttnUpDecoderBlock2D'"),
+        ({"block_out_channels": [100] * 4}, "block_out_channels = 100 is not a multiple of 32"),
+        ({"scaling_factor": None}, "scaling_factor = None, needed one float"),
+    ],
+)
+def test_what_the_vae_cannot_do_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        vae_config(SD1_VAE | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+        ({"num_attention_heads": 7}, "hidden_size = 768 is not a multiple of 7"),
+        ({"model_type": "t5"}, "model_type = 't5' is not supported"),
+        ({"rope_theta": 1.0}, "unknown option 'rope_theta'"),
+    ],
+)
+def test_what_the_text_encoder_cannot_do_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        clip_text_config(SD1_TEXT | change)

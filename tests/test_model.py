@@ -1,0 +1,193 @@
+"""The Model pytree, its four functions, and where it is loaded from."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from random_models import LENGTH, normal, random_params, relative_difference, small_config
+
+from seediff_jax.checkpoints import weights_hash, write_folder
+from seediff_jax.model import (
+    decode_latents,
+    encode_images,
+    encode_text,
+    load_model,
+    make_model,
+    predict_noise,
+    save_model,
+    save_orbax,
+)
+
+TIMESTEPS = np.array([3, 500, 999], np.int32)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    config = small_config(tmp_path_factory.mktemp("made") / "tokenizer")
+    return config, random_params(config)
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("written") / "model"
+    write_folder(folder, *parts)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return normal(0, 3, 8, 8, 4), TIMESTEPS, normal(1, 3, LENGTH, 24)
+
+
+@pytest.fixture(scope="module")
+def everything(model, inputs):
+    """The result of `predict_noise` with its default token weights."""
+    return predict_noise(model, *inputs)
+
+
+def test_text_is_embedded_from_the_tokenizers_ids(model):
+    token_ids = model.tokenizer.encode(["a cat", "a dog"])
+    embeddings = encode_text(model, token_ids)
+    assert embeddings.shape == (2, LENGTH, 24) and embeddings.dtype == jnp.float32
+    # "a" comes first in both, and the encoder is causal.
+    np.testing.assert_allclose(embeddings[0, :2], embeddings[1, :2], atol=1e-6)
+    assert not np.allclose(embeddings[0, 2], embeddings[1, 2], atol=0.1)
+
+
+def test_all_rows_and_tokens_are_recorded_by_default(everything):
+    noise_pred, maps = everything
+    assert noise_pred.shape == (3, 8, 8, 4) and noise_pred.dtype == jnp.float32
+    # Two up layers and one down layer at the only level; 2 heads a row.
+    assert maps.cross_attention.shape == (3, 3, 64, LENGTH)
+    assert {side: rows.shape for side, rows in maps.self_attention.items()} == {8: (3, 64, 64)}
+    np.testing.assert_allclose(maps.cross_attention.sum(-1), 2, rtol=1e-5)
+    np.testing.assert_allclose(maps.self_attention[8].sum(-1), 2, rtol=1e-5)
+
+
+def test_the_last_rows_are_recorded_and_projected_on_columns(model, inputs, everything):
+    expected_noise, expected = everything
+    weights = np.random.default_rng(2).random((2, LENGTH, 5), np.float32)
+    noise_pred, maps = predict_noise(model, *inputs, weights)
+    np.testing.assert_allclose(noise_pred, expected_noise, atol=1e-5)
+    columns = np.einsum("bynl,blk->bynk", expected.cross_attention[1:], weights)
+    np.testing.assert_allclose(maps.cross_attention, columns, atol=1e-5)
+    np.testing.assert_allclose(maps.self_attention[8], expected.self_attention[8][1:], atol=1e-5)
+
+
+def test_a_second_call_of_the_same_shapes_does_not_compile_again(model, inputs, everything):
+    before = predict_noise._cache_size()
+    latents, timesteps, text = inputs
+    predict_noise(model, latents + 1, timesteps[::-1].copy(), -text)
+    assert predict_noise._cache_size() == before
+
+
+def test_latents_are_scaled_on_the_way_in_and_out(model):
+    """Twice the scaling factor: twice the latents, and the same images from them."""
+    images = np.random.default_rng(3).uniform(-1, 1, (2, 6, 8, 3)).astype(np.float32)
+    double = model.replace(
+        vae_config=dataclasses.replace(
+            model.vae_config, scaling_factor=2 * model.vae_config.scaling_factor
+        )
+    )
+    latents = encode_images(model, images)
+    assert latents.shape == (2, 3, 4, 4) and latents.dtype == jnp.float32
+    np.testing.assert_allclose(encode_images(double, images), 2 * latents, rtol=1e-6)
+    decoded = decode_latents(model, latents)
+    assert decoded.shape == images.shape and decoded.dtype == jnp.float32
+    np.testing.assert_allclose(decode_latents(double, 2 * latents), decoded, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.2), (jnp.float16, 0.02)])
+def test_low_precision_is_finite_and_close(folder, inputs, everything, dtype, tolerance):
+    """bfloat16 keeps 8 bits, float16 11: some tens of roundings of 2^-9 and 2^-12."""
+    low = load_model(folder, dtype=dtype)
+    for path, leaf in flatten_dict(low.params).items():
+        assert leaf.dtype == (dtype if leaf.ndim > 1 else jnp.float32), path
+    noise_pred, maps = predict_noise(low, *inputs)
+    expected, expected_maps = everything
+    assert noise_pred.dtype == maps.cross_attention.dtype == jnp.float32
+    assert relative_difference(noise_pred, expected) < tolerance
+    # The softmax is float32: its rows still sum to the number of heads.
+    np.testing.assert_allclose(maps.self_attention[8].sum(-1), 2, rtol=1e-5)
+    atol = tolerance * float(expected_maps.self_attention[8].max())
+    np.testing.assert_allclose(
+        maps.self_attention[8], expected_maps.self_attention[8], rtol=0, atol=atol
+    )
+    token_ids = low.tokenizer.encode(["a cat"])
+    assert encode_text(low, token_ids).dtype == jnp.float32
+    images = decode_latents(low, inputs[0])
+    assert images.dtype == jnp.float32 and np.isfinite(images).all()
+    assert np.isfinite(encode_images(low, images)).all()
+
+
+def test_saved_models_load_with_the_same_weights_and_configs(model, tmp_path):
+    save_model(model, tmp_path / "folder")
+    save_orbax(model, tmp_path / "orbax")
+    for name in ("folder", "orbax"):
+        again = load_model(tmp_path / name)
+        assert again.replace(params=None, model_id=model.model_id) == model.replace(params=None)
+        for got, expected in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_a_model_made_of_params_is_that_of_their_folder(parts, model):
+    made = make_model(*parts, model_id=model.model_id)
+    assert made.weights_hash == model.weights_hash == weights_hash(parts[1])
+    assert made.replace(params=None) == model.replace(params=None)
+
+
+def test_the_hash_of_a_low_precision_model_is_that_of_the_stored_weights(folder, model):
+    assert load_model(folder, dtype=jnp.bfloat16).weights_hash == model.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("function", "arrays", "message"),
+    [
+        (encode_text, [np.zeros((1, 13), np.int32)], "13 tokens given, the text encoder reads 12"),
+        (decode_latents, [normal(0, 1, 2, 2, 3)], "latents have 3 channels, this VAE takes 4"),
+        (encode_images, [normal(0, 1, 4, 7, 3)], "images are 4 x 7, needed are multiples of 2"),
+        (
+            predict_noise,
+            [normal(0, 3, 8, 8, 5), TIMESTEPS, normal(1, 3, 5, 24)],
+            "latents have channels 5, needed 4",
+        ),
+        (
+            predict_noise,
+            [normal(0, 3, 8, 8, 4), TIMESTEPS, normal(1, 3, 5, 16)],
+            "text_embeddings have width 16, needed 24",
+        ),
+        (
+            predict_noise,
+            [normal(0, 3, 8, 8, 4), TIMESTEPS, normal(1, 3, 5, 24), normal(2, 4, 5, 1)],
+            "token_weights have 4 rows, the batch has 3",
+        ),
+        (
+            predict_noise,
+            [normal(0, 3, 8, 6, 4), TIMESTEPS, normal(1, 3, 5, 24)],
+            "latents are 8 x 6; attention is recorded of squares only",
+        ),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(model, function, arrays, message):
+    with pytest.raises(ValueError, match=message):
+        function(model, *arrays)
+
+
+def test_unknown_models_and_dtypes_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="there is no model 'nothing'"):
+        load_model("nothing")
+    with pytest.raises(ValueError, match="dtype float64 is not one of float32, bfloat16, float16"):
+        load_model(folder, dtype=np.float64)
+    path = tmp_path / "v1-4.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=re.escape("is a file; a diffusers folder is needed")):
+        load_model(path)
