@@ -92,7 +92,6 @@ def read_model_config(folder: Path) -> ModelConfig:
     Raises:
         ValueError: the pipeline is not Stable Diffusion 1.x or 2.x, a file is missing or damaged,
             asks for something that is not supported, or contradicts another one.
-        FileNotFoundError: a file of the tokenizer is missing.
     """
     _check_model_index(folder)
 
@@ -108,7 +107,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         unet=unet,
         vae=read("vae/config.json", configs.vae_config),
         scheduler=read("scheduler/scheduler_config.json", scheduler_config),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer=_read_tokenizer(folder / "tokenizer"),
         capture=capture,
     )
     check_model_config(config, str(folder))
@@ -175,6 +174,8 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     tokens.save_pretrained(folder / "tokenizer")
+    # transformers before version 5 reads these two in place of tokenizer.json.
+    tokens.backend_tokenizer.model.save(str(folder / "tokenizer"))
 
 
 def _check_model_index(folder: Path) -> None:
@@ -190,6 +191,13 @@ def _check_model_index(folder: Path) -> None:
                 f"{folder / 'model_index.json'}: {name} is {part}, only {library}'s {wanted} "
                 "is supported"
             )
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return load_tokenizer(folder)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def _capture_config(content: dict[str, Any], source: str) -> CaptureConfig:

@@ -249,6 +249,7 @@ def test_missing_weights_are_named(folder, config):
         ("model_index.json", None, "model_index.json is missing"),
         ("unet/config.json", None, "unet/config.json is missing"),
         ("vae/config.json", "{", "vae/config.json is damaged, it is not JSON"),
+        ("tokenizer/tokenizer.json", "{", "tokenizer.json is damaged"),
         ("scheduler/scheduler_config.json", "[]", "must hold a JSON object"),
         ("capture.json", '{"self_layers": ["x"]}', "capture.json: needed are lists of layer names"),
         ("capture.json", '{"self_layers": ["x"], "cross_layers": []}', "no layer 'x'"),
@@ -260,6 +261,20 @@ def test_missing_and_damaged_json_is_refused(folder, name, content, message):
         (folder / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_model_config(folder)
+
+
+def test_a_missing_tokenizer_is_named(folder):
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ValueError, match="tokenizer: no such folder"):
+        read_model_config(folder)
+
+
+def test_the_tokenizer_is_written_in_both_forms(folder, config):
+    names = {path.name for path in (folder / "tokenizer").iterdir()}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    again = read_model_config(folder).tokenizer
+    assert again.encode(["a cat"]).tolist() == config.tokenizer.encode(["a cat"]).tolist()
 
 
 @pytest.mark.parametrize(

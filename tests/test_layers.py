@@ -35,6 +35,17 @@ def test_attention_of_every_platform_equals_the_definition(inputs, attend):
     np.testing.assert_allclose(attend(*inputs), expected, atol=5e-6)  # float32 sums
 
 
+def test_gradients_agree_between_platforms(inputs):
+    weights = normal(4, 3, 10, 6, 8)
+
+    def gradients(attend):
+        return jax.jit(jax.grad(lambda *x: (weights * attend(*x)).sum(), (0, 1, 2)))(*inputs)
+
+    pairs = zip(gradients(layers.attend), gradients(layers._dot_product_attention), strict=True)
+    for got, expected in pairs:
+        np.testing.assert_allclose(got, expected, atol=1e-5)  # float32 sums of 10 terms
+
+
 @pytest.mark.parametrize("most", [1, 150, 250, 10**9], ids=["by head", "two", "three", "all heads"])
 def test_recorded_attention_equals_the_definition_however_heads_are_grouped(
     inputs, most, monkeypatch
