@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from random_models import LENGTH, normal, random_params, relative_difference, small_config
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+from random_models import (
+    LENGTH,
+    normal,
+    quick_jit,
+    random_params,
+    relative_difference,
+    small_config,
+)
 
 from seediff_jax.checkpoints import weights_hash, write_folder
 from seediff_jax.model import (
@@ -88,6 +97,20 @@ def test_a_second_call_of_the_same_shapes_does_not_compile_again(model, inputs, 
     latents, timesteps, text = inputs
     predict_noise(model, latents + 1, timesteps[::-1].copy(), -text)
     assert predict_noise._cache_size() == before
+
+
+def test_a_batch_split_over_devices_is_computed_and_recorded_alike(model, inputs, everything):
+    mesh = jax.make_mesh((3,), ("data",), axis_types=(AxisType.Auto,))
+    split = jax.shard_map(
+        lambda *arrays: predict_noise(model, *arrays),
+        mesh=mesh,
+        in_specs=(P("data"),) * 3,
+        out_specs=P("data"),
+    )
+    got = quick_jit(split)(*inputs)
+    for leaf, expected in zip(jax.tree.leaves(got), jax.tree.leaves(everything), strict=True):
+        assert len(leaf.sharding.device_set) == 3
+        np.testing.assert_allclose(leaf, expected, atol=1e-5)  # sums in another order
 
 
 def test_latents_are_scaled_on_the_way_in_and_out(model):

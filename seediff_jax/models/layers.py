@@ -172,10 +172,12 @@ def attend_recording(
         out = jnp.einsum("bhnm,bmhk->bnhk", probs.astype(value.dtype), value)
         return head_sum + probs.sum(axis=1), out
 
-    start = jnp.zeros((b, n, m), jnp.float32)
-    head_sum, out = jax.lax.scan(
-        attend_group, start, (grouped(query), grouped(key), grouped(value))
-    )
+    # The first group starts the sum: under jax.shard_map a loop may not start from a constant where
+    # it goes on with values that differ between devices.
+    walked = (grouped(query), grouped(key), grouped(value))
+    head_sum, first = attend_group(0.0, [x[0] for x in walked])
+    head_sum, others = jax.lax.scan(attend_group, head_sum, [x[1:] for x in walked])
+    out = jnp.concatenate([first[None], others])
     return jnp.moveaxis(out, 0, 2).reshape(b, n, heads, k), head_sum
 
 
