@@ -5,6 +5,7 @@ CPU cores it takes two minutes, 8 GB of memory and 5 GB of disk.
 """
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def test_stable_diffusion_1_equals_diffusers(tmp_path):
     expected, probs = reference(tmp_path)
     gc.collect()  # the torch weights, before ours are read
     model = load_model(tmp_path / "model")
+    shutil.rmtree(tmp_path)  # 4 GB, which pytest would keep
     noise_pred, maps = quick_jit(predict_noise)(model, LATENTS, TIMESTEPS, TEXT)
     got = {
         "noise": noise_pred,
