@@ -1,0 +1,1 @@
+"""The embedded model "shapes": scene renderer, trainer and evaluation."""
