@@ -17,21 +17,32 @@ def make_vocabulary() -> tuple[dict[str, int], list[str]]:
     """Builds byte-pair tokens that spell each of `WORDS` as one token.
 
     Returns:
-        Token -> id, and the merges in order of priority. A merge joins the head of a word with its
-        next letter; no head of a word is itself cut short by the head of another, since merges are
-        tried on whole words of `WORDS` only.
+        Token -> id, and the merges in order of priority.
     """
-    merges: dict[tuple[str, str], None] = {}
-    symbols: dict[str, None] = {}
+    letters = dict.fromkeys(letter for word in WORDS for letter in _letters(word))
+    merges: list[tuple[str, str]] = []
     for word in WORDS:
-        letters = [*word[:-1], word[-1] + "</w>"]
-        symbols |= dict.fromkeys(letters)
-        head = letters[0]
-        for letter in letters[1:]:
-            merges[head, letter] = None
-            head += letter
-    tokens = [*symbols, *(a + b for a, b in merges), _START, _END]
+        # A merge that comes later has a lower priority, so it leaves the earlier words whole.
+        while len(pieces := _split(word, merges)) > 1:
+            merges.append((pieces[0], pieces[1]))
+    tokens = [*letters, *dict.fromkeys(a + b for a, b in merges), _START, _END]
     return {token: i for i, token in enumerate(tokens)}, [f"{a} {b}" for a, b in merges]
+
+
+def _letters(word: str) -> list[str]:
+    return [*word[:-1], word[-1] + "</w>"]
+
+
+def _split(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: the first merge in the list that fits anywhere is made first."""
+    pieces = _letters(word)
+    for left, right in merges:
+        i = 0
+        while i < len(pieces) - 1:
+            if (pieces[i], pieces[i + 1]) == (left, right):
+                pieces[i : i + 2] = [left + right]
+            i += 1
+    return pieces
 
 
 def write_tokenizer(folder: pathlib.Path) -> None:

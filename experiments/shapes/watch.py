@@ -18,7 +18,6 @@ from experiments.shapes import train
 from experiments.shapes.render import render_scene
 from seediff_jax.model import encode_images, encode_text, make_model, predict_noise
 from seediff_jax.model_config import init_params
-from seediff_jax.models.capture import attention_layers
 from seediff_jax.prompts import SHAPES_CLASSES
 from seediff_jax.schedulers import add_noise, make_noise_schedule
 from seediff_jax.tokenizer import class_token_mask
@@ -40,7 +39,7 @@ def load_average(run_dir: pathlib.Path):
 
 
 def class_attention(model, image_side: int) -> dict[str, np.ndarray]:
-    """Class -> `[layers, 2]`: mean probability a head of its word, inside and outside the object."""
+    """Class -> `[layers, 2]`: mean head sum of its word, inside and outside of the object."""
     scenes = [
         render_scene(_FIRST_SCENE + i, side=image_side, num_objects=1) for i in range(_COUNT.value)
     ]
@@ -71,10 +70,7 @@ def class_attention(model, image_side: int) -> dict[str, np.ndarray]:
 def main(_) -> None:
     """Prints a line a class."""
     model = load_average(pathlib.Path(flags.FLAGS.run_dir))
-    blocks = {layer.name: layer for layer in attention_layers(model.unet_config)}
-    heads = model.unet_config.num_attention_heads
-    names = [name.removesuffix(".attn2") for name in model.capture.cross_layers]
-    print("inside / outside of", ", ".join(names), "heads by block", heads, len(blocks), "blocks")
+    print("head-summed attention inside/outside, layers", ", ".join(model.capture.cross_layers))
     for name, layers in class_attention(model, int(flags.FLAGS.image_side)).items():
         print(f"{name:10}", "  ".join(f"{a:.3f}/{b:.3f}" for a, b in layers))
 
