@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from seediff_jax.arrays import UInt8, typechecked
+from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.pictures import PALETTE, contact_sheet, overlay
 
 PARTS = ("image", "mask", "overlay")
@@ -121,7 +122,7 @@ class DatasetWriter:
         prompt: str,
         classes: tuple[str, ...],
         seed_counts: list[int],
-    ) -> np.ndarray:
+    ) -> None:
         """Writes one sample.
 
         Args:
@@ -132,17 +133,10 @@ class DatasetWriter:
             classes: names out of the run's classes; the mask gets their ids there.
             seed_counts: number of seeds of each class.
 
-        Returns:
-            The written mask, uint8 `[H, W]`, with the ids of the run.
-
         Raises:
             OSError: a file cannot be written; the samples before this one stay valid.
         """
-        ids = [self.class_names.index(name) + 1 for name in classes]
-        to_id = np.zeros(256, np.uint8)
-        to_id[255] = 255
-        to_id[1 : len(ids) + 1] = ids
-        mask = to_id[label_map]
+        ids, mask = self._ids(classes), self.mask(label_map, classes)
         areas = [float(np.mean(mask == class_id)) for class_id in ids]
         indexed = Image.fromarray(mask)
         indexed.putpalette(PALETTE.tobytes())
@@ -158,12 +152,21 @@ class DatasetWriter:
             "area_fractions": areas,
             "seed_counts": seed_counts,
             "empty": [name for name, area in zip(classes, areas, strict=True) if not area],
-            "ignored_fraction": float(np.mean(mask == 255)),
+            "ignored_fraction": float(np.mean(mask == IGNORE_INDEX)),
             **self._row_settings,
         }
         _append(self.folder / _MANIFEST, _line(row))
         self.rows[index] = row
-        return mask
+
+    @typechecked
+    def mask(
+        self, label_map: UInt8[np.ndarray, "H W"], classes: tuple[str, ...]
+    ) -> UInt8[np.ndarray, "H W"]:
+        """Turns labels k + 1, for the k-th of `classes`, into the ids of the run."""
+        to_id = np.zeros(IGNORE_INDEX + 1, np.uint8)
+        to_id[IGNORE_INDEX] = IGNORE_INDEX
+        to_id[1 : len(classes) + 1] = self._ids(classes)
+        return to_id[label_map]
 
     def finish(self) -> None:
         """Sorts the manifest by index and draws the contact sheet of the first samples.
@@ -187,6 +190,9 @@ class DatasetWriter:
     def path(self, part: str, index: int) -> Path:
         """File name of a sample's image, mask or overlay."""
         return self.folder / part / f"{index:06d}.png"
+
+    def _ids(self, classes: tuple[str, ...]) -> list[int]:
+        return [self.class_names.index(name) + 1 for name in classes]
 
     def _has_files(self, index: int) -> bool:
         return all(self.path(part, index).is_file() for part in PARTS)

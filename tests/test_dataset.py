@@ -73,9 +73,9 @@ def test_images_are_stored_without_loss(folder):
         np.testing.assert_array_equal(np.asarray(image), IMAGE)
 
 
-def test_write_returns_the_mask_that_it_wrote(tmp_path):
-    mask = write(DatasetWriter(tmp_path, SETTINGS), 4)
-    with Image.open(tmp_path / "mask/000004.png") as stored:
+def test_mask_gives_labels_the_ids_that_are_stored(folder):
+    mask = DatasetWriter(folder, SETTINGS).mask(LABELS, ("zebra", "cat"))
+    with Image.open(folder / "mask/000000.png") as stored:
         np.testing.assert_array_equal(mask, np.asarray(stored))
 
 
