@@ -1,0 +1,276 @@
+"""The whole data flow: prompts and class names in, images with their masks out.
+
+    prompts, classes -> tokens -> [ sample ] -> images, AttentionMaps -> [ make_masks ] -> Pairs
+
+The two brackets are two compiled programs: another threshold never compiles the UNet again.
+"""
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
+from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.image_ops import min_max
+from seediff_jax.label_maps import label_map
+from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
+from seediff_jax.model import Model
+from seediff_jax.refinement import refine
+from seediff_jax.sampling import SampleConfig, Samples, require_finite, sample
+from seediff_jax.seeds import find_seeds, seed_map
+from seediff_jax.tokenizer import class_token_mask
+
+PUBLISHED = MaskConfig()
+REFINED_THRESHOLD = 0.8
+"""The published way to masks, and threshold of a mask after refinement (method section 6)."""
+
+
+@struct.dataclass
+class Pairs:
+    """Images with their masks; c is the longest list of classes, shorter ones are padded.
+
+    Attributes:
+        images: uint8 `[b, H, W, 3]`.
+        soft_masks: float32 `[b, c, H, W]` in [0, 1], refined where that was asked for; 0 for the
+            padding.
+        label_maps: uint8 `[b, H, W]`: 0 background, k + 1 the k-th class of the image, 255 ignore.
+        attention_maps: what the masks were made of; `cross_attention` has one column a class.
+        seed_counts: int32 `[b, c]`, seed locations of each class; 0 says that nothing was found.
+    """
+
+    images: Array
+    soft_masks: Array
+    label_maps: Array
+    attention_maps: AttentionMaps
+    seed_counts: Array
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[str],
+    classes: Sequence[Sequence[str]],
+    *,
+    rng_seed: int = 0,
+    first_index: int = 0,
+    num_steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative_prompt: str = "",
+    mask_config: MaskConfig = PUBLISHED,
+    threshold: float | None = None,
+    uncertain: float | None = None,
+    refine_iterations: int = 0,
+    dilations: Sequence[int] = (1,),
+    refined_threshold: float = REFINED_THRESHOLD,
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> Pairs:
+    """Generates an image for each prompt, and its masks of the classes that the prompt names.
+
+    Sample `first_index + i` depends on `rng_seed`, that index, its prompt and the settings, not on
+    the batch that it is part of. Only another shape (prompts, classes) or another `num_steps`,
+    `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a `guidance_scale`
+    of exactly 1.
+
+    Args:
+        model: the model; `model.replace(scheduler_config=...)` chooses another sampler.
+        prompts: b texts.
+        classes: the class names of each prompt, in the order of their labels from 1 on.
+        rng_seed: 0 to 2**32 - 1.
+        first_index: index of the first sample.
+        num_steps: denoising steps.
+        guidance_scale: weight of the prompt; 1 is no guidance.
+        negative_prompt: what images are guided away from.
+        mask_config: how masks are made.
+        threshold: a pixel belongs to a class above it; None is the published value of the method.
+        uncertain: pixels in [uncertain, threshold) are ignored; None is the published value of the
+            method where `threshold` is None too, and else ignores nothing.
+        refine_iterations: steps of pixel-adaptive refinement on the image; then `uncertain` is
+            measured on its result, against `refined_threshold`.
+        dilations: distances of the neighbours in that refinement.
+        refined_threshold: a pixel belongs to a class above it after refinement.
+        synonyms: words that name a class, see `class_names.find_mentions`.
+
+    Raises:
+        ValueError: a prompt is too long or does not name a class, or a setting is out of range.
+        FloatingPointError: a stage of sampling gave values that are not finite.
+    """
+    threshold, uncertain = _applied_thresholds(
+        mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
+    )
+    token_mask = class_token_mask(model.tokenizer, prompts, classes, synonyms)
+    samples = _sample(
+        model,
+        prompts,
+        token_mask,
+        rng_seed=rng_seed,
+        first_index=first_index,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+    )
+    soft_masks, label_maps, seed_counts = make_masks(
+        samples.images,
+        samples.attention_maps,
+        np.float32(threshold),
+        np.float32(uncertain),
+        np.float32(refined_threshold),
+        mask_config=mask_config,
+        refine_iterations=refine_iterations,
+        dilations=tuple(dilations),
+    )
+    return Pairs(samples.images, soft_masks, label_maps, samples.attention_maps, seed_counts)
+
+
+def generate_images(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    rng_seed: int = 0,
+    first_index: int = 0,
+    num_steps: int = 50,
+    guidance_scale: float = 7.5,
+    negative_prompt: str = "",
+) -> UInt8[Array, "b H W 3"]:
+    """Generates the images of `generate`, and records no attention.
+
+    Raises:
+        ValueError: a prompt is too long, or a setting is out of range.
+        FloatingPointError: a stage of sampling gave values that are not finite.
+    """
+    no_classes = np.zeros((len(prompts), 0, model.tokenizer.max_length), bool)
+    samples = _sample(
+        model,
+        prompts,
+        no_classes,
+        rng_seed=rng_seed,
+        first_index=first_index,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        negative_prompt=negative_prompt,
+    )
+    return samples.images
+
+
+@functools.partial(jax.jit, static_argnames=("mask_config", "refine_iterations", "dilations"))
+@typechecked
+def make_masks(
+    images: UInt8[Array, "b H W 3"],
+    attention_maps: AttentionMaps,
+    threshold: Float[Array, ""],
+    uncertain: Float[Array, ""],
+    refined_threshold: Float[Array, ""],
+    *,
+    mask_config: MaskConfig,
+    refine_iterations: int = 0,
+    dilations: tuple[int, ...] = (1,),
+) -> tuple[Float[Array, "b c H W"], UInt8[Array, "b H W"], Int[Array, "b c"]]:
+    """Makes soft masks, label maps and seed counts, as in Pairs, of a batch.
+
+    The second compiled program. May run under `jax.shard_map`, every array with a batch axis split
+    along it; the last three arguments are static.
+
+    Args:
+        images: colours in 0..255, of squares.
+        attention_maps: float32, `cross_attention` with one column a class.
+        threshold: see `label_map`.
+        uncertain: see `label_map`; equal to the threshold, it ignores nothing.
+        refined_threshold: takes the place of `threshold` for refined masks.
+        mask_config: how soft masks are made.
+        refine_iterations: 0 for no refinement.
+        dilations: see `refine`.
+    """
+    side = images.shape[1]
+
+    def one_class(cross_attention, self_attention):
+        seeds = find_seeds(seed_map(cross_attention))
+        soft = class_soft_mask(cross_attention, self_attention, side, mask_config)
+        return soft, jnp.sum(seeds, dtype=jnp.int32)
+
+    def one_image(image, maps):
+        per_class = jax.vmap(one_class, in_axes=(-1, None))
+        soft_masks, seed_counts = per_class(maps.cross_attention, maps.self_attention)
+        if not refine_iterations:
+            return soft_masks, label_map(soft_masks, threshold, uncertain), seed_counts
+        labels = label_map(soft_masks, threshold)
+        classes = jnp.arange(1, soft_masks.shape[0] + 1, dtype=jnp.uint8)
+
+        def refined(binary):
+            soft = refine(image, binary, iterations=refine_iterations, dilations=dilations)
+            return min_max(soft)
+
+        binary = labels[None] == classes[:, None, None]
+        soft_masks = jax.vmap(refined)(binary.astype(jnp.float32))
+        return soft_masks, label_map(soft_masks, refined_threshold, uncertain), seed_counts
+
+    return jax.vmap(one_image)(images, attention_maps)
+
+
+def _sample(
+    model: Model,
+    prompts: Sequence[str],
+    token_mask: Bool[np.ndarray, "b c l"],
+    *,
+    rng_seed: int,
+    first_index: int,
+    num_steps: int,
+    guidance_scale: float,
+    negative_prompt: str,
+) -> Samples:
+    """Checks the settings, runs the first program and checks what it made."""
+    count = len(prompts)
+    _require_range("rng_seed", rng_seed, 2**32 - 1)
+    _require_range("first_index", first_index, 2**31 - count)
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale={guidance_scale} is not a finite number")
+    token_ids = model.tokenizer.encode(prompts)
+    negative_token_ids = model.tokenizer.encode([negative_prompt]).repeat(count, axis=0)
+    indices = np.arange(first_index, first_index + count, dtype=np.int32)
+    samples = sample(
+        model,
+        token_ids,
+        negative_token_ids,
+        token_mask,
+        indices,
+        rng_seed=np.uint32(rng_seed),
+        guidance_scale=np.float32(guidance_scale),
+        config=SampleConfig(
+            num_steps=num_steps,
+            use_guidance=guidance_scale != 1,
+            capture=token_mask.shape[1] > 0,
+        ),
+    )
+    require_finite(samples, indices)
+    return samples
+
+
+def _require_range(name: str, value: int, last: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= last:
+        raise ValueError(f"{name}={value!r} must be a whole number in 0..{last}")
+
+
+def _applied_thresholds(
+    mask_config: MaskConfig,
+    threshold: float | None,
+    uncertain: float | None,
+    refined_threshold: float | None,
+) -> tuple[float, float]:
+    """The thresholds with their published values, and the last one again where nothing is ignored.
+
+    Raises:
+        ValueError: one of them is out of range.
+    """
+    if threshold is None:
+        threshold, published = PUBLISHED_THRESHOLDS[mask_config.method]
+        uncertain = published if uncertain is None else uncertain
+    last = threshold if refined_threshold is None else refined_threshold
+    uncertain = last if uncertain is None else uncertain
+    if not 0 <= threshold <= 1 or not 0 <= last <= 1:
+        name = "threshold" if not 0 <= threshold <= 1 else "refined_threshold"
+        raise ValueError(f"{name}={threshold if name == 'threshold' else last} must lie in 0..1")
+    if not 0 <= uncertain <= last:
+        raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
+    return threshold, uncertain

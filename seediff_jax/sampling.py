@@ -1,0 +1,249 @@
+"""Sampling: tokens in, images and their averaged attention out, as one compiled program.
+
+    token_ids -> text_embeddings -+
+    rng_seed, indices -> latents -+-> scan over the UNet calls -> latents -> images
+                                               |
+                                               +-> AttentionMaps, mean over the calls
+
+Classifier-free guidance (Ho and Salimans, arXiv 2207.12598); attention is that of the conditional
+half alone (method section 1). Guidance scale, seed, indices and tokens are traced: other values of
+them run the same program.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
+from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.model import Model, decode_latents, encode_text, predict_noise
+from seediff_jax.schedulers import (
+    Steps,
+    init_scheduler_state,
+    make_noise_schedule,
+    make_steps,
+    scheduler_step,
+)
+
+STAGES = ("text_embeddings", "latents", "images")
+"""Stages of sampling, in order, that are watched for values that are not finite."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """What makes another program of sampling; hashable, a static argument of `jax.jit`.
+
+    Attributes:
+        num_steps: denoising steps; PNDM makes one UNet call more.
+        use_guidance: whether the negative prompt is denoised beside the prompt; without, neither
+            it nor the guidance scale is read.
+        capture: whether attention is recorded; without, the AttentionMaps are empty.
+        decode_batch: most images that the VAE decodes at once, which bounds its memory.
+
+    Raises:
+        ValueError: num_steps or decode_batch below 1.
+    """
+
+    num_steps: int = 50
+    use_guidance: bool = True
+    capture: bool = True
+    decode_batch: int = 4
+
+    def __post_init__(self):
+        for name in ("num_steps", "decode_batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number from 1 on")
+
+
+@struct.dataclass
+class Samples:
+    """What sampling makes.
+
+    Attributes:
+        images: uint8 `[b, H, W, 3]`.
+        latents: float32 `[b, h, w, c]`, of which the images were decoded.
+        attention_maps: mean over the UNet calls; `cross_attention` has one column a class.
+        is_finite: bool `[b]` for each of STAGES, whether all its values are finite.
+    """
+
+    images: Array
+    latents: Array
+    attention_maps: AttentionMaps
+    is_finite: dict[str, Array]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+@typechecked
+def sample(
+    model: Model,
+    token_ids: Int[Array, "b l"],
+    negative_token_ids: Int[Array, "b l"],
+    class_token_mask: Bool[Array, "b c l"],
+    indices: Int[Array, " b"],
+    *,
+    rng_seed: Array,
+    guidance_scale: Float[Array, ""],
+    config: SampleConfig,
+) -> Samples:
+    """Samples an image a row. Sample i depends on `rng_seed`, i and its tokens, not on the batch.
+
+    May run under `jax.shard_map`, every array with a batch axis split along it.
+
+    Args:
+        model: its `capture` says which layers are recorded.
+        token_ids: int32, of the prompts.
+        negative_token_ids: int32, of what to guide away from.
+        class_token_mask: the tokens of each class; a class without any gets zero attention.
+        indices: int32, which samples of the seed these are, from 0.
+        rng_seed: uint32 `[]`.
+        guidance_scale: 1 is no guidance.
+        config: static.
+
+    Raises:
+        ValueError: the model's scheduler cannot make so many steps.
+    """
+    text = encode_text(model, token_ids)
+    negative_text = encode_text(model, negative_token_ids) if config.use_guidance else text[:0]
+    if not config.capture:
+        class_token_mask = class_token_mask[:0]
+    latents, attention_maps = denoise(
+        model,
+        initial_latents(model, rng_seed, indices),
+        text,
+        negative_text,
+        class_token_weights(class_token_mask),
+        guidance_scale,
+        config.num_steps,
+    )
+    images = decode_in_chunks(model, latents, config.decode_batch)
+    stages = zip(STAGES, (text, latents, images), strict=True)
+    return Samples(
+        images=to_uint8(images),
+        latents=latents,
+        attention_maps=attention_maps,
+        is_finite={
+            name: jnp.isfinite(values).all(axis=range(1, values.ndim)) for name, values in stages
+        },
+    )
+
+
+def initial_latents(model: Model, rng_seed: Array, indices: Array) -> Array:
+    """Draws the noise that sampling starts from, one key a sample; float32 `[b, h, w, c]`.
+
+    Args:
+        model: the model, whose UNet's config says how large latents are.
+        rng_seed: uint32 `[]`.
+        indices: int32 `[b]`.
+    """
+    side, channels = model.unet_config.sample_size, model.unet_config.in_channels
+    rng = jax.random.key(rng_seed)
+
+    def draw(index):
+        return jax.random.normal(jax.random.fold_in(rng, index), (side, side, channels))
+
+    return jax.vmap(draw)(indices)
+
+
+@typechecked
+def class_token_weights(class_token_mask: Bool[Array, "b c l"]) -> Float[Array, "b l c"]:
+    """Weights that make a class's column the mean of its tokens' columns (method section 7)."""
+    mask = class_token_mask.astype(jnp.float32)
+    weights = mask / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return weights.swapaxes(1, 2)
+
+
+@typechecked
+def denoise(
+    model: Model,
+    latents: Float[Array, "b h w c"],
+    text_embeddings: Float[Array, "b l d"],
+    negative_text_embeddings: Float[Array, "u l d"],
+    token_weights: Float[Array, "r l k"],
+    guidance_scale: Float[Array, ""],
+    num_steps: int,
+) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
+    """Takes noise to latents of images and averages the attention of all UNet calls.
+
+    Args:
+        model: the model.
+        latents: float32, standard normal noise.
+        text_embeddings: of the prompts.
+        negative_text_embeddings: of what to guide away from, u = b; or u = 0 for no guidance.
+        token_weights: see `predict_noise`; r is b, or 0 to record nothing.
+        guidance_scale: weight of the prompts.
+        num_steps: static.
+    """
+    scheduler, steps = model.scheduler_config, make_steps(model.scheduler_config, num_steps)
+    schedule = make_noise_schedule(scheduler)
+    guided = negative_text_embeddings.shape[0] > 0
+    text = jnp.concatenate([negative_text_embeddings, text_embeddings])
+
+    def predict(latents: Array, timestep: Array) -> tuple[Array, AttentionMaps]:
+        inputs = jnp.concatenate([latents, latents]) if guided else latents
+        timesteps = jnp.full(inputs.shape[0], timestep)
+        noise_pred, maps = predict_noise(model, inputs, timesteps, text, token_weights)
+        if guided:
+            negative, conditional = jnp.split(noise_pred, 2)
+            noise_pred = negative + guidance_scale * (conditional - negative)
+        return noise_pred, maps
+
+    def call(carry, step: Steps):
+        latents, state, total = carry
+        noise_pred, maps = predict(latents, step.timesteps)
+        latents, state = scheduler_step(scheduler, schedule, state, latents, noise_pred, step)
+        return (latents, state, jax.tree.map(jnp.add, total, maps)), None
+
+    _, maps = jax.eval_shape(predict, latents, steps.timesteps[0])
+    total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps)
+    state = init_scheduler_state(scheduler, latents)
+    state = jax.tree.map(lambda leaf: leaf + _zeros(latents, leaf), state)
+    (latents, _, total), _ = jax.lax.scan(call, (latents, state, total), steps)
+    return latents, jax.tree.map(lambda leaf: leaf / len(steps.timesteps), total)
+
+
+def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
+    # Zeros that belong to the devices of the latents: under jax.shard_map a loop may not start from
+    # a constant where it goes on with values that differ between devices.
+    return jnp.zeros_like(latents, like.dtype, like.shape)
+
+
+@typechecked
+def decode_in_chunks(
+    model: Model, latents: Float[Array, "b h w c"], decode_batch: int
+) -> Float[Array, "b H W 3"]:
+    """Decodes the largest equal chunks of at most `decode_batch` images, one after the other."""
+    b = latents.shape[0]
+    chunk = max(size for size in range(1, min(b, decode_batch) + 1) if b % size == 0)
+    chunks = latents.reshape(b // chunk, chunk, *latents.shape[1:])
+    images = jax.lax.map(functools.partial(decode_latents, model), chunks)
+    return images.reshape(b, *images.shape[2:])
+
+
+@typechecked
+def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
+    """Turns images in [-1, 1] into colours in 0..255; what lies beyond is clipped."""
+    return jnp.round(127.5 * (jnp.clip(images, -1, 1) + 1)).astype(jnp.uint8)
+
+
+def require_finite(samples: Samples, indices: np.ndarray) -> None:
+    """Checks on the host that every stage of sampling gave finite values.
+
+    Args:
+        samples: from `sample`.
+        indices: int `[b]`, the names of the samples in the message.
+
+    Raises:
+        FloatingPointError: naming the first stage that did not, and the samples.
+    """
+    for stage in STAGES:
+        is_finite = np.asarray(samples.is_finite[stage])
+        if not is_finite.all():
+            raise FloatingPointError(
+                f"{stage} of the samples {indices[~is_finite].tolist()} are not finite; check the "
+                "weights, or use float32 or bfloat16 instead of float16"
+            )
