@@ -71,7 +71,8 @@ def text_encoder_json() -> dict:
         "vocab_size": len(vocabulary),
         "hidden_size": 96,
         "intermediate_size": 192,
-        "num_hidden_layers": 1,
+        # No layers: only a class's own word can then tell the UNet which class it is.
+        "num_hidden_layers": 0,
         "num_attention_heads": 3,
         "max_position_embeddings": MAX_TOKENS,
         "hidden_act": "quick_gelu",

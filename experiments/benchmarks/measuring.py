@@ -1,0 +1,91 @@
+"""Timing, memory and tables that the benchmarks share.
+
+A variant is a function that returns a dict of figures. `in_own_process` calls it in a fresh
+process, so that its peak memory is its own and no library has threads beside those it measures:
+
+    python -m experiments.benchmarks.measuring MODULE FUNCTION ARGUMENTS_AS_JSON
+"""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+MIB, GIB = 2**20, 2**30
+
+
+def use_cores(count: int) -> None:
+    """Restricts this process, and all that it starts, to the first `count` of its cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise ValueError(f"--cores={count}, but this process may use {len(cores)}")
+    os.sched_setaffinity(0, cores[:count])
+
+
+def machine_line() -> str:
+    """Names the CPU, the cores in use, the load before the run, and the versions of libraries."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch"))
+    return f"{cpu}, {cores} cores, load {load:.1f}, Python {platform.python_version()}, {versions}"
+
+
+def best_seconds(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of `repeats` calls; `call` must wait for its result."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def in_own_process(variant: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
+    """Calls a function of a module in a fresh process.
+
+    Args:
+        variant: returns figures, as JSON values.
+        arguments: its arguments, as JSON values.
+
+    Returns:
+        The figures, and the process's peak memory in bytes as "peak_memory".
+    """
+    # A script that runs with `python -m` is "__main__", and its spec has the name to import.
+    module = sys.modules[variant.__module__].__spec__.name
+    print(f"measuring {variant.__name__} {arguments}", file=sys.stderr)
+    command = [sys.executable, "-m", __spec__.name, module, variant.__name__, json.dumps(arguments)]
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints the machine and a Markdown table."""
+    print(f"{machine_line()}\n")
+    for row in (header, ["---"] * len(header), *rows):
+        print(f"| {' | '.join(row)} |")
+
+
+def _main(module: str, function: str, arguments: str) -> None:
+    figures = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+    print(json.dumps(figures | {"peak_memory": peak_memory()}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
