@@ -1,0 +1,92 @@
+"""The command line: flags, help, and errors that name what is wrong before any work."""
+
+import pytest
+from absl import flags
+from small_runs import command, error_line, write_inputs
+
+from seediff_jax import make_dataset
+from seediff_jax.main import define_flags, main
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Makes the first touch of a model a failure of the test."""
+
+    def load_model(*_, **__):
+        raise AssertionError("the model was loaded before the input was checked")
+
+    monkeypatch.setattr(make_dataset, "load_model", load_model)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--batch_size=0", "batch_size"),
+        ("--num_images=0", "num_images"),
+        ("--num_steps=many", "num_steps"),
+        ("--dtype=float8", "float32|bfloat16|float16"),
+        ("--mask_method=magic", "cross_attention"),
+        ("--no_such_flag=1", "no_such_flag"),
+        ("dog", "'dog' is no flag"),
+        ("--prompts=missing.jsonl", "missing.jsonl"),
+        ("--template=a {class}", "give one"),
+        ("--threshold=1.5", "threshold"),
+        ("--uncertain=0.7", "uncertain=0.7 must lie in 0..0.5"),
+        ("--dilations=1,x", "whole numbers"),
+        ("--dilations=0", "from 1 on"),
+    ],
+)
+def test_a_bad_flag_is_named_before_any_model_work(
+    inputs, tmp_path, capsys, no_model, option, message
+):
+    assert main(command(inputs, tmp_path / "out", option)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a cow", "classes": ["dog"]}', "does not name class 'dog'"),
+        ('{"prompt": "a cow"', "not JSON"),
+    ],
+)
+def test_a_bad_line_of_a_prompt_file_is_named(inputs, tmp_path, capsys, no_model, line, message):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a cat", "classes": ["cat"]}\n' + line)
+    assert main(command(inputs, tmp_path / "out", f"--prompts={path}")) == 2
+    error = error_line(capsys)
+    assert f"{path}:2" in error and message in error
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_sampling(
+    inputs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(make_dataset, "generate", None)
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat in the grass")
+    options = [f"--prompts={path}", "--classes=cat"]
+    assert main(command(inputs, tmp_path / "out", *options)) == 2
+    assert "first word that is lost is 'grass'" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_does_not_exist_is_named(inputs, tmp_path, capsys):
+    assert main(command(inputs, tmp_path / "out", "--model=/no/model")) == 2
+    assert "/no/model" in error_line(capsys)
+
+
+def test_help_lists_every_flag(capsys):
+    assert main(["seediff", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name}" in text for name in define_flags())
+    assert "--[no]background=true" in text and "<ddim|pndm>" in text
+
+
+def test_importing_the_driver_registers_no_flag():
+    assert "num_steps" not in flags.FLAGS
