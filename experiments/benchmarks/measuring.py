@@ -76,8 +76,7 @@ def in_own_process(variant: Callable[..., dict[str, Any]], **arguments: Any) -> 
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints the machine and a Markdown table."""
-    print(f"{machine_line()}\n")
+    """Prints a Markdown table."""
     for row in (header, ["---"] * len(header), *rows):
         print(f"| {' | '.join(row)} |")
 

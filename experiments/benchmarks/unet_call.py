@@ -20,6 +20,7 @@ from experiments.benchmarks.measuring import (
     GIB,
     best_seconds,
     in_own_process,
+    machine_line,
     peak_memory,
     print_table,
     use_cores,
@@ -105,6 +106,7 @@ def _row(name: str, figures: dict[str, Any], fused: dict[str, Any], kept: dict[s
 def main(_) -> None:
     """Measures every variant in its own process and prints the table."""
     use_cores(flags.FLAGS.cores)
+    print(f"{machine_line()}\n")
     arguments = {"config": flags.FLAGS.config, "repeats": flags.FLAGS.repeats}
     results = {
         name: in_own_process(variant, **arguments, **options)
