@@ -1,4 +1,4 @@
-"""BUILD states the layers and their reading order; the imports and pyproject.toml are held to it."""
+"""BUILD states the layers and their reading order; imports and dependencies are held to it."""
 
 import ast
 import dataclasses
