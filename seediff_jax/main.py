@@ -22,6 +22,7 @@ from absl import flags
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
+from seediff_jax.pipeline import REFINED_THRESHOLD
 from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
 from seediff_jax.scheduler_configs import CLASS_NAMES
 
@@ -79,6 +80,8 @@ def _define_masks(values: flags.FlagValues) -> None:
     number("uncertain", None, uncertain, lower_bound=0, upper_bound=1)
     refine = "Steps of pixel-adaptive refinement, which pulls masks to the edges of the image."
     whole("refine_iterations", 0, refine, lower_bound=0)
+    refined = "Takes the place of the threshold after refinement."
+    number("refined_threshold", REFINED_THRESHOLD, refined, lower_bound=0, upper_bound=1)
     names("dilations", ["1"], "Distances in pixels of the neighbours in it, as in 1,2,4.")
 
 
@@ -144,6 +147,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         uncertain=values.uncertain,
         refine_iterations=values.refine_iterations,
         dilations=dilations,
+        refined_threshold=values.refined_threshold,
     )
 
 

@@ -82,6 +82,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         uncertain=config.thresholds[1],
         refine_iterations=config.refine_iterations,
         dilations=config.dilations,
+        refined_threshold=config.refined_threshold,
     )
 
 

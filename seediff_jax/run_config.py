@@ -17,6 +17,7 @@ import seediff_jax
 from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig
 from seediff_jax.model import Model
+from seediff_jax.pipeline import REFINED_THRESHOLD
 from seediff_jax.prompts import (
     COCO_CLASSES,
     SHAPES_CLASSES,
@@ -43,6 +44,7 @@ class RunConfig:
         threshold: see `label_map`; None is the published value of the mask's method.
         uncertain: lower end of the ignored band; None is the published value of the method, where
             `threshold` is None too, and else no band.
+        refined_threshold: takes the place of `threshold` for refined masks.
     """
 
     records: tuple[PromptRecord, ...]
@@ -62,13 +64,15 @@ class RunConfig:
     uncertain: float | None = None
     refine_iterations: int = 0
     dilations: tuple[int, ...] = (1,)
+    refined_threshold: float = REFINED_THRESHOLD
 
     def __post_init__(self):
         threshold, uncertain = self.thresholds
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold={threshold} must lie in 0..1")
-        if uncertain is not None and not 0 <= uncertain <= threshold:
-            raise ValueError(f"uncertain={uncertain} must lie in 0..{threshold}, the threshold")
+        last = self.refined_threshold if self.refine_iterations else threshold
+        if not 0 <= threshold <= 1 or not 0 <= last <= 1:
+            raise ValueError(f"the thresholds {threshold} and {last} must lie in 0..1")
+        if uncertain is not None and not 0 <= uncertain <= last:
+            raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations={list(self.dilations)} must be whole numbers from 1 on")
 
@@ -79,11 +83,6 @@ class RunConfig:
             return self.threshold, self.uncertain
         threshold, uncertain = PUBLISHED_THRESHOLDS[self.mask_config.method]
         return threshold, uncertain if self.uncertain is None else self.uncertain
-
-    @property
-    def max_classes(self) -> int:
-        """Classes of the prompt that has most."""
-        return max(len(record.classes) for record in self.records)
 
     def record(self, index: int) -> PromptRecord:
         """The prompt of image `index`, which may lie beyond `num_images`."""
@@ -109,6 +108,7 @@ class RunConfig:
             "uncertain": uncertain,
             "refine_iterations": self.refine_iterations,
             "dilations": list(self.dilations),
+            "refined_threshold": self.refined_threshold,
             "num_prompts": len(records),
             "prompts_sha256": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
             "class_names": list(self.class_names),

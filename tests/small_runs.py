@@ -7,7 +7,7 @@ from random_models import random_params, small_config
 from seediff_jax.checkpoints import write_folder
 
 # Every letter is a token of the small model, and ten fit.
-PROMPTS = [("dog cat", ["dog", "cat"]), ("a cow", ["cow"]), ("a big cat", ["cat"])]
+PROMPTS = [("dog cat", ["dog", "cat"]), ("a cow", ["cow"]), ("cow, cat", ["cat", "cow"])]
 
 
 def write_inputs(folder):
