@@ -1,6 +1,8 @@
 """Models with random weights in the sizes that are measured: time does not depend on the values."""
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.shapes import recipe
-from seediff_jax.models.config import UNetConfig, unet_config
+from seediff_jax.model import Model, make_model
+from seediff_jax.model_config import ModelConfig, init_params
+from seediff_jax.models.capture import published_capture
+from seediff_jax.models.config import UNetConfig, clip_text_config, unet_config, vae_config
+from seediff_jax.scheduler_configs import scheduler_config
+from seediff_jax.tokenizer import load_tokenizer
 
 TOKENS = 77
 
@@ -28,6 +35,27 @@ UNETS = {
     "small": {k: v for k, v in recipe.UNET_JSON.items() if not k.startswith("_")},
 }
 """UNets by name: Stable Diffusion 1, and that of the embedded model for a quick check."""
+
+SD1_TEXT = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": TOKENS,
+}
+SD1_VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+PARTS = {"sd1": (SD1_TEXT, SD1_VAE), "small": (recipe.text_encoder_json(), recipe.VAE_JSON)}
+"""Text encoder and VAE beside each of UNETS."""
 
 
 def random_params(init: Callable[[], Any], rng_seed: int = 0) -> Any:
@@ -69,3 +97,22 @@ def random_inputs(config: UNetConfig, batch_size: int) -> UNetInputs:
 def make_unet_config(name: str) -> UNetConfig:
     """The config of a UNet of UNETS."""
     return unet_config(UNETS[name])
+
+
+def make_random_model(name: str) -> Model:
+    """A whole model with random weights: "sd1", or "small" with the embedded model's config."""
+    text, vae = PARTS[name]
+    unet = make_unet_config(name)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe.write_tokenizer(Path(folder))
+        tokenizer = load_tokenizer(Path(folder))
+    config = ModelConfig(
+        text_encoder=clip_text_config(text),
+        unet=unet,
+        vae=vae_config(vae),
+        scheduler=scheduler_config(recipe.SCHEDULER_JSON),
+        tokenizer=tokenizer,
+        capture=published_capture(unet),
+    )
+    params = random_params(lambda: init_params(config, jax.random.key(0)))
+    return make_model(config, params, model_id=name)
