@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -205,3 +206,25 @@ def test_missing_images_come_in_batches_at_fixed_places():
     assert make_dataset.batch_starts([0, 1, 2, 3, 4], 2) == [0, 2, 4]
     assert make_dataset.batch_starts([3, 9], 4) == [0, 8]
     assert make_dataset.batch_starts([], 4) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FloatingPointError("latents of sample 3 are not finite"), "latents of sample 3"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), "smaller --batch_size"),
+    ],
+)
+def test_an_error_of_sampling_is_one_line(inputs, tmp_path, monkeypatch, capsys, error, message):
+    def generate(*_, **__):
+        raise error
+
+    monkeypatch.setattr(make_dataset, "generate", generate)
+    assert main(command(inputs, tmp_path / "out")) == 2
+    assert message in error_line(capsys)
+
+
+def test_a_cache_folder_that_cannot_be_made_stops_no_run(inputs, made, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(command(inputs, made, f"--compilation_cache={tmp_path / 'file' / 'cache'}")) == 0
+    assert "no compilation cache" in capsys.readouterr().err
