@@ -168,7 +168,7 @@ def test_deps_of_a_target_are_what_its_files_import(target):
     if target.name == "experiments":  # scripts that come and go, and may use all of the package
         assert needed <= set(target.deps)
     else:
-        assert sorted(target.deps) == sorted(needed)
+        assert sorted(target.deps) == sorted(needed), f"{target.name} needs deps {sorted(needed)}"
 
 
 def test_a_file_imports_only_what_stands_above_it():
