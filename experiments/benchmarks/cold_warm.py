@@ -83,8 +83,8 @@ def main(_) -> None:
     ]
     print_table(header, rows)
     print(
-        f"\nWith a filled cache, {compiled} of {counts['programs']} programs are compiled; that and "
-        f"reading the others takes {counts['seconds']:.2f} s."
+        f"\nWith a filled cache, {compiled} of {counts['programs']} programs are compiled; that "
+        f"and reading the others takes {counts['seconds']:.2f} s."
     )
 
 

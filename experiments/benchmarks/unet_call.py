@@ -88,7 +88,9 @@ VARIANTS = {
 }
 
 
-def _row(name: str, figures: dict[str, Any], fused: dict[str, Any], kept: dict[str, Any]):
+def _row(
+    name: str, figures: dict[str, Any], fused: dict[str, Any], kept: dict[str, Any]
+) -> tuple[str, ...]:
     """A row of the table: seconds and memory, and their ratios to both torch variants."""
     seconds, memory = figures["seconds"], figures["peak_memory"]
     return (

@@ -9,7 +9,9 @@ may run side by side, so shares are those of the sum of their durations, not of 
 import collections
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -30,12 +32,28 @@ PARTS = {
     "feed-forward": r"/ff/",
     "norms": r"norm",
     "convolutions": r"conv|downsamplers|upsamplers",
+    "sums and activations of ResNet blocks": r"/resnets",
 }
 """Part -> pattern of its operations' names; the first that matches counts."""
 
-_NAMED = re.compile(r'^\s*(?:ROOT )?%(\S+) = .*metadata=\{op_name="([^"]*)"', re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$", re.MULTILINE)
 # Their events contain those of the instructions that they run.
 _CONTAINERS = ("while", "call", "conditional")
+
+
+def name_operations(program: str) -> dict[str, str]:
+    """Instruction of a compiled program's text -> its operation, or that of its first operand."""
+    named, unnamed = {}, {}
+    for instruction, definition in _INSTRUCTION.findall(program):
+        if operation := re.search(r'op_name="([^"]*)"', definition):
+            named[instruction] = operation[1]
+        else:
+            unnamed[instruction] = re.findall(r"%([\w.-]+)", definition)
+    inherited = {
+        instruction: next((named[name] for name in operands if name in named), "")
+        for instruction, operands in unnamed.items()
+    }
+    return named | inherited
 
 
 def part_of(operation: str) -> str:
@@ -43,7 +61,7 @@ def part_of(operation: str) -> str:
     return next((part for part, name in PARTS.items() if re.search(name, operation)), "other")
 
 
-def profiled_milliseconds(call) -> dict[str, float]:
+def profiled_milliseconds(call: Callable[[], Any]) -> dict[str, float]:
     """Instruction -> milliseconds in one call, summed over threads."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -71,7 +89,7 @@ def main(_) -> None:
 
     call()
     seconds = best_seconds(call, values.repeats)
-    operations = dict(_NAMED.findall(compiled.as_text()))
+    operations = name_operations(compiled.as_text())
     parts = collections.Counter()
     for instruction, milliseconds in profiled_milliseconds(call).items():
         parts[part_of(operations.get(instruction, ""))] += milliseconds
