@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def require_resumable(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Checks that a folder is new, empty, or holds samples made with these settings.
+    """Checks that a folder is new, empty, or a dataset whose samples have these settings.
 
     Args:
         folder: need not exist.
@@ -73,6 +73,8 @@ def require_resumable(folder: Path, settings: Mapping[str, Any]) -> None:
             )
         return
     old = _read_settings(folder / _SETTINGS)
+    if not _read_manifest(folder / _MANIFEST):
+        return
     changes = [
         f"{name}: {json.dumps(old.get(name))} there, {json.dumps(value)} now"
         for name, value in settings.items()
@@ -103,12 +105,12 @@ class DatasetWriter:
         self.class_names = tuple(settings["class_names"])
         self._row_settings = {k: v for k, v in settings.items() if k != "class_names"}
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / _SETTINGS).exists():
+        rows = _read_manifest(folder / _MANIFEST)
+        if not rows:
             write_whole(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
         write_whole(folder / "classes.txt", "".join(f"{n}\n" for n in self.class_names).encode())
         for part in PARTS:
             (folder / part).mkdir(exist_ok=True)
-        rows = _read_manifest(folder / _MANIFEST)
         self.rows = {i: row for i, row in rows.items() if self._has_files(i)}
         self._write_manifest()
 

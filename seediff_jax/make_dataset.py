@@ -15,6 +15,7 @@ from seediff_jax.model import Model, load_model
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
 from seediff_jax.run_config import RunConfig
+from seediff_jax.schedulers import make_steps
 from seediff_jax.seeds import find_seeds, seed_map
 from seediff_jax.tokenizer import class_token_mask
 
@@ -31,7 +32,7 @@ def make_dataset(config: RunConfig) -> None:
     if config.scheduler:
         scheduler_config = model.scheduler_config.with_kind(config.scheduler)
         model = model.replace(scheduler_config=scheduler_config)
-    _require_prompts_fit(model, config)
+    _require_fit(model, config)
     writer = DatasetWriter(config.output, config.settings_with(model))
     missing = [i for i in range(config.num_images) if i not in writer.rows]
     done = config.num_images - len(missing)
@@ -59,7 +60,8 @@ def batch_starts(missing: Iterable[int], batch_size: int) -> list[int]:
     return sorted({index // batch_size * batch_size for index in missing})
 
 
-def _require_prompts_fit(model: Model, config: RunConfig) -> None:
+def _require_fit(model: Model, config: RunConfig) -> None:
+    make_steps(model.scheduler_config, config.num_steps)
     prompts = [record.prompt for record in config.records]
     model.tokenizer.encode([*prompts, config.negative_prompt])
     class_token_mask(model.tokenizer, prompts, [record.classes for record in config.records])

@@ -9,6 +9,7 @@ alone; so the number of images, the batch size and the folder are no settings of
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class RunConfig:
             raise ValueError(f"the thresholds {threshold} and {last} must lie in 0..1")
         if uncertain is not None and not 0 <= uncertain <= last:
             raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale={self.guidance_scale} is not a finite number")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations={list(self.dilations)} must be whole numbers from 1 on")
 

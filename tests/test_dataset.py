@@ -170,6 +170,13 @@ def test_other_settings_are_refused_with_old_and_new_value(folder):
         DatasetWriter(folder, changed)
 
 
+def test_a_folder_without_a_sample_takes_other_settings(tmp_path):
+    changed = SETTINGS | {"num_steps": 50}
+    DatasetWriter(tmp_path, SETTINGS)
+    DatasetWriter(tmp_path, changed)
+    assert json.loads((tmp_path / "settings.json").read_text()) == changed
+
+
 def test_settings_that_are_not_known_yet_are_not_compared(folder):
     require_resumable(folder, {"num_steps": 3})
     with pytest.raises(ValueError, match="num_steps: 3 there, 4 now"):

@@ -39,6 +39,8 @@ def no_model(monkeypatch):
         ("--uncertain=0.7", "uncertain=0.7 must lie in 0..0.5"),
         ("--dilations=1,x", "whole numbers"),
         ("--dilations=0", "from 1 on"),
+        ("--guidance_scale=nan", "not a finite number"),
+        ("--seed=4294967296", "seed"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
@@ -62,6 +64,15 @@ def test_a_bad_line_of_a_prompt_file_is_named(inputs, tmp_path, capsys, no_model
     assert main(command(inputs, tmp_path / "out", f"--prompts={path}")) == 2
     error = error_line(capsys)
     assert f"{path}:2" in error and message in error
+
+
+def test_more_steps_than_the_scheduler_has_are_refused_before_sampling(
+    inputs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(make_dataset, "generate", None)
+    assert main(command(inputs, tmp_path / "out", "--num_steps=5000")) == 2
+    assert "num_steps=5000" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_sampling(
