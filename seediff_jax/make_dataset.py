@@ -28,10 +28,7 @@ def make_dataset(config: RunConfig) -> None:
         OSError: the folder cannot be written.
     """
     require_resumable(config.output, config.settings())
-    model = load_model(config.model, dtype=config.dtype)
-    if config.scheduler:
-        scheduler_config = model.scheduler_config.with_kind(config.scheduler)
-        model = model.replace(scheduler_config=scheduler_config)
+    model = load_model(config.model, dtype=config.dtype, scheduler=config.scheduler)
     _require_fit(model, config)
     writer = DatasetWriter(config.output, config.settings_with(model))
     missing = [i for i in range(config.num_images) if i not in writer.rows]

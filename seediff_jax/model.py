@@ -75,7 +75,12 @@ class Model:
         )
 
 
-def load_model(name_or_path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32) -> Model:
+def load_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    scheduler: str | None = None,
+) -> Model:
     """Loads a Stable Diffusion model.
 
     Args:
@@ -83,6 +88,8 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.f
             safetensors; a folder of `save_orbax`; or a model of the Hugging Face hub,
             "owner/model", of which the needed files are downloaded, or taken from its cache.
         dtype: float32, bfloat16 or float16, of the weights and the computation.
+        scheduler: "ddim" or "pndm" instead of the sampler that the checkpoint names, with its noise
+            schedule; needed where that sampler is another one.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, or its files are
@@ -91,7 +98,7 @@ def load_model(name_or_path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.f
     if jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not one of {', '.join(_DTYPES)}")
     folder = _find_folder(name_or_path)
-    config = read_model_config(folder)
+    config = read_model_config(folder, scheduler)
     # No name holds the float32 params: make_model frees each of them once it is cast.
     return make_model(config, read_params(folder, config), dtype=dtype, model_id=str(name_or_path))
 

@@ -8,6 +8,7 @@ capture.json                      ours, optional: the attention layers to record
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -86,8 +87,12 @@ def init_params(config: ModelConfig, rng: Array) -> dict[str, Any]:
     return {name: m.init(rngs[name], *inputs[name])["params"] for name, m in modules.items()}
 
 
-def read_model_config(folder: Path) -> ModelConfig:
+def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig:
     """Reads every JSON file of a diffusers folder.
+
+    Args:
+        folder: the folder.
+        scheduler: "ddim" or "pndm" instead of the sampler that the folder names.
 
     Raises:
         ValueError: the pipeline is not Stable Diffusion 1.x or 2.x, a file is missing or damaged,
@@ -106,7 +111,9 @@ def read_model_config(folder: Path) -> ModelConfig:
         text_encoder=read("text_encoder/config.json", configs.clip_text_config),
         unet=unet,
         vae=read("vae/config.json", configs.vae_config),
-        scheduler=read("scheduler/scheduler_config.json", scheduler_config),
+        scheduler=read(
+            "scheduler/scheduler_config.json", functools.partial(scheduler_config, kind=scheduler)
+        ),
         tokenizer=_read_tokenizer(folder / "tokenizer"),
         capture=capture,
     )

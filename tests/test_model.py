@@ -1,6 +1,7 @@
 """The Model pytree, its four functions, and where it is loaded from."""
 
 import dataclasses
+import json
 import re
 
 import jax
@@ -214,3 +215,14 @@ def test_unknown_models_and_dtypes_are_refused(folder, tmp_path):
     path.write_bytes(b"")
     with pytest.raises(ValueError, match=re.escape("is a file; a diffusers folder is needed")):
         load_model(path)
+
+
+def test_a_foreign_scheduler_is_replaced_on_request_and_refused_otherwise(model, tmp_path):
+    save_model(model, tmp_path / "euler")
+    euler = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
+    euler |= {"beta_start": 0.001, "beta_end": 0.01, "interpolation_type": "linear"}
+    (tmp_path / "euler/scheduler/scheduler_config.json").write_text(json.dumps(euler))
+    with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
+        load_model(tmp_path / "euler")
+    config = load_model(tmp_path / "euler", scheduler="ddim").scheduler_config
+    assert (config.kind, config.beta_start, config.beta_end) == ("ddim", 0.001, 0.01)
