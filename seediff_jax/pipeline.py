@@ -17,7 +17,7 @@ from flax import struct
 from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.image_ops import min_max
-from seediff_jax.label_maps import label_map
+from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import Model
 from seediff_jax.refinement import refine
@@ -101,7 +101,10 @@ def generate(
     threshold, uncertain = _applied_thresholds(
         mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
     )
+    _require_masks_possible(model, refine_iterations, dilations)
     token_mask = class_token_mask(model.tokenizer, prompts, classes, synonyms)
+    if token_mask.shape[1] >= IGNORE_INDEX:
+        raise ValueError(f"{token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}")
     samples = _sample(
         model,
         prompts,
@@ -248,8 +251,17 @@ def _sample(
 
 
 def _require_range(name: str, value: int, last: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= last:
+    if not isinstance(value, (int, np.integer)) or not 0 <= value <= last:
         raise ValueError(f"{name}={value!r} must be a whole number in 0..{last}")
+
+
+def _require_masks_possible(model: Model, refine_iterations: int, dilations: Sequence[int]) -> None:
+    _require_range("refine_iterations", refine_iterations, 2**31 - 1)
+    if not dilations or min(dilations) < 1:
+        raise ValueError(f"dilations={dilations} must hold at least one distance, each 1 or more")
+    for name in ("cross_layers", "self_layers"):
+        if not getattr(model.capture, name):
+            raise ValueError(f"the model's capture has no {name}; masks need at least one of them")
 
 
 def _applied_thresholds(
@@ -266,11 +278,14 @@ def _applied_thresholds(
     if threshold is None:
         threshold, published = PUBLISHED_THRESHOLDS[mask_config.method]
         uncertain = published if uncertain is None else uncertain
-    last = threshold if refined_threshold is None else refined_threshold
+    applied = {"threshold": threshold}
+    if refined_threshold is not None:
+        applied["refined_threshold"] = refined_threshold
+    for name, value in applied.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must lie in 0..1")
+    last_name, last = applied.popitem()
     uncertain = last if uncertain is None else uncertain
-    if not 0 <= threshold <= 1 or not 0 <= last <= 1:
-        name = "threshold" if not 0 <= threshold <= 1 else "refined_threshold"
-        raise ValueError(f"{name}={threshold if name == 'threshold' else last} must lie in 0..1")
     if not 0 <= uncertain <= last:
-        raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
+        raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the {last_name}")
     return threshold, uncertain

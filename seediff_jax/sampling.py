@@ -56,7 +56,7 @@ class SampleConfig:
     def __post_init__(self):
         for name in ("num_steps", "decode_batch"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, (int, np.integer)) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number from 1 on")
 
 

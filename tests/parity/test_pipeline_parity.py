@@ -1,0 +1,90 @@
+"""generate() against diffusers' StableDiffusionPipeline from the same initial latents."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from random_models import relative_difference
+from torch_models import blocks, capture_probs, random_pipeline, to_numpy, to_torch
+
+from seediff_jax.model import load_model, save_model
+from seediff_jax.pipeline import generate
+from seediff_jax.sampling import initial_latents
+from seediff_jax.tokenizer import class_token_mask
+
+UNET = {
+    **blocks("aap"),
+    "sample_size": 16,
+    "block_out_channels": [16, 32, 32],
+    "attention_head_dim": [2, 4, 4],
+}
+PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
+NEGATIVE_PROMPT, NUM_STEPS, GUIDANCE_SCALE, RNG_SEED = "a cup", 10, 7.5, 5
+
+
+@pytest.fixture(scope="module", params=["pndm", "ddim"])
+def pair(request, tmp_path_factory):
+    """diffusers' pipeline, loaded from a folder that we wrote, and our model."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    random_pipeline(folder / "made", unet=UNET).save_pretrained(folder / "saved")
+    model = load_model(folder / "saved")
+    model = model.replace(scheduler_config=model.scheduler_config.with_kind(request.param))
+    save_model(model, folder / "ours")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder / "ours", safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.__class__.__name__ == f"{request.param.upper()}Scheduler"
+    return pipeline, model
+
+
+def run_diffusers(pipeline, model):
+    """Colours as float 0..255, and the mean over the calls of every layer's probabilities."""
+    captured = capture_probs(pipeline.unet)
+    calls = []
+
+    def keep(pipeline, step, timestep, kept):
+        calls.append({name: processor.head_sum[2:] for name, processor in captured.items()})
+        return kept
+
+    noise = initial_latents(model, jnp.uint32(RNG_SEED), jnp.arange(2))
+    images = pipeline(
+        PROMPTS,
+        negative_prompt=[NEGATIVE_PROMPT] * 2,
+        num_inference_steps=NUM_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        latents=to_torch(noise),
+        output_type="np",
+        callback_on_step_end=keep,
+    ).images
+    return 255 * images, {name: np.mean([c[name] for c in calls], axis=0) for name in captured}
+
+
+def test_images_and_averaged_attention_equal_those_of_diffusers(pair):
+    pipeline, model = pair
+    expected, probs = run_diffusers(pipeline, model)
+    pairs = generate(
+        model,
+        PROMPTS,
+        CLASSES,
+        rng_seed=RNG_SEED,
+        num_steps=NUM_STEPS,
+        guidance_scale=GUIDANCE_SCALE,
+        negative_prompt=NEGATIVE_PROMPT,
+    )
+    error = np.mean((np.asarray(pairs.images, np.float64) - expected) ** 2)
+    psnr = 10 * np.log10(255**2 / error)
+    assert expected.std() > 20
+    # Rounding our colours to 8 bits alone leaves 59 dB.
+    assert psnr >= 50
+    # Entries are sums of at most 4 probabilities, as in the comparison of one call.
+    token_mask = class_token_mask(model.tokenizer, PROMPTS, CLASSES)
+    for i, names in enumerate(CLASSES):
+        for k in range(len(names)):
+            columns = [probs[name][i][:, token_mask[i, k]] for name in model.capture.cross_layers]
+            got = pairs.attention_maps.cross_attention[i, :, :, k]
+            np.testing.assert_allclose(got, np.mean(columns, axis=-1), rtol=0, atol=1e-5)
+            assert got.std() > 0.05
+    for name in model.capture.self_layers:
+        side = int(np.sqrt(probs[name].shape[-1]))
+        got = pairs.attention_maps.self_attention[side]
+        np.testing.assert_allclose(got, probs[name], rtol=0, atol=1e-5)
