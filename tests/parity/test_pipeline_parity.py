@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from diffusers import StableDiffusionPipeline
-from random_models import relative_difference
-from torch_models import blocks, capture_probs, random_pipeline, to_numpy, to_torch
+from torch_models import blocks, capture_probs, random_pipeline, to_torch
 
 from seediff_jax.model import load_model, save_model
 from seediff_jax.pipeline import generate
