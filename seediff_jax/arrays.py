@@ -4,7 +4,7 @@ Axis letters, used in every signature of the package:
 
     b  batch (images)        c  classes of an image     l  text tokens      d  embedding width
     n  image locations of one attention level (n = side * side), row major
-    h  height                w  width                   H, W  height and width of the image in pixels
+    h  height                w  width                   H, W  height, width of the image, pixels
 
 Images and latents are NHWC. A single axis is written with a leading blank (`" n"`).
 """
@@ -14,6 +14,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
 
 typechecked = jaxtyped(typechecker=beartype)
-"""Decorator: checks shapes and dtypes of arguments and results while tracing (free once compiled)."""
+"""Decorator: checks shapes and dtypes of arguments and results while tracing; free once compiled."""
 
 __all__ = ["Array", "Bool", "Float", "Int", "UInt8", "typechecked"]

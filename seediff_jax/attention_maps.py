@@ -1,4 +1,4 @@
-"""The contract between the UNet, which fills AttentionMaps, and the mask kernels, which read them."""
+"""The contract between the UNet, which fills AttentionMaps, and the mask kernels, their readers."""
 
 from flax import struct
 

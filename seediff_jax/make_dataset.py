@@ -82,6 +82,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         refine_iterations=config.refine_iterations,
         dilations=config.dilations,
         refined_threshold=config.refined_threshold,
+        num_classes=max(len(record.classes) for record in config.records),
     )
 
 

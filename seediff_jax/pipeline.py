@@ -67,6 +67,7 @@ def generate(
     dilations: Sequence[int] = (1,),
     refined_threshold: float = REFINED_THRESHOLD,
     synonyms: Mapping[str, Sequence[str]] | None = None,
+    num_classes: int | None = None,
 ) -> Pairs:
     """Generates an image for each prompt, and its masks of the classes that the prompt names.
 
@@ -93,6 +94,8 @@ def generate(
         dilations: distances of the neighbours in that refinement.
         refined_threshold: a pixel belongs to a class above it after refinement.
         synonyms: words that name a class, see `class_names.find_mentions`.
+        num_classes: c, to which the lists of classes are padded, so that batches with lists of
+            other lengths run the same programs; by default the length of the longest.
 
     Raises:
         ValueError: a prompt is too long or does not name a class, or a setting is out of range.
@@ -102,7 +105,9 @@ def generate(
         mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
     )
     _require_masks_possible(model, refine_iterations, dilations)
-    token_mask = class_token_mask(model.tokenizer, prompts, classes, synonyms)
+    token_mask = _pad_classes(
+        class_token_mask(model.tokenizer, prompts, classes, synonyms), num_classes
+    )
     if token_mask.shape[1] >= IGNORE_INDEX:
         raise ValueError(f"{token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}")
     samples = _sample(
@@ -248,6 +253,17 @@ def _sample(
     )
     require_finite(samples, indices)
     return samples
+
+
+def _pad_classes(
+    token_mask: Bool[np.ndarray, "b c l"], num_classes: int | None
+) -> Bool[np.ndarray, "b k l"]:
+    missing = 0 if num_classes is None else num_classes - token_mask.shape[1]
+    if missing < 0:
+        raise ValueError(
+            f"num_classes={num_classes}, but a prompt has {token_mask.shape[1]} classes"
+        )
+    return np.pad(token_mask, ((0, 0), (0, missing), (0, 0)))
 
 
 def _require_range(name: str, value: int, last: int) -> None:

@@ -104,6 +104,7 @@ def test_other_prompts_seeds_guidance_and_thresholds_compile_nothing(model, pair
             run(model, first_index=2**31 - 2),
             run(model, guidance_scale=3),
             run(model, negative_prompt="a red cup"),
+            run(model, ["a cow", "a hen"], [["cow"], ["hen"]], num_classes=2),
         ]
         run(model, threshold=0.3, uncertain=0.1)
         messages = [record.message for record in caplog.records]
@@ -173,6 +174,7 @@ ERRORS = {
     "refined_threshold=-1 must": {"refine_iterations": 1, "refined_threshold": -1},
     "uncertain=0.6 must lie in 0..0.5, the threshold": {"uncertain": 0.6},
     "refine_iterations=-1 must": {"refine_iterations": -1},
+    "num_classes=1, but a prompt has 2 classes": {"num_classes": 1},
     r"dilations=\[0\] must hold": {"dilations": [0]},
 }
 
