@@ -14,6 +14,6 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
 
 typechecked = jaxtyped(typechecker=beartype)
-"""Decorator: checks shapes and dtypes of arguments and results while tracing; free once compiled."""
+"""Decorator: checks shapes and dtypes of arguments and results while tracing, not once compiled."""
 
 __all__ = ["Array", "Bool", "Float", "Int", "UInt8", "typechecked"]
