@@ -66,7 +66,8 @@ def train_classifier(*, steps: int = 600, batch_size: int = 32):
 
     def recognise(pixels: np.ndarray) -> np.ndarray:
         small = pixels.reshape(len(pixels), 64, 2, 64, 2, 3).mean(axis=(2, 4), dtype=np.float32)
-        return np.argmax(apply(params, small / 127.5 - 1), axis=-1)
+        return np.argmax(np.asarray(apply(params, small / 127.5 - 1)), axis=-1)
 
     held_out, truth = _single_objects(60_000_000, 256, None)
-    return recognise, float(np.mean(np.argmax(apply(params, held_out), axis=-1) == truth))
+    found = np.argmax(np.asarray(apply(params, held_out)), axis=-1)
+    return recognise, float(np.mean(found == truth))
