@@ -2,7 +2,7 @@
 
 Without flags it writes one image of every class of the embedded model "shapes".
 An output folder that a run with the same settings began is completed, never redone; --num_images,
---batch_size and --compilation_cache may differ, as no image depends on them.
+--batch_size and --compilation_cache may differ: they change no image beyond rounding.
 
   seediff
   seediff --model=/models/stable-diffusion-v1-4 --classes=voc --num_images=2000 --output=outputs/voc
