@@ -15,6 +15,7 @@ v-prediction (Salimans and Ho, arXiv 2202.00512) with min-SNR weighting (Hang et
 
 import functools
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -97,7 +98,9 @@ def unet_loss(modules, schedule, params: Params, rng, latents, token_ids, empty_
     """Error of the predicted velocity at random timesteps, weighted by min-SNR."""
     rng_time, rng_noise, rng_drop = jax.random.split(rng, 3)
     count = latents.shape[0]
-    timesteps = jax.random.randint(rng_time, (count,), 0, schedule.alphas_cumprod.shape[0])
+    # One timestep in each of `count` equal parts of the schedule: a less noisy mean of the loss.
+    parts = (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(rng_time, (count,))) / count
+    timesteps = (parts * schedule.alphas_cumprod.shape[0]).astype(jnp.int32)
     noise = jax.random.normal(rng_noise, latents.shape)
     dropped = jax.random.uniform(rng_drop, (count, 1)) < _CAPTION_DROPOUT
     text = modules["text_encoder"].apply(
@@ -222,13 +225,23 @@ def encode(modules, vae_params: Params, images: np.ndarray, side: int) -> np.nda
     return np.concatenate([np.asarray(encode_some(part)) for part in parts])
 
 
+def load_latents(modules, params: Params, run_dir: pathlib.Path, images) -> np.ndarray:
+    """Latents of the scenes, not yet scaled: encoded once for each VAE and image side."""
+    vae_params = restore_ema(run_dir / "vae", {"vae": params["vae"]})["vae"]
+    total = sum(float(np.abs(x).sum(dtype=np.float64)) for x in jax.tree.leaves(vae_params))
+    file = run_dir / f"latents_{_IMAGE_SIDE.value}px_{len(images)}_{total:.6f}.npy"
+    if not file.exists():
+        aside = file.with_suffix(".part.npy")
+        np.save(aside, encode(modules, vae_params, images, int(_IMAGE_SIDE.value)))
+        os.replace(aside, file)
+    return np.load(file)
+
+
 def train_unet(config: ModelConfig, params: Params, run_dir: pathlib.Path, images, captions):
     """Trains text encoder and UNet on the latents of all scenes."""
     modules = make_modules(config)
     modules["unet"] = modules["unet"].clone(capture=NO_CAPTURE)
-    vae_params = restore_ema(run_dir / "vae", {"vae": params["vae"]})["vae"]
-    latents = encode(modules, vae_params, images, int(_IMAGE_SIDE.value))
-    latents *= config.vae.scaling_factor
+    latents = load_latents(modules, params, run_dir, images) * config.vae.scaling_factor
     token_ids, empty_ids = config.tokenizer.encode(captions), config.tokenizer.encode([""])
 
     def make_batch(step):

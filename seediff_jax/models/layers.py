@@ -128,14 +128,44 @@ def _attend_head_by_head(query: Array, key: Array, value: Array) -> Array:
     def split(x):
         return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
-    def attend_head(head):
-        query, key, value = (x[None, :, None] for x in head)
-        probs = _attention_probs(query, key).astype(value.dtype)
-        return jnp.einsum("bhnm,bmhk->bnhk", probs, value)[0, :, 0]
-
     b, n, heads, k = query.shape
-    out = jax.lax.map(attend_head, (split(query), split(key), split(value)))
+    out = jax.lax.map(lambda head: _attend_head(*head), (split(query), split(key), split(value)))
     return out.reshape(b, heads, n, k).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _attend_head(query: Array, key: Array, value: Array) -> Array:
+    """`[n, k]`, `[m, k]`, `[m, k]` -> `[n, k]`; its gradient keeps no probabilities."""
+    return _attend_head_forward(query, key, value)[0]
+
+
+def _attend_head_forward(query: Array, key: Array, value: Array):
+    logits = _matmul(query, key.T) * (1 / math.sqrt(query.shape[-1]))
+    largest = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = (_matmul(weights.astype(value.dtype), value) / total).astype(value.dtype)
+    return out, (query, key, value, out, (largest + jnp.log(total)).T)
+
+
+def _attend_head_backward(residuals, out_bar: Array):
+    """FlashAttention's backward pass (Dao et al., arXiv 2205.14135, appendix B.2), untiled."""
+    query, key, value, out, log_total = residuals
+    scale = 1 / math.sqrt(query.shape[-1])
+    # Keys before queries, `[m, n]`: two of the three products below then need no transpose.
+    probs = jnp.exp(_matmul(key, query.T) * scale - log_total)
+    expected = jnp.sum(out_bar * out, axis=-1, dtype=jnp.float32)
+    logits_bar = probs * (_matmul(value, out_bar.T) - expected[None, :]) * scale
+    logits_bar, probs = logits_bar.astype(query.dtype), probs.astype(value.dtype)
+    bars = _matmul(logits_bar.T, key), _matmul(logits_bar, query), _matmul(probs, out_bar)
+    return tuple(bar.astype(x.dtype) for bar, x in zip(bars, (query, key, value), strict=True))
+
+
+_attend_head.defvjp(_attend_head_forward, _attend_head_backward)
+
+
+def _matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 def _attention_probs(query: Array, key: Array, bias: Array | None = None) -> Array:
