@@ -17,7 +17,8 @@ class AttentionMaps:
             seed level (n0 locations), one column a text token; or `[b, layers, n0, c]`, one column
             a class, where the tokens were projected on the classes while recording.
         self_attention: `{side: float32 [b, n, n]}` with n = side * side: one recorded layer a
-            level, query locations by key locations.
+            level, query locations by key locations. Where images are no squares, a level is keyed
+            by its height, and its width is n / height.
     """
 
     cross_attention: Array
@@ -25,5 +26,5 @@ class AttentionMaps:
 
     @property
     def sides(self) -> tuple[int, ...]:
-        """Sides of the recorded levels, coarse to fine; the first is the seed level."""
+        """Sides (heights) of the recorded levels, coarse to fine; the first is the seed level."""
         return tuple(sorted(self.self_attention))

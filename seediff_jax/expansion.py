@@ -2,6 +2,9 @@
 
     seeds [n0], self_attention {side: [n, n]} -> soft mask [side, side]
 
+Levels are keyed by their side. A level of an image that is no square is keyed by its height, and
+its width follows from the number of its locations.
+
 The seeds spread over the seed level by the affinity of its locations; every finer level in turn
 keeps of the upsampled map what is unlike the background. Kernels are written for one example and
 one class; `jax.vmap` adds classes and batch, and the attention of an image is not copied per class.
@@ -90,15 +93,15 @@ def spread(
 
 @typechecked
 def refine_level(
-    coarse: Float[Array, "h h"],
+    coarse: Float[Array, "h w"],
     self_attention: Float[Array, "n n"],
-    side: int,
+    side: int | tuple[int, int],
     *,
     affinity: str = "cosine",
     power: int = 1,
     background: bool = True,
-) -> Float[Array, "{side} {side}"]:
-    """Carries a soft mask to the next finer level (method section 4).
+) -> Float[Array, "finer_h finer_w"]:
+    """Carries a soft mask to the next finer level, of a side or of a height and width (section 4).
 
     The background of a simply prompted image is uniform, so similarity to it is more reliable
     than similarity to the object: what resembles the background is taken away.
@@ -109,7 +112,7 @@ def refine_level(
         return soft
     outside = (~otsu_foreground(upsampled)).astype(soft.dtype).ravel()
     similarity = min_max(spread(outside, self_attention, affinity=affinity, power=power))
-    return min_max(soft * (1 - similarity.reshape(side, side)))
+    return min_max(soft * (1 - similarity.reshape(soft.shape)))
 
 
 @typechecked
@@ -120,15 +123,15 @@ def expand(
     affinity: str = "cosine",
     power: int = 1,
     background: bool = True,
-) -> Float[Array, "side side"]:
+) -> Float[Array, "h w"]:
     """Grows seeds to a soft mask in [0, 1] at the finest level (method sections 3 and 4).
 
     Without seeds the mask is 0 everywhere.
 
     Args:
         seeds: locations of the class at the coarsest level of `self_attention`.
-        self_attention: float32 `[side**2, side**2]` of each level, keyed by side; the scale of a
-            matrix or of its rows does not matter.
+        self_attention: float32 `[n, n]` of each level, keyed by side, or by height where the image
+            is no square; the scale of a matrix or of its rows does not matter.
         affinity: one of AFFINITIES, used at every level.
         power: how many times the affinity is applied at every level; 1 is the published setting.
         background: whether finer levels take away what resembles the background; without it they
@@ -138,32 +141,54 @@ def expand(
         ValueError: unknown affinity, power below 1, or sizes that do not match the sides.
     """
     require_affinity(affinity, power)
-    first, *finer = require_levels(seeds.size, self_attention)
+    (height, width), *finer = require_levels(seeds.size, self_attention)
     options = {"affinity": affinity, "power": power}
-    field = spread(seeds.astype(jnp.float32), self_attention[first], **options)
-    soft = min_max(field).reshape(first, first)
-    for side in finer:
-        soft = refine_level(soft, self_attention[side], side, background=background, **options)
+    field = spread(seeds.astype(jnp.float32), self_attention[height], **options)
+    soft = min_max(field).reshape(height, width)
+    for size in finer:
+        level = self_attention[size[0]]
+        soft = refine_level(soft, level, size, background=background, **options)
     return soft
 
 
-def require_levels(num_seed_locations: int, self_attention: Mapping[int, Array]) -> list[int]:
-    """Returns the sides, coarse to fine; raises a ValueError where a size does not match them."""
+def require_levels(
+    num_seed_locations: int, self_attention: Mapping[int, Array]
+) -> list[tuple[int, int]]:
+    """Returns height and width of the levels, coarse to fine.
+
+    Raises:
+        ValueError: a level does not have the locations that its key says, its proportions are not
+            those of the coarsest level (but for rounding up halves), or the seeds are of another
+            level than the coarsest.
+    """
     if not self_attention:
         raise ValueError("self_attention has no level; give {side: [side**2, side**2]}")
-    for side, level in self_attention.items():
-        if level.shape != (side**2, side**2):
+    sizes = []
+    for height, level in sorted(self_attention.items()):
+        width = level.shape[0] // height
+        if level.shape != (height * width, height * width) or not width:
             raise ValueError(
-                f"self_attention[{side}] has shape {level.shape}; "
-                f"a level of side {side} needs {(side**2, side**2)}"
+                f"self_attention[{height}] has shape {level.shape}; a level of side {height} needs "
+                f"{(height**2, height**2)}, one of {height} x w locations twice {height} * w"
             )
-    sides = sorted(self_attention)
-    if num_seed_locations != sides[0] ** 2:
+        sizes.append((height, width))
+    first_height, first_width = sizes[0]
+    for height, width in sizes:
+        # Halves are rounded up, so one location of the coarsest level may be there in part only.
+        if (
+            height * (first_width - 1) >= width * first_height
+            or width * (first_height - 1) >= height * first_width
+        ):
+            raise ValueError(
+                f"self_attention has levels of {first_height} x {first_width} and {height} x "
+                f"{width} locations; the levels of one image have the same proportions"
+            )
+    if num_seed_locations != first_height * first_width:
         raise ValueError(
-            f"the coarsest level of self_attention has side {sides[0]} and needs "
-            f"{sides[0] ** 2} seed-level locations; given were {num_seed_locations}"
+            f"the coarsest level of self_attention has side {first_height} and needs "
+            f"{first_height * first_width} seed-level locations; given were {num_seed_locations}"
         )
-    return sides
+    return sizes
 
 
 def _reciprocal(values: Float[Array, "*grid"]) -> Float[Array, "*grid"]:

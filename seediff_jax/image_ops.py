@@ -4,6 +4,8 @@ Written for one map; `jax.vmap` adds classes and batch. Conventions are those of
 published results were made with.
 """
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,18 +44,46 @@ def otsu_foreground(soft: Float[Array, "*grid"]) -> Bool[Array, "*grid"]:
 
 
 @typechecked
-def resize_cubic(field: Float[Array, "h w"], side: int) -> Float[Array, "{side} {side}"]:
-    """Resizes a map to `side` x `side` as `cv2.resize(..., interpolation=cv2.INTER_CUBIC)` does.
+def resize_cubic(
+    field: Float[Array, "h w"], side: int | tuple[int, int]
+) -> Float[Array, "new_h new_w"]:
+    """Resizes a map as `cv2.resize(..., interpolation=cv2.INTER_CUBIC)` does.
 
     a = -0.75, half-pixel centres, replicated edges, no smoothing when shrinking. The result
     overshoots the range of the input where that has sharp edges.
 
+    Args:
+        field: the map.
+        side: of a square, or height and width.
+
     Raises:
-        ValueError: side below 1.
+        ValueError: a side below 1.
     """
-    if side < 1:
+    height, width = height_and_width(side)
+    if height < 1 or width < 1:
         raise ValueError(f"side={side} is not a size; use 1 or more")
-    return _resize_rows(_resize_rows(field, side).T, side).T
+    return _resize_rows(_resize_rows(field, height).T, width).T
+
+
+def height_and_width(side: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns the height and width that a side of a square, or a pair, stands for."""
+    return (side, side) if isinstance(side, int) else side
+
+
+def grid_size(num_locations: int, image_side: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns height and width of a level that has the proportions of an image.
+
+    Raises:
+        ValueError: so many locations make no such grid.
+    """
+    height, width = height_and_width(image_side)
+    rows = round(math.sqrt(num_locations * height / width))
+    if rows < 1 or num_locations % rows or rows * rows * width != num_locations * height:
+        raise ValueError(
+            f"{num_locations} locations make no grid of the proportions of an image of "
+            f"{height} x {width} pixels"
+        )
+    return rows, num_locations // rows
 
 
 def _histogram(levels: Int[Array, " n"]) -> Int[Array, " levels"]:

@@ -59,6 +59,9 @@ def _define_sampling(values: flags.FlagValues) -> None:
     guidance = "How strongly the prompt guides; 1 is no guidance."
     number("guidance_scale", 7.5, guidance, lower_bound=0)
     text("negative_prompt", "", "What to guide away from.")
+    for name in ("height", "width"):
+        size = f"{name.capitalize()} of the images in pixels; by default what the model makes."
+        whole(name, None, size, lower_bound=1)
     enum("scheduler", None, [*CLASS_NAMES], "Sampler; by default the model's own.")
     dtypes = ["float32", "bfloat16", "float16"]
     enum("dtype", "float32", dtypes, "Precision of the networks.")
@@ -66,7 +69,9 @@ def _define_sampling(values: flags.FlagValues) -> None:
 
 def _define_masks(values: flags.FlagValues) -> None:
     whole, number, enum = _kinds(values, "integer", "float", "enum")
-    names, switch = _kinds(values, "list", "bool")
+    names, switch, text = _kinds(values, "list", "bool", "string")
+    capture = "Attention layers to record: published, coarse (without the finest level) or a JSON "
+    text("capture", None, capture + "file with lists of layers; by default the model's own.")
     enum("mask_method", "seediff", [*METHODS], "From attention to mask.")
     affinity = "Similarity that spreads the seeds of seediff."
     enum("affinity", "cosine", [*AFFINITIES], affinity)
@@ -133,10 +138,13 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         model=values.model,
         dtype=values.dtype,
         scheduler=values.scheduler,
+        capture=values.capture,
         rng_seed=values.seed,
         num_steps=values.num_steps,
         guidance_scale=values.guidance_scale,
         negative_prompt=values.negative_prompt,
+        height=values.height,
+        width=values.width,
         mask_config=MaskConfig(
             method=values.mask_method,
             affinity=values.affinity,

@@ -15,6 +15,7 @@ from seediff_jax.model import Model, load_model
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
 from seediff_jax.run_config import RunConfig
+from seediff_jax.sampling import latent_size
 from seediff_jax.schedulers import make_steps
 from seediff_jax.seeds import find_seeds, seed_map
 from seediff_jax.tokenizer import class_token_mask
@@ -28,7 +29,9 @@ def make_dataset(config: RunConfig) -> None:
         OSError: the folder cannot be written.
     """
     require_resumable(config.output, config.settings())
-    model = load_model(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    model = load_model(
+        config.model, dtype=config.dtype, scheduler=config.scheduler, capture=config.capture
+    )
     _require_fit(model, config)
     writer = DatasetWriter(config.output, config.settings_with(model))
     missing = [i for i in range(config.num_images) if i not in writer.rows]
@@ -58,7 +61,9 @@ def batch_starts(missing: Iterable[int], batch_size: int) -> list[int]:
 
 
 def _require_fit(model: Model, config: RunConfig) -> None:
-    make_steps(model.scheduler_config, config.num_steps)
+    steps = make_steps(model.scheduler_config, config.num_steps)
+    model.capture.recorded_calls(len(steps.timesteps))
+    latent_size(model, config.height, config.width)
     prompts = [record.prompt for record in config.records]
     model.tokenizer.encode([*prompts, config.negative_prompt])
     class_token_mask(model.tokenizer, prompts, [record.classes for record in config.records])
@@ -76,6 +81,8 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         num_steps=config.num_steps,
         guidance_scale=config.guidance_scale,
         negative_prompt=config.negative_prompt,
+        height=config.height,
+        width=config.width,
         mask_config=config.mask_config,
         threshold=config.thresholds[0],
         uncertain=config.thresholds[1],

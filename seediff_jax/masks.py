@@ -7,14 +7,13 @@ for one example and one class; `jax.vmap` adds classes and batch.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
 
 from seediff_jax.arrays import Array, Float, typechecked
 from seediff_jax.expansion import expand, require_affinity, require_levels, spread
-from seediff_jax.image_ops import min_max, resize_cubic
+from seediff_jax.image_ops import grid_size, min_max, resize_cubic
 from seediff_jax.seeds import find_seeds, seed_map
 
 METHODS = ("seediff", "cross_attention", "exponentiation")
@@ -67,15 +66,15 @@ class MaskConfig:
 def class_soft_mask(
     cross_attention: Float[Array, "layers n0"],
     self_attention: Mapping[int, Float[Array, "_ _"]],
-    image_side: int,
+    image_side: int | tuple[int, int],
     config: MaskConfig,
-) -> Float[Array, "{image_side} {image_side}"]:
+) -> Float[Array, "H W"]:
     """Makes the soft mask of one class by the method that `config` names.
 
     Args:
         cross_attention: float32, summed over heads: the recorded layers of the seed level.
-        self_attention: float32 `[side**2, side**2]` of each level, keyed by side.
-        image_side: side of the mask in pixels.
+        self_attention: float32 `[n, n]` of each level, keyed by side or height, see `expand`.
+        image_side: side of the mask in pixels, or its height and width.
         config: the method and its options.
     """
     if config.method == "cross_attention":
@@ -98,20 +97,20 @@ def class_soft_mask(
 def soft_mask(
     cross_attention: Float[Array, "layers n0"],
     self_attention: Mapping[int, Float[Array, "_ _"]],
-    image_side: int,
+    image_side: int | tuple[int, int],
     *,
     affinity: str = "cosine",
     power: int = 1,
     background: bool = True,
-) -> Float[Array, "{image_side} {image_side}"]:
+) -> Float[Array, "H W"]:
     """Makes the SeeDiff soft mask of one class, in [0, 1] (method sections 2 to 5).
 
     The published foreground is above 0.5. The options are those of `expand`.
 
     Args:
         cross_attention: float32, summed over heads: the recorded layers of the seed level.
-        self_attention: float32 `[side**2, side**2]` of each level, keyed by side.
-        image_side: side of the mask in pixels.
+        self_attention: float32 `[n, n]` of each level, keyed by side or height, see `expand`.
+        image_side: side of the mask in pixels, or its height and width.
         affinity: "cosine" or "transition".
         power: applications of the affinity at every level.
         background: whether finer levels take away what resembles the background.
@@ -126,24 +125,25 @@ def soft_mask(
 
 @typechecked
 def cross_attention_mask(
-    cross_attention: Float[Array, "layers n0"], image_side: int
-) -> Float[Array, "{image_side} {image_side}"]:
+    cross_attention: Float[Array, "layers n0"], image_side: int | tuple[int, int]
+) -> Float[Array, "H W"]:
     """Upsamples the seed map: what DAAM and DiffuMask start from (method section 8).
 
     Raises:
-        ValueError: n0 is not the square of a side.
+        ValueError: n0 locations make no grid of the proportions of the image.
     """
-    return min_max(resize_cubic(_as_grid(seed_map(cross_attention)), image_side))
+    size = grid_size(cross_attention.shape[-1], image_side)
+    return min_max(resize_cubic(seed_map(cross_attention).reshape(size), image_side))
 
 
 @typechecked
 def exponentiation_mask(
     cross_attention: Float[Array, "layers n0"],
     self_attention: Mapping[int, Float[Array, "_ _"]],
-    image_side: int,
+    image_side: int | tuple[int, int],
     *,
     power: int = _EXPONENTIATION_POWER,
-) -> Float[Array, "{image_side} {image_side}"]:
+) -> Float[Array, "H W"]:
     """Spreads the mean cross-attention by a power of self-attention (Dataset Diffusion, 2023).
 
     The level used is the one after the seed level, or the seed level where it is the only one.
@@ -152,16 +152,8 @@ def exponentiation_mask(
     Raises:
         ValueError: power below 1, or sizes that do not match the sides.
     """
-    sides = require_levels(cross_attention.shape[-1], self_attention)
-    side = sides[:2][-1]
-    field = resize_cubic(_as_grid(jnp.mean(cross_attention, axis=0)), side)
-    field = spread(field.ravel(), self_attention[side], affinity="transition", power=power)
-    return min_max(resize_cubic(min_max(field).reshape(side, side), image_side))
-
-
-def _as_grid(field: Float[Array, " n"]) -> Float[Array, "side side"]:
-    """Reshapes a row-major map of a square level to its rows and columns."""
-    side = math.isqrt(field.size)
-    if side**2 != field.size:
-        raise ValueError(f"{field.size} locations are no square level; give side * side of them")
-    return field.reshape(side, side)
+    sizes = require_levels(cross_attention.shape[-1], self_attention)
+    size = sizes[:2][-1]
+    field = resize_cubic(jnp.mean(cross_attention, axis=0).reshape(sizes[0]), size)
+    field = spread(field.ravel(), self_attention[size[0]], affinity="transition", power=power)
+    return min_max(resize_cubic(min_max(field).reshape(size), image_side))

@@ -25,6 +25,7 @@ from seediff_jax.hub import fetch, is_hub_id
 from seediff_jax.model_config import ModelConfig, make_modules, read_model_config
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.config import ClipTextConfig, UNetConfig, VaeConfig
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.scheduler_configs import SchedulerConfig
 from seediff_jax.tokenizer import Tokenizer
 from seediff_jax.weight_files import CONVERT
@@ -80,6 +81,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.float32,
     scheduler: str | None = None,
+    capture: str | CaptureConfig | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
@@ -90,6 +92,9 @@ def load_model(
         dtype: float32, bfloat16 or float16, of the weights and the computation.
         scheduler: "ddim" or "pndm" instead of the sampler that the checkpoint names, with its noise
             schedule; needed where that sampler is another one.
+        capture: attention layers to record: "published", "coarse" (without the finest level), a
+            JSON file with lists of layers, or a CaptureConfig; by default the folder's
+            `capture.json`, or what was published.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, or its files are
@@ -98,7 +103,7 @@ def load_model(
     if jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not one of {', '.join(_DTYPES)}")
     folder = _find_folder(name_or_path)
-    config = read_model_config(folder, scheduler)
+    config = read_model_config(folder, scheduler, capture)
     # No name holds the float32 params: make_model frees each of them once it is cast.
     return make_model(config, read_params(folder, config), dtype=dtype, model_id=str(name_or_path))
 
@@ -178,17 +183,18 @@ def predict_noise(
     latents: Float[Array, "b h w c"],
     timesteps: Int[Array, " b"],
     text_embeddings: Float[Array, "b l d"],
-    token_weights: Float[Array, "r l k"] | None = None,
+    columns: TokenColumns | None = None,
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
     """One UNet call.
 
     Args:
         model: the model; its `capture` says which layers are recorded.
-        latents: float32 `[b, h, w, c]`, of any side; scaled as the VAE's (`encode_images`).
+        latents: float32 `[b, h, w, c]`, of any height and width, scaled as the VAE's
+            (`encode_images`).
         timesteps: int32 `[b]`, in 0..T-1 of the noise schedule.
         text_embeddings: float32 `[b, l, d]`, from `encode_text`.
-        token_weights: float32 `[r, l, k]`: the last r rows are recorded, their cross-attention
-            projected from l tokens to k columns. By default all rows and all tokens, unchanged.
+        columns: which rows are recorded, and the columns that their cross-attention is projected
+            on. By default all rows and one column a token.
 
     Returns:
         float32 `[b, h, w, c]`, what the scheduler's `prediction_type` says, and the AttentionMaps
@@ -196,15 +202,13 @@ def predict_noise(
 
     Raises:
         ValueError: axes do not fit the model or one another; latents that are to be recorded are
-            not square, or so small that two recorded levels have one side.
+            so small that two recorded levels have one height.
     """
-    if token_weights is None:
+    if columns is None:
         b, tokens, _ = text_embeddings.shape
-        token_weights = jnp.broadcast_to(jnp.eye(tokens)[None], (b, tokens, tokens))
+        columns = TokenColumns(jnp.broadcast_to(jnp.eye(tokens)[None], (b, tokens, tokens)))
     variables = _variables(model, "unet")
-    return _module(model, "unet").apply(
-        variables, latents, timesteps, text_embeddings, token_weights
-    )
+    return _module(model, "unet").apply(variables, latents, timesteps, text_embeddings, columns)
 
 
 @jax.jit

@@ -21,8 +21,9 @@ from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array
 from seediff_jax.models import config as configs
-from seediff_jax.models.capture import CaptureConfig, check_capture, published_capture
+from seediff_jax.models.capture import PRESETS, CaptureConfig, check_capture, published_capture
 from seediff_jax.models.clip import ClipTextModel
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 from seediff_jax.models.vae import AutoencoderKL
 from seediff_jax.scheduler_configs import CLASS_NAMES, SchedulerConfig, scheduler_config
@@ -80,19 +81,22 @@ def init_params(config: ModelConfig, rng: Array) -> dict[str, Any]:
     text = jnp.zeros((1, 1, config.unet.cross_attention_dim))
     inputs = {
         "text_encoder": (jnp.zeros((1, 1), jnp.int32),),
-        "unet": (latents, jnp.zeros(1, jnp.int32), text, jnp.zeros((1, 1, 1))),
+        "unet": (latents, jnp.zeros(1, jnp.int32), text, TokenColumns(jnp.zeros((1, 1, 1)))),
         "vae": (jnp.zeros((1, image_side, image_side, config.vae.in_channels)),),
     }
     rngs = dict(zip(modules, jax.random.split(rng, len(modules)), strict=True))
     return {name: m.init(rngs[name], *inputs[name])["params"] for name, m in modules.items()}
 
 
-def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig:
+def read_model_config(
+    folder: Path, scheduler: str | None = None, capture: str | CaptureConfig | None = None
+) -> ModelConfig:
     """Reads every JSON file of a diffusers folder.
 
     Args:
         folder: the folder.
         scheduler: "ddim" or "pndm" instead of the sampler that the folder names.
+        capture: see `choose_capture`; None is the folder's own choice, or the published one.
 
     Raises:
         ValueError: the pipeline is not Stable Diffusion 1.x or 2.x, a file is missing or damaged,
@@ -104,9 +108,9 @@ def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig
         return parse(read_json(folder / name), str(folder / name))
 
     unet = read("unet/config.json", configs.unet_config)
-    capture = published_capture(unet)
-    if (folder / "capture.json").exists():
-        capture = read("capture.json", _capture_config)
+    if capture is None:
+        own = folder / "capture.json"
+        capture = str(own) if own.exists() else "published"
     config = ModelConfig(
         text_encoder=read("text_encoder/config.json", configs.clip_text_config),
         unet=unet,
@@ -115,7 +119,7 @@ def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig
             "scheduler/scheduler_config.json", functools.partial(scheduler_config, kind=scheduler)
         ),
         tokenizer=_read_tokenizer(folder / "tokenizer"),
-        capture=capture,
+        capture=choose_capture(capture, unet),
     )
     check_model_config(config, str(folder))
     return config
@@ -207,9 +211,38 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         raise ValueError(str(error)) from error
 
 
+def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> CaptureConfig:
+    """The layers that a name or a file says.
+
+    Args:
+        choice: a name of `capture.PRESETS`, a JSON file with the lists "cross_layers",
+            "self_layers" and, if not all UNet calls are to be averaged, "calls", or the result.
+        unet: the UNet, whose layers they are.
+
+    Raises:
+        ValueError: there is no such preset or file, or it asks for layers that the UNet lacks.
+    """
+    if isinstance(choice, str):
+        if choice in PRESETS:
+            return PRESETS[choice](unet)
+        if not choice.endswith(".json"):
+            raise ValueError(f"capture={choice!r} is neither {' nor '.join(PRESETS)} nor a .json")
+        choice = _capture_config(read_json(Path(choice)), choice)
+    check_capture(choice, unet)
+    return choice
+
+
 def _capture_config(content: dict[str, Any], source: str) -> CaptureConfig:
-    names = {field.name for field in dataclasses.fields(CaptureConfig)}
-    is_list = all(isinstance(layers, list) for layers in content.values())
-    if content.keys() != names or not is_list:
-        raise ValueError(f"{source}: needed are lists of layer names under {sorted(names)} alone")
-    return CaptureConfig(**{name: tuple(map(str, layers)) for name, layers in content.items()})
+    content = {"calls": [0.0, 1.0], **content}
+    kinds = {"cross_layers": str, "self_layers": str, "calls": (int, float)}
+    if content.keys() != kinds.keys() or not all(
+        isinstance(values, list) and all(isinstance(value, kinds[name]) for value in values)
+        for name, values in content.items()
+    ):
+        raise ValueError(
+            f"{source}: needed are lists of layer names under cross_layers and self_layers, and "
+            'perhaps "calls": [from, to]; nothing else'
+        )
+    if len(content["calls"]) != 2:
+        raise ValueError(f"{source}: calls = {content['calls']} must be two numbers, from and to")
+    return CaptureConfig(**{name: tuple(values) for name, values in content.items()})

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from seediff_jax.arrays import Bool, Float, UInt8, typechecked
+from seediff_jax.image_ops import grid_size
 
 MARGIN = 12
 INK, PAPER, GREY = (20, 20, 20), (255, 255, 255), (110, 110, 110)
@@ -103,7 +104,7 @@ def contact_sheet(
 def method_strip(
     image: UInt8[np.ndarray, "h w 3"],
     seeds: Bool[np.ndarray, " n"],
-    expansion: Float[np.ndarray, "side side"],
+    expansion: Float[np.ndarray, "level_h level_w"],
     label_map: UInt8[np.ndarray, "h w"],
     *,
     tile: int = 256,
@@ -112,19 +113,17 @@ def method_strip(
 
     Args:
         image: colours in 0..255.
-        seeds: locations of the seed level (n = side * side, row major), shown on the dimmed image.
-        expansion: soft mask in [0, 1] at any level's side, or of the image's size; shown as heat.
+        seeds: locations of the seed level (row major), shown on the dimmed image.
+        expansion: soft mask in [0, 1] at any level's size, or of the image's; shown as heat.
         label_map: class ids of the finished mask, shown as overlay.
         tile: longer edge of a picture in pixels.
 
     Raises:
-        ValueError: the seeds do not fill a square.
+        ValueError: the seeds do not fill a grid of the image's proportions.
     """
-    side = round(seeds.size**0.5)
-    if side * side != seeds.size:
-        raise ValueError(f"seeds need side * side locations, got {seeds.size}")
+    grid = seeds.reshape(grid_size(seeds.size, image.shape[:2]))
     image_size = image.shape[1::-1]
-    marks = Image.fromarray(seeds.reshape(side, side)).resize(image_size, Image.Resampling.NEAREST)
+    marks = Image.fromarray(grid).resize(image_size, Image.Resampling.NEAREST)
     dimmed = (image // 3).astype(np.uint8)
     seeded = np.where(np.asarray(marks)[..., None], np.array([255, 210, 0], np.uint8), dimmed)
     field = Image.fromarray(expansion.astype(np.float32))

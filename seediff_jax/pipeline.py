@@ -21,7 +21,7 @@ from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import Model
 from seediff_jax.refinement import refine
-from seediff_jax.sampling import SampleConfig, Samples, require_finite, sample
+from seediff_jax.sampling import SampleConfig, Samples, latent_size, require_finite, sample
 from seediff_jax.seeds import find_seeds, seed_map
 from seediff_jax.tokenizer import class_token_mask
 
@@ -60,6 +60,8 @@ def generate(
     num_steps: int = 50,
     guidance_scale: float = 7.5,
     negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
     mask_config: MaskConfig = PUBLISHED,
     threshold: float | None = None,
     uncertain: float | None = None,
@@ -72,9 +74,9 @@ def generate(
     """Generates an image for each prompt, and its masks of the classes that the prompt names.
 
     Sample `first_index + i` depends on `rng_seed`, that index, its prompt and the settings, not on
-    the batch that it is part of. Only another shape (prompts, classes) or another `num_steps`,
-    `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a `guidance_scale`
-    of exactly 1.
+    the batch that it is part of. Only another shape (prompts, classes, images) or another
+    `num_steps`, `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a
+    `guidance_scale` of exactly 1.
 
     Args:
         model: the model; `model.replace(scheduler_config=...)` chooses another sampler.
@@ -85,6 +87,8 @@ def generate(
         num_steps: denoising steps.
         guidance_scale: weight of the prompt; 1 is no guidance.
         negative_prompt: what images are guided away from.
+        height: of the images in pixels; None is the side that the model was trained for.
+        width: the same.
         mask_config: how masks are made.
         threshold: a pixel belongs to a class above it; None is the published value of the method.
         uncertain: pixels in [uncertain, threshold) are ignored; None is the published value of the
@@ -119,6 +123,7 @@ def generate(
         num_steps=num_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
+        latent_size=latent_size(model, height, width),
     )
     soft_masks, label_maps, seed_counts = make_masks(
         samples.images,
@@ -142,6 +147,8 @@ def generate_images(
     num_steps: int = 50,
     guidance_scale: float = 7.5,
     negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
 ) -> UInt8[Array, "b H W 3"]:
     """Generates the images of `generate`, and records no attention.
 
@@ -159,6 +166,7 @@ def generate_images(
         num_steps=num_steps,
         guidance_scale=guidance_scale,
         negative_prompt=negative_prompt,
+        latent_size=latent_size(model, height, width),
     )
     return samples.images
 
@@ -182,7 +190,7 @@ def make_masks(
     along it; the last three arguments are static.
 
     Args:
-        images: colours in 0..255, of squares.
+        images: colours in 0..255.
         attention_maps: float32, `cross_attention` with one column a class.
         threshold: see `label_map`.
         uncertain: see `label_map`; equal to the threshold, it ignores nothing.
@@ -191,11 +199,11 @@ def make_masks(
         refine_iterations: 0 for no refinement.
         dilations: see `refine`.
     """
-    side = images.shape[1]
+    image_size = images.shape[1:3]
 
     def one_class(cross_attention, self_attention):
         seeds = find_seeds(seed_map(cross_attention))
-        soft = class_soft_mask(cross_attention, self_attention, side, mask_config)
+        soft = class_soft_mask(cross_attention, self_attention, image_size, mask_config)
         return soft, jnp.sum(seeds, dtype=jnp.int32)
 
     def one_image(image, maps):
@@ -227,6 +235,7 @@ def _sample(
     num_steps: int,
     guidance_scale: float,
     negative_prompt: str,
+    latent_size: tuple[int, int],
 ) -> Samples:
     """Checks the settings, runs the first program and checks what it made."""
     count = len(prompts)
@@ -249,6 +258,7 @@ def _sample(
             num_steps=num_steps,
             use_guidance=guidance_scale != 1,
             capture=token_mask.shape[1] > 0,
+            latent_size=latent_size,
         ),
     )
     require_finite(samples, indices)

@@ -41,7 +41,10 @@ class RunConfig:
         records: the prompts with their classes, in the order in which the images cycle through.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
         num_images: images in the finished folder.
+        height: of the images in pixels; None is the side that the model was trained for.
+        width: the same.
         scheduler: "ddim" or "pndm"; None is the checkpoint's own.
+        capture: attention layers to record, as `load_model` takes them; None is the model's own.
         threshold: see `label_map`; None is the published value of the mask's method.
         uncertain: lower end of the ignored band; None is the published value of the method, where
             `threshold` is None too, and else no band.
@@ -56,10 +59,13 @@ class RunConfig:
     model: str = "shapes"
     dtype: str = "float32"
     scheduler: str | None = None
+    capture: str | None = None
     rng_seed: int = 0
     num_steps: int = 50
     guidance_scale: float = 7.5
     negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
     mask_config: MaskConfig = MaskConfig()
     threshold: float | None = None
     uncertain: float | None = None
@@ -99,10 +105,13 @@ class RunConfig:
             "seediff_jax_version": seediff_jax.__version__,
             "model": self.model,
             "dtype": self.dtype,
+            "capture": self.capture,
             "rng_seed": self.rng_seed,
             "num_steps": self.num_steps,
             "guidance_scale": self.guidance_scale,
             "negative_prompt": self.negative_prompt,
+            "height": self.height,
+            "width": self.width,
             "mask_method": self.mask_config.method,
             "affinity": self.mask_config.affinity,
             "power": self.mask_config.resolved_power,

@@ -21,6 +21,7 @@ from flax import struct
 from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.model import Model, decode_latents, encode_text, predict_noise
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.schedulers import (
     Steps,
     init_scheduler_state,
@@ -42,6 +43,7 @@ class SampleConfig:
         use_guidance: whether the negative prompt is denoised beside the prompt; without, neither
             it nor the guidance scale is read.
         capture: whether attention is recorded; without, the AttentionMaps are empty.
+        latent_size: height and width of the latents; None is the side in the UNet's config.
         decode_batch: most images that the VAE decodes at once, which bounds its memory.
 
     Raises:
@@ -51,6 +53,7 @@ class SampleConfig:
     num_steps: int = 50
     use_guidance: bool = True
     capture: bool = True
+    latent_size: tuple[int, int] | None = None
     decode_batch: int = 4
 
     def __post_init__(self):
@@ -113,10 +116,10 @@ def sample(
         class_token_mask = class_token_mask[:0]
     latents, attention_maps = denoise(
         model,
-        initial_latents(model, rng_seed, indices),
+        initial_latents(model, rng_seed, indices, config.latent_size),
         text,
         negative_text,
-        class_token_weights(class_token_mask),
+        TokenColumns(class_token_weights(class_token_mask)),
         guidance_scale,
         config.num_steps,
     )
@@ -132,21 +135,52 @@ def sample(
     )
 
 
-def initial_latents(model: Model, rng_seed: Array, indices: Array) -> Array:
+def initial_latents(
+    model: Model, rng_seed: Array, indices: Array, size: tuple[int, int] | None = None
+) -> Array:
     """Draws the noise that sampling starts from, one key a sample; float32 `[b, h, w, c]`.
 
     Args:
-        model: the model, whose UNet's config says how large latents are.
+        model: the model.
         rng_seed: uint32 `[]`.
         indices: int32 `[b]`.
+        size: h and w; by default those that the UNet's config says.
     """
-    side, channels = model.unet_config.sample_size, model.unet_config.in_channels
+    shape = (*(size or latent_size(model)), model.unet_config.in_channels)
     rng = jax.random.key(rng_seed)
 
     def draw(index):
-        return jax.random.normal(jax.random.fold_in(rng, index), (side, side, channels))
+        return jax.random.normal(jax.random.fold_in(rng, index), shape)
 
     return jax.vmap(draw)(indices)
+
+
+def latent_size(
+    model: Model, height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
+    """Height and width of the latents of an image.
+
+    Args:
+        model: the model.
+        height: of the image in pixels; None is the side that the model was trained for.
+        width: the same.
+
+    Raises:
+        ValueError: the image cannot be halved as often as the networks do.
+    """
+    factor = model.vae_config.downsampling
+    multiple = factor * 2 ** (len(model.unet_config.block_out_channels) - 1)
+    sizes = [model.unet_config.sample_size] * 2
+    for axis, (name, pixels) in enumerate({"height": height, "width": width}.items()):
+        if pixels is None:
+            continue
+        if not isinstance(pixels, (int, np.integer)) or pixels < 1 or pixels % multiple:
+            raise ValueError(
+                f"{name}={pixels!r} must be a multiple of {multiple} pixels, which this model's "
+                "networks halve to whole numbers"
+            )
+        sizes[axis] = int(pixels) // factor
+    return sizes[0], sizes[1]
 
 
 @typechecked
@@ -163,7 +197,7 @@ def denoise(
     latents: Float[Array, "b h w c"],
     text_embeddings: Float[Array, "b l d"],
     negative_text_embeddings: Float[Array, "u l d"],
-    token_weights: Float[Array, "r l k"],
+    columns: TokenColumns,
     guidance_scale: Float[Array, ""],
     num_steps: int,
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
@@ -174,7 +208,7 @@ def denoise(
         latents: float32, standard normal noise.
         text_embeddings: of the prompts.
         negative_text_embeddings: of what to guide away from, u = b; or u = 0 for no guidance.
-        token_weights: see `predict_noise`; r is b, or 0 to record nothing.
+        columns: see `predict_noise`; of all b rows, or of none to record nothing.
         guidance_scale: weight of the prompts.
         num_steps: static.
     """
@@ -186,7 +220,7 @@ def denoise(
     def predict(latents: Array, timestep: Array) -> tuple[Array, AttentionMaps]:
         inputs = jnp.concatenate([latents, latents]) if guided else latents
         timesteps = jnp.full(inputs.shape[0], timestep)
-        noise_pred, maps = predict_noise(model, inputs, timesteps, text, token_weights)
+        noise_pred, maps = predict_noise(model, inputs, timesteps, text, columns)
         if guided:
             negative, conditional = jnp.split(noise_pred, 2)
             noise_pred = negative + guidance_scale * (conditional - negative)

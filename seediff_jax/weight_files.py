@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing; a diffusers folder is needed") from error
+        raise ValueError(f"{path} is missing") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged, it is not JSON: {error}") from error
     if not isinstance(content, dict):

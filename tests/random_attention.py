@@ -1,4 +1,7 @@
-"""Random attention with the structure of the real one: objects are regions that attend inward."""
+"""Random attention with the structure of the real one: objects are regions that attend inward.
+
+A side is that of a square, or a height and a width.
+"""
 
 import numpy as np
 
@@ -13,9 +16,10 @@ def softmax(logits):
 
 
 def grid(side):
-    """Row-major centres of the locations of a level, `[side**2, 2]` in [0, 1]."""
-    ticks = (np.arange(side) + 0.5) / side
-    return np.stack(np.meshgrid(ticks, ticks, indexing="ij"), axis=-1).reshape(-1, 2)
+    """Row-major centres of the locations of a level, `[n, 2]` in [0, 1]."""
+    size = (side, side) if isinstance(side, int) else side
+    rows, columns = ((np.arange(count) + 0.5) / count for count in size)
+    return np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def random_blobs(rng, num_objects):
@@ -24,7 +28,7 @@ def random_blobs(rng, num_objects):
 
 
 def membership(blobs, side):
-    """How much each location belongs to each object, `[side**2, objects]` in (0, 1)."""
+    """How much each location belongs to each object, `[n, objects]` in (0, 1)."""
     centres, radii = blobs
     distance = np.linalg.norm((grid(side)[:, None] - centres) / radii, axis=-1)
     return 1 / (1 + np.exp(12 * (distance - 1)))
@@ -33,7 +37,9 @@ def membership(blobs, side):
 def random_self_attention(rng, blobs, side):
     """Head-summed self-attention: high within a region and nearby, plus noise."""
     inside = membership(blobs, side)
-    features = np.concatenate([3 * inside, 2 * grid(side), 0.3 * rng.normal(size=(side**2, 4))], 1)
+    features = np.concatenate(
+        [3 * inside, 2 * grid(side), 0.3 * rng.normal(size=(len(inside), 4))], 1
+    )
     features = features.astype(np.float32)
     norms = (features**2).sum(axis=1)
     logits = 2 * features @ features.T - norms[:, None] - norms[None, :]
@@ -42,7 +48,7 @@ def random_self_attention(rng, blobs, side):
 
 
 def random_cross_attention(rng, blobs, side, num_layers=5):
-    """Head-summed cross-attention of objects, `[layers, side**2, objects]`; layer 0 is flat."""
+    """Head-summed cross-attention of objects, `[layers, n, objects]`; layer 0 is flat."""
     inside = membership(blobs, side)
     strength = rng.uniform(0.3, 0.8, (num_layers, 1, 1))
     strength[0] = 0.004
@@ -51,8 +57,10 @@ def random_cross_attention(rng, blobs, side, num_layers=5):
 
 
 def random_attention(rng_seed, sides, num_objects=2):
-    """`(cross_attention [layers, n0, c], {side: [n, n]})` of one image, all float32."""
+    """`(cross_attention [layers, n0, c], {side or height: [n, n]})` of one image, all float32."""
     rng = np.random.default_rng(rng_seed)
     blobs = random_blobs(rng, num_objects)
     cross_attention = random_cross_attention(rng, blobs, min(sides))
-    return cross_attention, {side: random_self_attention(rng, blobs, side) for side in sides}
+    heights = [side if isinstance(side, int) else side[0] for side in sides]
+    levels = [random_self_attention(rng, blobs, side) for side in sides]
+    return cross_attention, dict(zip(heights, levels, strict=True))

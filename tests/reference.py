@@ -22,7 +22,13 @@ def otsu_foreground(soft):
 
 
 def resize_cubic(field, side):
-    return cv2.resize(field, (side, side), interpolation=cv2.INTER_CUBIC)
+    """`side` of a square, or height and width."""
+    height, width = (side, side) if isinstance(side, int) else side
+    return cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def level_size(height, level):
+    return height, len(level) // height
 
 
 def seed_map(cross_attention):
@@ -68,14 +74,15 @@ def spread(field, self_attention, affinity, power):
 
 def expand(seeds, self_attention, affinity="cosine", power=1, background=True):
     first, *finer = sorted(self_attention)
-    soft = min_max(spread(seeds, self_attention[first], affinity, power)).reshape(first, first)
+    soft = min_max(spread(seeds, self_attention[first], affinity, power))
+    soft = soft.reshape(level_size(first, self_attention[first]))
     for side in finer:
-        upsampled = resize_cubic(soft, side)
+        upsampled = resize_cubic(soft, level_size(side, self_attention[side]))
         soft = min_max(upsampled)
         if background:
             outside = ~otsu_foreground(upsampled).ravel()
             similarity = min_max(spread(outside, self_attention[side], affinity, power))
-            soft = min_max(soft * (1 - similarity.reshape(side, side)))
+            soft = min_max(soft * (1 - similarity.reshape(soft.shape)))
     return soft
 
 
@@ -85,18 +92,18 @@ def soft_mask(cross_attention, self_attention, image_side, **expand_options):
 
 
 def cross_attention_mask(cross_attention, image_side):
-    side = round(cross_attention.shape[1] ** 0.5)
-    return min_max(resize_cubic(seed_map(cross_attention).reshape(side, side), image_side))
+    height, width = (image_side, image_side) if isinstance(image_side, int) else image_side
+    rows = round((cross_attention.shape[1] * height / width) ** 0.5)
+    return min_max(resize_cubic(seed_map(cross_attention).reshape(rows, -1), image_side))
 
 
 def exponentiation_mask(cross_attention, self_attention, image_side, power=4):
     first, *finer = sorted(self_attention)
     side = finer[0] if finer else first
-    field = resize_cubic(
-        cross_attention.astype(np.float64).mean(axis=0).reshape(first, first), side
-    )
+    size = level_size(side, self_attention[side])
+    field = resize_cubic(cross_attention.astype(np.float64).mean(axis=0).reshape(first, -1), size)
     field = min_max(transition_power(field.ravel(), self_attention[side], power))
-    return min_max(resize_cubic(field.reshape(side, side), image_side))
+    return min_max(resize_cubic(field.reshape(size), image_side))
 
 
 def label_map(soft_masks, threshold, uncertain=None):

@@ -1,11 +1,14 @@
 """Which layers are recorded for the UNets of Stable Diffusion and for other shapes of UNet."""
 
 import dataclasses
+import json
 
 import pytest
 from test_config import SD1_UNET, SD2_UNET
 
+from seediff_jax.model_config import choose_capture
 from seediff_jax.models.capture import (
+    PRESETS,
     CaptureConfig,
     attention_layers,
     check_capture,
@@ -124,3 +127,73 @@ def test_latents_too_small_to_keep_the_levels_apart_are_refused():
     check_capture(published_capture(SD1), SD1, latent_side=3)
     with pytest.raises(ValueError, match=r"got sides \[1, 1, 2\]"):
         check_capture(published_capture(SD1), SD1, latent_side=2)
+
+
+def test_the_coarse_choice_lacks_the_finest_level_alone():
+    published, coarse = published_capture(SD2), PRESETS["coarse"](SD2)
+    assert coarse.cross_layers == published.cross_layers
+    assert coarse.self_layers == published.self_layers[:2]
+    one_level = dataclasses.replace(published, self_layers=published.self_layers[:1])
+    check_capture(coarse, SD2)
+    check_capture(one_level, SD2)
+
+
+@pytest.mark.parametrize(
+    ("calls", "expected"),
+    [
+        ((0.0, 1.0), [0, 1, 2, 3, 4]),
+        ((0.0, 0.4), [0, 1]),
+        ((0.5, 1.0), [2, 3, 4]),  # the middle of call 2 is half of the run
+        ((0.9, 0.95), [4]),
+    ],
+)
+def test_calls_are_averaged_whose_middle_lies_in_the_part(calls, expected):
+    recorded = CaptureConfig(calls=calls).recorded_calls(5)
+    assert [i for i, yes in enumerate(recorded) if yes] == expected
+
+
+def test_a_part_without_any_call_is_refused():
+    with pytest.raises(ValueError, match=r"none of 5 UNet calls lies in calls=\[0.2, 0.25\]"):
+        CaptureConfig(calls=(0.2, 0.25)).recorded_calls(5)
+
+
+@pytest.mark.parametrize("calls", [(0.5, 0.5), (0.6, 0.2), (-0.1, 0.5), (0.5, 1.1)])
+def test_calls_that_are_no_part_of_a_run_are_refused(calls):
+    with pytest.raises(ValueError, match="must rise, within 0..1"):
+        CaptureConfig(calls=calls)
+
+
+def test_a_file_chooses_layers_and_calls(tmp_path):
+    path = tmp_path / "own.json"
+    content = {"cross_layers": [self_layer(1).replace("attn1", "attn2")]}
+    content |= {"self_layers": [self_layer(1), self_layer(3)], "calls": [0, 0.5]}
+    path.write_text(json.dumps(content))
+    capture = choose_capture(str(path), SD1)
+    assert dataclasses.asdict(capture) == {name: tuple(v) for name, v in content.items()}
+    assert choose_capture(capture, SD1) == capture
+    assert choose_capture("published", SD1) == published_capture(SD1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"cross_layers": [], "self_layers": [], "steps": [1]}, "nothing else"),
+        ({"cross_layers": [], "self_layers": "all"}, "nothing else"),
+        ({"cross_layers": [], "self_layers": [3]}, "nothing else"),
+        ({"cross_layers": [], "self_layers": [], "calls": [0.5]}, "must be two numbers"),
+        ({"cross_layers": [], "self_layers": [], "calls": [1, 0]}, "must rise"),
+        ({"cross_layers": [], "self_layers": ["attn1"]}, "no layer 'attn1'; this UNet has"),
+    ],
+)
+def test_a_file_that_chooses_nothing_that_can_be_is_refused(tmp_path, content, message):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        choose_capture(str(path), SD1)
+
+
+def test_a_name_that_is_no_preset_and_a_missing_file_are_refused():
+    with pytest.raises(ValueError, match="'all' is neither published nor coarse nor a .json"):
+        choose_capture("all", SD1)
+    with pytest.raises(ValueError, match="own.json is missing"):
+        choose_capture("own.json", SD1)

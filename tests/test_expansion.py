@@ -72,14 +72,18 @@ def test_a_high_power_does_not_overflow():
 
 
 @pytest.mark.parametrize("options", EXPAND_OPTIONS, ids=str)
-@pytest.mark.parametrize("sides", [(8, 16, 32), (12, 24), (16,)], ids=str)
+@pytest.mark.parametrize(
+    "sides",
+    [(8, 16, 32), (12, 24), (16,), ((8, 12), (16, 24)), ((7, 4), (13, 8), (25, 15))],
+    ids=str,
+)
 @pytest.mark.parametrize("rng_seed", range(2))
 def test_expand_equals_the_reference(sides, rng_seed, options):
     cross_attention, self_attention = random_attention(rng_seed, sides)
     seeds = reference.find_seeds(reference.seed_map(cross_attention[..., 0]))
     expected = reference.expand(seeds, in_float64(self_attention), **options)
     got = expand(jnp.asarray(seeds), to_jax(self_attention), **options)
-    assert got.shape == (max(sides), max(sides))
+    assert got.shape == ((sides[-1],) * 2 if isinstance(sides[-1], int) else sides[-1])
     np.testing.assert_allclose(got, expected, atol=1e-4)  # the bound of the whole method
 
 
@@ -166,6 +170,7 @@ def test_unsupported_options_are_named(options, message):
         (16, {}, "no level"),
         (16, {4: (16, 15)}, r"self_attention\[4\] has shape \(16, 15\).*\(16, 16\)"),
         (9, {4: (16, 16)}, "side 4 and needs 16.*given were 9"),
+        (8, {4: (8, 8), 8: (64, 64)}, "levels of 4 x 2 and 8 x 8 locations.*same proportions"),
     ],
 )
 def test_sizes_that_do_not_match_are_named(seeds, sides, message):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 
-from seediff_jax.image_ops import min_max, otsu_foreground, resize_cubic
+from seediff_jax.image_ops import grid_size, min_max, otsu_foreground, resize_cubic
 
 
 def random_map(rng, side):
@@ -93,8 +93,9 @@ def test_resize_cubic_equals_opencv(old_side, new_side):
 
 def test_resize_cubic_takes_maps_that_are_not_square():
     field = np.random.default_rng(0).random((6, 11), dtype=np.float32)
-    got = resize_cubic(jnp.asarray(field), 17)
-    np.testing.assert_allclose(got, reference.resize_cubic(field, 17), atol=5e-6)
+    for side in (17, (12, 22), (5, 40)):
+        got = resize_cubic(jnp.asarray(field), side)
+        np.testing.assert_allclose(got, reference.resize_cubic(field, side), atol=5e-6)
 
 
 def test_resize_cubic_to_the_same_side_changes_nothing():
@@ -105,3 +106,22 @@ def test_resize_cubic_to_the_same_side_changes_nothing():
 def test_resize_cubic_needs_a_positive_side():
     with pytest.raises(ValueError, match="side=0.*1 or more"):
         resize_cubic(jnp.zeros((4, 4)), 0)
+
+
+@pytest.mark.parametrize(
+    ("num_locations", "side", "expected"),
+    [
+        (256, 512, (16, 16)),
+        (384, (512, 768), (16, 24)),
+        (384, (768, 512), (24, 16)),
+        (2, (1, 2), (1, 2)),
+    ],
+)
+def test_a_grid_has_the_proportions_of_its_image(num_locations, side, expected):
+    assert grid_size(num_locations, side) == expected
+
+
+@pytest.mark.parametrize(("num_locations", "side"), [(17, 512), (256, (512, 768)), (384, 512)])
+def test_locations_that_make_no_such_grid_are_refused(num_locations, side):
+    with pytest.raises(ValueError, match=f"{num_locations} locations make no grid .* of 512 x"):
+        grid_size(num_locations, side)

@@ -58,6 +58,24 @@ def test_recorded_attention_equals_the_definition_however_heads_are_grouped(
     np.testing.assert_allclose(head_sum.sum(-1), 6, rtol=1e-6)
 
 
+def test_watched_keys_are_recorded_as_if_alone_and_change_nothing():
+    """Three rows attend to five tokens; the last two are compared with four others as well."""
+    x, context, watched = normal(0, 3, 6, 8), normal(1, 3, 5, 12), normal(2, 2, 4, 12)
+    module = layers.Attention(num_heads=2, dtype=jnp.float32)
+    variables = module.init(jax.random.key(0), x, context)
+    apply = jax.jit(module.apply, static_argnums=3)
+    alone, (own,) = apply(variables, x, context, 2)
+    out, (still_own, others) = apply(variables, x, context, 2, watched)
+    np.testing.assert_array_equal(out, alone)
+    np.testing.assert_array_equal(still_own, own)
+    params = variables["params"]
+    query = (x @ params["to_q"]["kernel"]).reshape(3, 6, 2, 4)[1:]
+    for keys, got in ((context[1:], own), (watched, others)):
+        key = (keys @ params["to_k"]["kernel"]).reshape(2, -1, 2, 4)
+        _, expected = reference_attention(query, key, key)
+        np.testing.assert_allclose(got, expected, atol=5e-6)  # float32 sums
+
+
 def test_causal_attention_does_not_see_later_tokens():
     query, key, value = (normal(i, 2, 5, 3, 4) for i in range(3))
     got = layers.attend_causal(query, key, value)

@@ -47,6 +47,22 @@ def test_soft_masks_and_label_maps_equal_the_reference(method, sides, rng_seed):
     assert np.mean(np.asarray(labels) == expected_labels) >= 0.999
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [(512, 768), (768, 512)], ids=str)
+def test_masks_of_other_proportions_equal_the_reference(method, size):
+    """Stable Diffusion at 512 x 768 has levels of 16 x 24 and 32 x 48; the finest is left out."""
+    levels = [(size[0] // factor, size[1] // factor) for factor in (32, 16)]
+    cross_attention, self_attention = random_attention(5, levels, num_objects=2)
+    got = all_classes(cross_attention, to_jax(self_attention), size, MaskConfig(method=method))
+    assert got.shape == (2, *size)
+    expected = [REFERENCES[method](cross_attention[..., k], self_attention, size) for k in range(2)]
+    np.testing.assert_allclose(got, expected, atol=1e-4)  # the bound of the whole method
+    labels = label_map(got, *PUBLISHED_THRESHOLDS[method])
+    expected_labels = reference.label_map(np.stack(expected), *PUBLISHED_THRESHOLDS[method])
+    assert len(np.unique(expected_labels)) > 2
+    assert np.mean(np.asarray(labels) == expected_labels) >= 0.999
+
+
 def test_published_levels_equal_the_reference():
     cross_attention, self_attention = random_attention(0, (16, 32, 64), num_objects=1)
     got = all_classes(cross_attention, self_attention, 512, MaskConfig())[0]

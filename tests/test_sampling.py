@@ -23,6 +23,7 @@ from seediff_jax.sampling import (
     class_token_weights,
     decode_in_chunks,
     initial_latents,
+    latent_size,
     require_finite,
     sample,
     to_uint8,
@@ -124,6 +125,25 @@ def test_a_sample_does_not_depend_on_the_batch_that_it_is_part_of(model, batch):
     assert difference.max() <= 1
     one = jax.tree.map(lambda leaf: leaf[5:6], batch.attention_maps)
     assert_maps_close(alone.attention_maps, one, 1e-4)
+
+
+def test_images_of_another_size_are_sampled_with_their_attention(model):
+    config = SampleConfig(num_steps=2, latent_size=latent_size(model, 16, 24))
+    assert config.latent_size == (8, 12)
+    samples = run(model, inputs(model, [1, 4]), config)
+    assert samples.images.shape == (2, 16, 24, 3)
+    assert samples.attention_maps.cross_attention.shape[2] == 96
+    assert {k: v.shape for k, v in samples.attention_maps.self_attention.items()} == {
+        8: (2, 96, 96)
+    }
+    require_finite(samples, np.arange(2))
+
+
+@pytest.mark.parametrize(("name", "pixels"), [("height", 18), ("width", 0), ("width", 16.0)])
+def test_a_size_that_cannot_be_halved_is_refused(model, name, pixels):
+    assert latent_size(model, width=32) == (8, 16)
+    with pytest.raises(ValueError, match=f"{name}={pixels} must be a multiple of 4 pixels"):
+        latent_size(model, **{name: pixels})
 
 
 def test_samples_of_one_prompt_differ_by_index_and_by_seed(model, batch):

@@ -33,6 +33,7 @@ from experiments.benchmarks.networks import (
     random_params,
 )
 from seediff_jax.models.capture import published_capture
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 
 BATCH_SIZE = 2
@@ -48,8 +49,8 @@ def make_our_call(config: str, captured: bool) -> Callable[[], Any]:
     """A compiled UNet call, bound to random weights and inputs."""
     unet_config = make_unet_config(config)
     unet = UNet(unet_config, published_capture(unet_config))
-    token_weights = jnp.full((int(captured), TOKENS, 1), 1 / TOKENS)
-    inputs = (*map(jnp.asarray, random_inputs(unet_config, BATCH_SIZE)), token_weights)
+    columns = TokenColumns(jnp.full((int(captured), TOKENS, 1), 1 / TOKENS))
+    inputs = (*map(jnp.asarray, random_inputs(unet_config, BATCH_SIZE)), columns)
     variables = random_params(lambda: unet.init(jax.random.key(0), *inputs))
     return functools.partial(jax.jit(unet.apply), variables, *inputs)
 

@@ -35,6 +35,7 @@ from seediff_jax import checkpoints, schedulers
 from seediff_jax.model_config import ModelConfig, init_params, make_modules
 from seediff_jax.models import config as configs
 from seediff_jax.models.capture import NO_CAPTURE, published_capture
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.scheduler_configs import scheduler_config
 from seediff_jax.tokenizer import load_tokenizer
 
@@ -107,7 +108,7 @@ def unet_loss(modules, schedule, params: Params, rng, latents, token_ids, empty_
         {"params": params["text_encoder"]}, jnp.where(dropped, empty_ids, token_ids)
     )
     noisy = schedulers.add_noise(schedule, latents, noise, timesteps)
-    nothing_recorded = jnp.zeros((0, token_ids.shape[1], 1))
+    nothing_recorded = TokenColumns(jnp.zeros((0, token_ids.shape[1], 1)))
     predicted, _ = modules["unet"].apply(
         {"params": params["unet"]}, noisy, timesteps, text, nothing_recorded
     )

@@ -220,30 +220,45 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, context: Array, recorded_rows: int = 0
-    ) -> tuple[Array, Array | None]:
+        self,
+        x: Array,
+        context: Array,
+        recorded_rows: int = 0,
+        watched: Array | None = None,
+    ) -> tuple[Array, tuple[Array, ...]]:
         """`[b, n, c]` attends to `[b, m, d]`.
 
         Args:
             x: queries, `[b, n, c]`.
             context: keys and values, `[b, m, d]`; `x` itself for self-attention.
             recorded_rows: how many rows, from the end of the batch, to record.
+            watched: `[recorded_rows, o, d]`, further keys of the recorded rows: the attention that
+                they would have on their own is recorded, and the output does not depend on it.
 
         Returns:
-            `[b, n, c]`, and float32 `[recorded_rows, n, m]`, or None where nothing is recorded.
+            `[b, n, c]`, and the records: none, or float32 `[recorded_rows, n, m]`, or this and
+            `[recorded_rows, n, o]`.
         """
 
-        def heads(name, source):
-            y = nn.Dense(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name=name)(source)
+        def dense(name):
+            return nn.Dense(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name=name)
+
+        def heads(y):
             return y.reshape(*y.shape[:2], self.num_heads, -1)
 
-        query, key, value = heads("to_q", x), heads("to_k", context), heads("to_v", context)
+        to_key = dense("to_k")
+        query, value = heads(dense("to_q")(x)), heads(dense("to_v")(context))
+        key = heads(to_key(context))
         plain = x.shape[0] - recorded_rows
-        outs, head_sum = [], None
+        outs, records = [], []
         if plain:
             outs.append(attend(query[:plain], key[:plain], value[:plain]))
         if recorded_rows:
             out, head_sum = attend_recording(query[plain:], key[plain:], value[plain:])
             outs.append(out)
+            records.append(head_sum)
+        if recorded_rows and watched is not None:
+            key = heads(to_key(watched))
+            records.append(attend_recording(query[plain:], key, key)[1])
         out = jnp.concatenate(outs).reshape(x.shape)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out), head_sum
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out), tuple(records)

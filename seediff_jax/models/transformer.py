@@ -6,12 +6,31 @@ head-summed attention.
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import Attention, group_norm, layer_norm
+
+
+@struct.dataclass
+class TokenColumns:
+    """Tokens whose cross-attention is recorded, and the columns that it is projected on.
+
+    Attributes:
+        weights: float32 `[r, l, k]`, of the l tokens of the text in each of k columns, for the last
+            r rows of the batch; r = 0 records nothing.
+        watched: `[r, o, d]`, embeddings of another text that rows are compared with but do not
+            read, or None.
+        watched_weights: float32 `[r, o, k]`, of its tokens, or None.
+    """
+
+    weights: Array
+    watched: Array | None = None
+    watched_weights: Array | None = None
+
 
 Records = dict[str, Array]
 """Name of a recorded layer -> its attention: `[r, n, n]`, or `[r, n, k]` for cross-attention."""
@@ -42,24 +61,28 @@ class TransformerBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
-        """`[b, n, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, n, c]` and records of the last r rows."""
-        rows, records = token_weights.shape[0], {}
+    def __call__(self, x: Array, text: Array, columns: TokenColumns) -> tuple[Array, Records]:
+        """`[b, n, c]`, `[b, l, d]` -> `[b, n, c]` and records of the last rows."""
+        rows, records = columns.weights.shape[0], {}
 
-        def attend(name, y, context):
+        def attend(name, y, context, watched=None):
             recorded_rows = rows if self.capture.records(f"{self.layer}.{name}") else 0
             attention = Attention(self.num_heads, self.dtype, name=name)
-            return attention(y, y if context is None else context, recorded_rows)
+            return attention(y, y if context is None else context, recorded_rows, watched)
 
         y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
         x = x + y
-        if probs is not None:
-            records[f"{self.layer}.attn1"] = probs
-        y, probs = attend("attn2", layer_norm(x, 1e-5, "norm2"), text)
+        if probs:
+            (records[f"{self.layer}.attn1"],) = probs
+        y, probs = attend("attn2", layer_norm(x, 1e-5, "norm2"), text, columns.watched)
         x = x + y
-        if probs is not None:
-            columns = jnp.einsum("bnl,blk->bnk", probs, token_weights, precision="highest")
-            records[f"{self.layer}.attn2"] = columns
+        if probs:
+            weights = (columns.weights, columns.watched_weights)
+            projected = [
+                jnp.einsum("bnl,blk->bnk", one, of_tokens, precision="highest")
+                for one, of_tokens in zip(probs, weights, strict=False)
+            ]
+            records[f"{self.layer}.attn2"] = sum(projected[1:], projected[0])
         return x + FeedForward(self.dtype, name="ff")(layer_norm(x, 1e-5, "norm3")), records
 
 
@@ -74,8 +97,8 @@ class Transformer(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Array, text: Array, token_weights: Array) -> tuple[Array, Records]:
-        """`[b, h, w, c]`, `[b, l, d]`, `[r, l, k]` -> `[b, h, w, c]` and records."""
+    def __call__(self, x: Array, text: Array, columns: TokenColumns) -> tuple[Array, Records]:
+        """`[b, h, w, c]`, `[b, l, d]` -> `[b, h, w, c]` and records."""
         b, h, w, c = x.shape
         records: Records = {}
         # diffusers builds this one norm with 1e-6, all others of the UNet with the config's value.
@@ -84,7 +107,7 @@ class Transformer(nn.Module):
         for i in range(self.depth):
             layer, name = f"{self.layer}.transformer_blocks.{i}", f"transformer_blocks_{i}"
             block = TransformerBlock(self.num_heads, layer, self.capture, self.dtype, name=name)
-            y, new = block(y, text, token_weights)
+            y, new = block(y, text, columns)
             records |= new
         return x + self._project("proj_out", y.reshape(b, h, w, c)), records
 

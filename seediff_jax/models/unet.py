@@ -7,15 +7,18 @@ records maps the recorded layers' names to their head-summed attention; modules 
                    |  skip connections  ->   |
 """
 
-import math
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array, Float, Int
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.models.capture import NO_CAPTURE, CaptureConfig, check_capture
+from seediff_jax.models.capture import (
+    NO_CAPTURE,
+    CaptureConfig,
+    attention_layers,
+    check_capture,
+)
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import (
     Downsample,
@@ -26,7 +29,7 @@ from seediff_jax.models.layers import (
     timestep_embedding,
 )
 from seediff_jax.models.plan import BlockPlan, block_plans
-from seediff_jax.models.transformer import Records, Transformer
+from seediff_jax.models.transformer import Records, TokenColumns, Transformer
 
 
 class Block(nn.Module):
@@ -47,7 +50,7 @@ class Block(nn.Module):
         x: Array,
         time_embedding: Array,
         text: Array,
-        token_weights: Array,
+        columns: TokenColumns,
         skips: list[Array] | None = None,
     ) -> tuple[Array, list[Array], Records]:
         """`[b, h, w, c]` -> `[b, h', w', channels]`, all outputs in order, and records.
@@ -67,7 +70,7 @@ class Block(nn.Module):
             )
             x = resnet(x, time_embedding)
             if i < plan.num_transformers:
-                x, new = self._transformer(i)(x, text, token_weights)
+                x, new = self._transformer(i)(x, text, columns)
                 records |= new
             outputs.append(x)
         if plan.resize == "down":
@@ -120,7 +123,7 @@ class UNet(nn.Module):
         latents: Float[Array, "b h w c"],
         timesteps: Int[Array, " b"],
         text_embeddings: Float[Array, "b l d"],
-        token_weights: Float[Array, "r l k"],
+        columns: TokenColumns,
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
         """Predicts the noise (or v, by the checkpoint's scheduler config).
 
@@ -128,65 +131,75 @@ class UNet(nn.Module):
             latents: `[b, h, w, c]`, scaled as the scheduler asks.
             timesteps: int32 `[b]` in 0..999.
             text_embeddings: `[b, l, d]`.
-            token_weights: float32 `[r, l, k]`: the last r rows of the batch are recorded, and their
-                cross-attention is projected from tokens to k columns; r = 0 records nothing.
+            columns: the tokens whose attention is recorded, of which rows.
 
         Returns:
             float32 `[b, h, w, c]` and the AttentionMaps of the last r rows.
 
         Raises:
             ValueError: axes do not fit the config or one another, or the latents cannot be recorded
-                because they are not square or so small that two recorded levels have one side.
+                because they are so small that two recorded levels have one height.
         """
         config, dtype = self.config, self.dtype
-        capture = self.capture if token_weights.shape[0] else NO_CAPTURE
-        _check_inputs(latents, text_embeddings, token_weights, config)
+        capture = self.capture if columns.weights.shape[0] else NO_CAPTURE
+        _check_inputs(latents, text_embeddings, columns, config)
         _check_recorded(latents, capture, config)
         embedding = TimeEmbedding(config, dtype, name="time_embedding")(timesteps)
         text = text_embeddings.astype(dtype)
+        if columns.watched is not None:
+            columns = columns.replace(watched=columns.watched.astype(dtype))
         x = conv3x3(config.block_out_channels[0], dtype, "conv_in")(latents.astype(dtype))
         skips, records = [x], {}
         for plan in block_plans(config):
             block = Block(plan, config, capture, dtype, name=plan.name.replace(".", "_"))
             is_up = plan.name.startswith("up_blocks")
-            x, outputs, new = block(x, embedding, text, token_weights, skips if is_up else None)
+            x, outputs, new = block(x, embedding, text, columns, skips if is_up else None)
             skips += outputs if plan.name.startswith("down_blocks") else []
             records |= new
         x = nn.silu(group_norm(x, config.norm_num_groups, config.norm_eps, "conv_norm_out"))
         noise_pred = conv3x3(config.out_channels, dtype, "conv_out")(x)
-        return noise_pred.astype(jnp.float32), _to_maps(records, capture)
+        return noise_pred.astype(jnp.float32), _to_maps(records, capture, config, latents.shape[1])
 
 
 def _check_inputs(
-    latents: Array, text_embeddings: Array, token_weights: Array, config: UNetConfig
+    latents: Array, text_embeddings: Array, columns: TokenColumns, config: UNetConfig
 ) -> None:
     b, tokens, width = text_embeddings.shape
-    rows = token_weights.shape[0]
+    rows = columns.weights.shape[0]
     needed = (
         ("latents", "channels", latents.shape[-1], config.in_channels),
         ("text_embeddings", "width", width, config.cross_attention_dim),
         ("text_embeddings", "batch size", b, latents.shape[0]),
-        ("token_weights", "tokens", token_weights.shape[1], tokens),
+        ("columns", "tokens", columns.weights.shape[1], tokens),
     )
+    if columns.watched is not None:
+        needed += (
+            ("watched embeddings", "rows", columns.watched.shape[0], rows),
+            ("watched embeddings", "width", columns.watched.shape[-1], config.cross_attention_dim),
+            (
+                "watched weights",
+                "shape",
+                columns.watched_weights.shape,
+                (rows, columns.watched.shape[1], columns.weights.shape[2]),
+            ),
+        )
     for name, axis, given, wanted in needed:
         if given != wanted:
             raise ValueError(f"{name} have {axis} {given}, needed {wanted}")
     if rows > b:
-        raise ValueError(f"token_weights have {rows} rows, the batch has {b}")
+        raise ValueError(f"columns have {rows} rows, the batch has {b}")
 
 
 def _check_recorded(latents: Array, capture: CaptureConfig, config: UNetConfig) -> None:
-    _, height, width, _ = latents.shape
     if capture != NO_CAPTURE:
-        if height != width:
-            raise ValueError(
-                f"latents are {height} x {width}; attention is recorded of squares only"
-            )
-        check_capture(capture, config, height)
+        check_capture(capture, config, latents.shape[1])
 
 
-def _to_maps(records: Records, capture: CaptureConfig) -> AttentionMaps:
+def _to_maps(
+    records: Records, capture: CaptureConfig, config: UNetConfig, latent_height: int
+) -> AttentionMaps:
     cross = [records[name] for name in capture.cross_layers]
-    maps = {math.isqrt(records[name].shape[1]): records[name] for name in capture.self_layers}
+    sides = {f"{layer.name}.attn1": layer.side for layer in attention_layers(config, latent_height)}
+    maps = {sides[name]: records[name] for name in capture.self_layers}
     empty = jnp.zeros((0, 0, 0, 0), jnp.float32)
     return AttentionMaps(jnp.stack(cross, axis=1) if cross else empty, maps)

@@ -9,6 +9,7 @@ from torch_models import blocks, capture_probs, random_pipeline, to_numpy, to_to
 
 from seediff_jax.model import load_model, predict_noise
 from seediff_jax.models.capture import CaptureConfig
+from seediff_jax.models.transformer import TokenColumns
 
 MODELS = {
     # Levels 4, 8, 16 as 16, 32, 64 of Stable Diffusion 1; two down and three up layers a level.
@@ -58,10 +59,15 @@ def name(request):
     return request.param
 
 
+@pytest.fixture(scope="module", params=[(16, 16), (16, 24), (24, 16)], ids=str)
+def size(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def inputs():
+def inputs(size):
     timesteps = np.array([1, 437, 998], np.int32)
-    return normal(1, BATCH, SIDE, SIDE, 4), timesteps, normal(2, BATCH, LENGTH, 24)
+    return normal(1, BATCH, *size, 4), timesteps, normal(2, BATCH, LENGTH, 24)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def case(name, inputs, tmp_path_factory):
     return load_model(folder / "saved"), to_numpy(expected), probs
 
 
-def assert_maps_equal(maps, capture, probs, rows, token_weights=None):
+def assert_maps_equal(maps, capture, probs, rows, size, token_weights=None):
     """Entries are sums of at most 8 probabilities, whose logits differ by some 1e-6."""
     cross = np.stack([probs[layer][rows] for layer in capture.cross_layers], axis=1)
     if token_weights is not None:
@@ -89,24 +95,27 @@ def assert_maps_equal(maps, capture, probs, rows, token_weights=None):
     assert len(maps.self_attention) == len(capture.self_layers)
     for layer in capture.self_layers:
         expected = probs[layer][rows]
-        got = maps.self_attention[int(np.sqrt(expected.shape[-1]))]
+        height = round(np.sqrt(expected.shape[-1] * size[0] / size[1]))
+        got = maps.self_attention[height]
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
         assert expected.max() > 0.5  # far from uniform, else the comparison would say little
 
 
-def test_published_layers_of_all_rows_and_tokens(case, inputs):
+def test_published_layers_of_all_rows_and_tokens(case, inputs, size):
     model, expected, probs = case
     noise_pred, maps = quick_jit(predict_noise)(model, *inputs)
     assert relative_difference(noise_pred, expected) < 1e-4
-    assert maps.sides == (4, 8, 16)[-len(maps.sides) :]
-    assert_maps_equal(maps, model.capture, probs, slice(None))
+    heights = tuple(size[0] // factor for factor in (4, 2, 1))
+    assert maps.sides == heights[-len(maps.sides) :]
+    assert_maps_equal(maps, model.capture, probs, slice(None), size)
 
 
-def test_other_layers_of_the_last_rows_projected_on_columns(case, inputs, name):
+def test_other_layers_of_the_last_rows_projected_on_columns(case, inputs, name, size):
     model, expected, probs = case
     model = model.replace(capture=CAPTURES[name])
     token_weights = np.random.default_rng(3).random((2, LENGTH, 3), np.float32)
-    noise_pred, maps = quick_jit(predict_noise)(model, *inputs, jnp.asarray(token_weights))
+    columns = TokenColumns(jnp.asarray(token_weights))
+    noise_pred, maps = quick_jit(predict_noise)(model, *inputs, columns)
     assert relative_difference(noise_pred, expected) < 1e-4
     # Weighted sums of 12 tokens, with weights below 1: still sums of at most 8 probabilities a row.
-    assert_maps_equal(maps, model.capture, probs, slice(1, None), token_weights)
+    assert_maps_equal(maps, model.capture, probs, slice(1, None), size, token_weights)

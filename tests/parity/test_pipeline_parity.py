@@ -35,7 +35,7 @@ def pair(request, tmp_path_factory):
     return pipeline, model
 
 
-def run_diffusers(pipeline, model):
+def run_diffusers(pipeline, model, size):
     """Colours as float 0..255, and the mean over the calls of every layer's probabilities."""
     captured = capture_probs(pipeline.unet)
     calls = []
@@ -44,12 +44,14 @@ def run_diffusers(pipeline, model):
         calls.append({name: processor.head_sum[2:] for name, processor in captured.items()})
         return kept
 
-    noise = initial_latents(model, jnp.uint32(RNG_SEED), jnp.arange(2))
+    noise = initial_latents(model, jnp.uint32(RNG_SEED), jnp.arange(2), size)
     images = pipeline(
         PROMPTS,
         negative_prompt=[NEGATIVE_PROMPT] * 2,
         num_inference_steps=NUM_STEPS,
         guidance_scale=GUIDANCE_SCALE,
+        height=2 * size[0],
+        width=2 * size[1],
         latents=to_torch(noise),
         output_type="np",
         callback_on_step_end=keep,
@@ -57,9 +59,10 @@ def run_diffusers(pipeline, model):
     return 255 * images, {name: np.mean([c[name] for c in calls], axis=0) for name in captured}
 
 
-def test_images_and_averaged_attention_equal_those_of_diffusers(pair):
+@pytest.mark.parametrize("size", [(16, 16), (16, 24)], ids=str)
+def test_images_and_averaged_attention_equal_those_of_diffusers(pair, size):
     pipeline, model = pair
-    expected, probs = run_diffusers(pipeline, model)
+    expected, probs = run_diffusers(pipeline, model, size)
     pairs = generate(
         model,
         PROMPTS,
@@ -68,7 +71,10 @@ def test_images_and_averaged_attention_equal_those_of_diffusers(pair):
         num_steps=NUM_STEPS,
         guidance_scale=GUIDANCE_SCALE,
         negative_prompt=NEGATIVE_PROMPT,
+        height=2 * size[0],
+        width=2 * size[1],
     )
+    assert pairs.label_maps.shape == pairs.images.shape[:3] == (2, 2 * size[0], 2 * size[1])
     error = np.mean((np.asarray(pairs.images, np.float64) - expected) ** 2)
     psnr = 10 * np.log10(255**2 / error)
     assert expected.std() > 20
@@ -83,6 +89,6 @@ def test_images_and_averaged_attention_equal_those_of_diffusers(pair):
             np.testing.assert_allclose(got, np.mean(columns, axis=-1), rtol=0, atol=1e-5)
             assert got.std() > 0.05
     for name in model.capture.self_layers:
-        side = int(np.sqrt(probs[name].shape[-1]))
-        got = pairs.attention_maps.self_attention[side]
+        height = round(np.sqrt(probs[name].shape[-1] * size[0] / size[1]))
+        got = pairs.attention_maps.self_attention[height]
         np.testing.assert_allclose(got, probs[name], rtol=0, atol=1e-5)
