@@ -45,6 +45,8 @@ def _define_content(values: flags.FlagValues) -> None:
     text("prompts", None, lines)
     lists = f"Class names with commas between, or one of the lists {', '.join(CLASS_LISTS)}: "
     names("classes", None, lists + "what to look for in --prompts, or else to make prompts of.")
+    unnamed = "Classes to look for in every image though no prompt names them, commas between."
+    names("unnamed_classes", None, unnamed)
     text("template", None, f'Prompt for a class; by default "{DEFAULT_TEMPLATE}".')
     images = "Images in all, going round the prompts; by default one a prompt."
     whole("num_images", None, images, lower_bound=1)
@@ -123,7 +125,11 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         FileNotFoundError: there is no such prompt file.
     """
     records, class_names = make_records(
-        values.model, values.prompts, values.classes, values.template
+        values.model,
+        values.prompts,
+        values.classes,
+        values.template,
+        values.unnamed_classes or (),
     )
     try:
         dilations = tuple(int(text) for text in values.dilations)

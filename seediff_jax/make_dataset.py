@@ -3,22 +3,23 @@
 RunConfig -> load_model -> generate -> DatasetWriter
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from seediff_jax.class_columns import class_columns
 from seediff_jax.dataset import DatasetWriter, require_resumable
 from seediff_jax.model import Model, load_model
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
+from seediff_jax.prompts import PromptRecord
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sampling import latent_size
 from seediff_jax.schedulers import make_steps
 from seediff_jax.seeds import find_seeds, seed_map
-from seediff_jax.tokenizer import class_token_mask
 
 
 def make_dataset(config: RunConfig) -> None:
@@ -66,7 +67,8 @@ def _require_fit(model: Model, config: RunConfig) -> None:
     latent_size(model, config.height, config.width)
     prompts = [record.prompt for record in config.records]
     model.tokenizer.encode([*prompts, config.negative_prompt])
-    class_token_mask(model.tokenizer, prompts, [record.classes for record in config.records])
+    named = [record.named for record in config.records]
+    class_columns(model.tokenizer, prompts, named, _unnamed_classes(config, config.records))
 
 
 def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
@@ -75,7 +77,8 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
     return generate(
         model,
         [record.prompt for record in records],
-        [record.classes for record in records],
+        [record.named for record in records],
+        unnamed_classes=_unnamed_classes(config, records),
         rng_seed=config.rng_seed,
         first_index=first,
         num_steps=config.num_steps,
@@ -91,6 +94,15 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         refined_threshold=config.refined_threshold,
         num_classes=max(len(record.classes) for record in config.records),
     )
+
+
+def _unnamed_classes(
+    config: RunConfig, records: Sequence[PromptRecord]
+) -> list[tuple[str, ...]] | None:
+    """Unnamed classes of some prompts; None if no prompt of the run has any."""
+    if not any(record.unnamed for record in config.records):
+        return None
+    return [record.unnamed for record in records]
 
 
 def _write_batch(writer: DatasetWriter, config: RunConfig, first: int, pairs: Pairs) -> int:

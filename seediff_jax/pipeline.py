@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
+from seediff_jax.arrays import Array, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.class_columns import ClassColumns, class_columns
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
@@ -23,7 +24,6 @@ from seediff_jax.model import Model
 from seediff_jax.refinement import refine
 from seediff_jax.sampling import SampleConfig, Samples, latent_size, require_finite, sample
 from seediff_jax.seeds import find_seeds, seed_map
-from seediff_jax.tokenizer import class_token_mask
 
 PUBLISHED = MaskConfig()
 REFINED_THRESHOLD = 0.8
@@ -70,6 +70,7 @@ def generate(
     refined_threshold: float = REFINED_THRESHOLD,
     synonyms: Mapping[str, Sequence[str]] | None = None,
     num_classes: int | None = None,
+    unnamed_classes: Sequence[Sequence[str]] | None = None,
 ) -> Pairs:
     """Generates an image for each prompt, and its masks of the classes that the prompt names.
 
@@ -98,6 +99,8 @@ def generate(
         dilations: distances of the neighbours in that refinement.
         refined_threshold: a pixel belongs to a class above it after refinement.
         synonyms: words that name a class, see `class_names.find_mentions`.
+        unnamed_classes: further classes of each prompt, to look for though the prompt does not name
+            them; their labels follow those of `classes`, see `class_columns`.
         num_classes: c, to which the lists of classes are padded, so that batches with lists of
             other lengths run the same programs; by default the length of the longest.
 
@@ -109,15 +112,17 @@ def generate(
         mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
     )
     _require_masks_possible(model, refine_iterations, dilations)
-    token_mask = _pad_classes(
-        class_token_mask(model.tokenizer, prompts, classes, synonyms), num_classes
+    columns = _pad_classes(
+        class_columns(model.tokenizer, prompts, classes, unnamed_classes, synonyms), num_classes
     )
-    if token_mask.shape[1] >= IGNORE_INDEX:
-        raise ValueError(f"{token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}")
+    if columns.token_mask.shape[1] >= IGNORE_INDEX:
+        raise ValueError(
+            f"{columns.token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}"
+        )
     samples = _sample(
         model,
         prompts,
-        token_mask,
+        columns,
         rng_seed=rng_seed,
         first_index=first_index,
         num_steps=num_steps,
@@ -156,7 +161,7 @@ def generate_images(
         ValueError: a prompt is too long, or a setting is out of range.
         FloatingPointError: a stage of sampling gave values that are not finite.
     """
-    no_classes = np.zeros((len(prompts), 0, model.tokenizer.max_length), bool)
+    no_classes = ClassColumns(np.zeros((len(prompts), 0, model.tokenizer.max_length), bool))
     samples = _sample(
         model,
         prompts,
@@ -228,7 +233,7 @@ def make_masks(
 def _sample(
     model: Model,
     prompts: Sequence[str],
-    token_mask: Bool[np.ndarray, "b c l"],
+    columns: ClassColumns,
     *,
     rng_seed: int,
     first_index: int,
@@ -250,14 +255,14 @@ def _sample(
         model,
         token_ids,
         negative_token_ids,
-        token_mask,
+        columns.token_mask,
         indices,
         rng_seed=np.uint32(rng_seed),
         guidance_scale=np.float32(guidance_scale),
         config=SampleConfig(
             num_steps=num_steps,
             use_guidance=guidance_scale != 1,
-            capture=token_mask.shape[1] > 0,
+            capture=columns.token_mask.shape[1] > 0,
             latent_size=latent_size,
         ),
     )
@@ -265,15 +270,17 @@ def _sample(
     return samples
 
 
-def _pad_classes(
-    token_mask: Bool[np.ndarray, "b c l"], num_classes: int | None
-) -> Bool[np.ndarray, "b k l"]:
-    missing = 0 if num_classes is None else num_classes - token_mask.shape[1]
+def _pad_classes(columns: ClassColumns, num_classes: int | None) -> ClassColumns:
+    count = columns.token_mask.shape[1]
+    missing = 0 if num_classes is None else num_classes - count
     if missing < 0:
-        raise ValueError(
-            f"num_classes={num_classes}, but a prompt has {token_mask.shape[1]} classes"
-        )
-    return np.pad(token_mask, ((0, 0), (0, missing), (0, 0)))
+        raise ValueError(f"num_classes={num_classes}, but a prompt has {count} classes")
+    padding = ((0, 0), (0, missing), (0, 0))
+    text_mask = columns.text_token_mask
+    return columns._replace(
+        token_mask=np.pad(columns.token_mask, padding),
+        text_token_mask=None if text_mask is None else np.pad(text_mask, padding),
+    )
 
 
 def _require_range(name: str, value: int, last: int) -> None:

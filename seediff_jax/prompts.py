@@ -36,7 +36,12 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class PromptRecord:
-    """A prompt and the classes of its label map, in order: class k has the label k + 1.
+    """A prompt and the classes of its label map.
+
+    Attributes:
+        prompt: the text.
+        classes: in order: class k has the label k + 1.
+        unnamed: the last of `classes`, which the prompt does not name, see `class_columns`.
 
     Raises:
         ValueError: for a blank prompt, no class, or two classes with the same name.
@@ -44,12 +49,20 @@ class PromptRecord:
 
     prompt: str
     classes: tuple[str, ...]
+    unnamed: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError(f"a prompt must be a text that is not blank, got {self.prompt!r}")
         names = require_classes(self.classes, f"prompt {self.prompt!r}")
         object.__setattr__(self, "classes", names)
+        if self.unnamed and names[-len(self.unnamed) :] != tuple(self.unnamed):
+            raise ValueError(f"unnamed={self.unnamed!r} must be the last of classes={names!r}")
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The classes that the prompt names."""
+        return self.classes[: len(self.classes) - len(self.unnamed)]
 
 
 def make_prompts(
@@ -92,7 +105,8 @@ def read_prompts(
     `.txt`: a prompt a line; blank lines, and lines that begin with #, are skipped. A prompt gets
     those of `classes` that it names, in the order of `classes`.
     `.jsonl`: an object a line, {"prompt": "a dog on a sofa", "classes": ["dog", "sofa"]}; blank
-    lines are skipped. An object without "classes" is treated like a line of a text file.
+    lines are skipped. An object without "classes" is treated like a line of a text file. Classes
+    that the prompt does not name may be listed under "unnamed_classes".
 
     Args:
         path: file name ending in .txt or .jsonl.
@@ -113,9 +127,9 @@ def read_prompts(
     records = []
     for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         try:
-            prompt, own_classes = parse(line.decode("utf-8").strip())
+            prompt, own_classes, unnamed = parse(line.decode("utf-8").strip())
             if prompt is not None:
-                records.append(_make_record(prompt, own_classes, classes, synonyms))
+                records.append(_make_record(prompt, own_classes, unnamed, classes, synonyms))
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number}: not UTF-8 ({error}); save it as UTF-8") from error
         except ValueError as error:
@@ -125,13 +139,13 @@ def read_prompts(
     return records
 
 
-def _parse_text(line: str) -> tuple[str | None, None]:
-    return (None if not line or line.startswith("#") else line), None
+def _parse_text(line: str) -> tuple[str | None, None, tuple[()]]:
+    return (None if not line or line.startswith("#") else line), None, ()
 
 
-def _parse_json(line: str) -> tuple[str | None, list[str] | None]:
+def _parse_json(line: str) -> tuple[str | None, Sequence[str] | None, Sequence[str]]:
     if not line:
-        return None, None
+        return None, None, ()
     needed = 'needed {"prompt": "...", "classes": ["...", ...]}'
     try:
         entry = json.loads(line)
@@ -139,32 +153,69 @@ def _parse_json(line: str) -> tuple[str | None, list[str] | None]:
         raise ValueError(f"not JSON ({error.msg}, column {error.colno}); {needed}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("prompt"), str):
         raise ValueError(f"{line} is not an object with a text as its prompt; {needed}")
-    if unknown := entry.keys() - {"prompt", "classes"}:
+    if unknown := entry.keys() - {"prompt", "classes", "unnamed_classes"}:
         raise ValueError(f"unknown key {min(unknown)!r}; {needed}")
-    if "classes" in entry and not isinstance(entry["classes"], list):
-        raise ValueError(f"classes must be a list of names, got {entry['classes']!r}; {needed}")
-    return entry["prompt"], entry.get("classes")
+    for key in ("classes", "unnamed_classes"):
+        if not isinstance(names := entry.get(key, []), list):
+            raise ValueError(f"{key} must be a list of names, got {names!r}; {needed}")
+    return entry["prompt"], entry.get("classes"), entry.get("unnamed_classes", [])
 
 
 def _make_record(
     prompt: str,
-    own_classes: Sequence[str] | None,
+    named: Sequence[str] | None,
+    unnamed: Sequence[str],
     classes: Sequence[str] | None,
     synonyms: Mapping[str, Sequence[str]] | None,
 ) -> PromptRecord:
-    if own_classes is not None:
-        record = PromptRecord(prompt, tuple(own_classes))
-        require_mentions(record.prompt, record.classes, synonyms)
-        return record
-    if classes is None:
+    if named is None:
+        named = _find_named(prompt, classes, synonyms, required=not unnamed)
+    record = PromptRecord(prompt, (*named, *unnamed), tuple(unnamed))
+    if record.named:
+        require_mentions(prompt, record.named, synonyms)
+    require_unnamed(prompt, record.named, record.unnamed, synonyms)
+    return record
+
+
+def _find_named(
+    prompt: str,
+    classes: Sequence[str] | None,
+    synonyms: Mapping[str, Sequence[str]] | None,
+    *,
+    required: bool,
+) -> tuple[str, ...]:
+    """Those of `classes` that the prompt names."""
+    if classes is None and required:
         raise ValueError(
             f"prompt {prompt!r} has no classes; pass the classes to look for, or use a .jsonl file "
             'with "classes" in every line'
         )
-    mentions = find_mentions(prompt, classes, synonyms)
-    named = tuple(name for name in classes if mentions[name])
-    if not named:
+    mentions = find_mentions(prompt, classes, synonyms) if classes else {}
+    named = tuple(name for name, spans in mentions.items() if spans)
+    if required and not named:
         raise ValueError(
             f"prompt {prompt!r} names none of the {len(classes)} classes: {', '.join(classes)}"
         )
-    return PromptRecord(prompt, named)
+    return named
+
+
+def require_unnamed(
+    prompt: str,
+    classes: Sequence[str],
+    unnamed: Sequence[str],
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Checks that a prompt names none of its unnamed classes.
+
+    Raises:
+        ValueError: it does, or a class is in both lists.
+    """
+    if not unnamed:
+        return
+    mentions = find_mentions(prompt, [*classes, *unnamed], synonyms)
+    for name in unnamed:
+        if mentions[name]:
+            raise ValueError(
+                f"the prompt {prompt!r} names {name!r}, which is listed as an unnamed class; list "
+                "it with the classes of the prompt"
+            )

@@ -26,6 +26,7 @@ from seediff_jax.prompts import (
     PromptRecord,
     make_prompts,
     read_prompts,
+    require_unnamed,
 )
 
 DEFAULT_TEMPLATE = "a photo of a {class}"
@@ -100,7 +101,7 @@ class RunConfig:
     def settings(self) -> dict[str, Any]:
         """Settings of a sample that are known without the model, as JSON values."""
         threshold, uncertain = self.thresholds
-        records = [[record.prompt, *record.classes] for record in self.records]
+        records = [[record.prompt, record.named, record.unnamed] for record in self.records]
         return {
             "seediff_jax_version": seediff_jax.__version__,
             "model": self.model,
@@ -137,7 +138,11 @@ class RunConfig:
 
 
 def make_records(
-    model: str, prompts: str | None, classes: Sequence[str] | None, template: str | None
+    model: str,
+    prompts: str | None,
+    classes: Sequence[str] | None,
+    template: str | None,
+    unnamed_classes: Sequence[str] = (),
 ) -> tuple[tuple[PromptRecord, ...], tuple[str, ...]]:
     """Makes the prompts of a run, from a file or from a template, and the run's class list.
 
@@ -146,6 +151,7 @@ def make_records(
         prompts: name of a prompt file, see `read_prompts`; None fills the template.
         classes: names of classes, or the single name of a list of CLASS_LISTS.
         template: text with {class}; None is DEFAULT_TEMPLATE.
+        unnamed_classes: further classes of every prompt, which no prompt names.
 
     Returns:
         The records, and the classes of the run in the order of their ids: the first official list
@@ -165,11 +171,18 @@ def make_records(
         raise ValueError(f"model {model!r} needs a prompt file (--prompts) or --classes")
     else:
         records = make_prompts(classes or SHAPES_CLASSES, template or DEFAULT_TEMPLATE)
+    if unnamed_classes:
+        records = [_with_unnamed(record, unnamed_classes) for record in records]
     mentioned = [*(classes or ()), *(name for record in records for name in record.classes)]
     names = _official_list(tuple(dict.fromkeys(mentioned)))
     if len(names) >= IGNORE_INDEX:
         raise ValueError(f"{len(names)} classes, but a mask has ids for {IGNORE_INDEX - 1}")
     return tuple(records), names
+
+
+def _with_unnamed(record: PromptRecord, names: Sequence[str]) -> PromptRecord:
+    require_unnamed(record.prompt, record.classes, names)
+    return PromptRecord(record.prompt, (*record.classes, *names), (*record.unnamed, *names))
 
 
 def _official_list(names: tuple[str, ...]) -> tuple[str, ...]:
