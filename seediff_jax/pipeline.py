@@ -251,6 +251,7 @@ def _sample(
     token_ids = model.tokenizer.encode(prompts)
     negative_token_ids = model.tokenizer.encode([negative_prompt]).repeat(count, axis=0)
     indices = np.arange(first_index, first_index + count, dtype=np.int32)
+    texts = columns.texts
     samples = sample(
         model,
         token_ids,
@@ -265,6 +266,8 @@ def _sample(
             capture=columns.token_mask.shape[1] > 0,
             latent_size=latent_size,
         ),
+        unnamed_token_ids=None if texts is None else model.tokenizer.encode(texts),
+        unnamed_token_mask=columns.text_token_mask,
     )
     require_finite(samples, indices)
     return samples

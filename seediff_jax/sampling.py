@@ -92,6 +92,8 @@ def sample(
     rng_seed: Array,
     guidance_scale: Float[Array, ""],
     config: SampleConfig,
+    unnamed_token_ids: Int[Array, "b l"] | None = None,
+    unnamed_token_mask: Bool[Array, "b c l"] | None = None,
 ) -> Samples:
     """Samples an image a row. Sample i depends on `rng_seed`, i and its tokens, not on the batch.
 
@@ -106,6 +108,9 @@ def sample(
         rng_seed: uint32 `[]`.
         guidance_scale: 1 is no guidance.
         config: static.
+        unnamed_token_ids: int32, of texts that name classes which the prompts do not; images do not
+            depend on them.
+        unnamed_token_mask: the tokens of each class in these texts.
 
     Raises:
         ValueError: the model's scheduler cannot make so many steps.
@@ -114,12 +119,18 @@ def sample(
     negative_text = encode_text(model, negative_token_ids) if config.use_guidance else text[:0]
     if not config.capture:
         class_token_mask = class_token_mask[:0]
+    columns = TokenColumns(class_token_weights(class_token_mask))
+    if unnamed_token_ids is not None and config.capture:
+        columns = columns.replace(
+            watched=encode_text(model, unnamed_token_ids),
+            watched_weights=class_token_weights(unnamed_token_mask),
+        )
     latents, attention_maps = denoise(
         model,
         initial_latents(model, rng_seed, indices, config.latent_size),
         text,
         negative_text,
-        TokenColumns(class_token_weights(class_token_mask)),
+        columns,
         guidance_scale,
         config.num_steps,
     )

@@ -200,3 +200,17 @@ def test_more_classes_than_labels_are_refused_before_sampling(model, monkeypatch
 
 def test_every_public_name_exists():
     assert [name for name in seediff_jax.__all__ if not hasattr(seediff_jax, name)] == []
+
+
+def test_unnamed_classes_follow_the_others_and_change_no_image(model, pairs):
+    more = run(model, unnamed_classes=[["hen"], []])
+    np.testing.assert_array_equal(more.images, pairs.images)
+    assert more.soft_masks.shape[1] == 2
+    cross, before = (p.attention_maps.cross_attention for p in (more, pairs))
+    np.testing.assert_allclose(cross[0, ..., 0], before[0, ..., 0], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(cross[1], before[1], rtol=0, atol=1e-5)
+    assert before[0, ..., 1].max() == 0 and cross[0, ..., 1].std() > 0.01
+    alone = run(model, ["a cat"], [[]], unnamed_classes=[["hen"]])
+    np.testing.assert_allclose(
+        alone.attention_maps.cross_attention[0, ..., 0], cross[0, ..., 1], rtol=0, atol=1e-4
+    )

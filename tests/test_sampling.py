@@ -127,6 +127,23 @@ def test_a_sample_does_not_depend_on_the_batch_that_it_is_part_of(model, batch):
     assert_maps_close(alone.attention_maps, one, 1e-4)
 
 
+def test_a_class_is_found_by_a_text_that_the_image_does_not_read(model, batch):
+    """The text is here the prompt itself: its columns are then those of the prompt's own tokens."""
+    token_ids, negative_ids, token_mask, indices = inputs(model, range(8))
+    got = program(CONFIG)(
+        model,
+        token_ids,
+        negative_ids,
+        np.zeros_like(token_mask),
+        indices,
+        **settings(),
+        unnamed_token_ids=token_ids,
+        unnamed_token_mask=token_mask,
+    )
+    assert relative_difference(got.latents, batch.latents) < TOLERANCE
+    assert_maps_close(got.attention_maps, batch.attention_maps, 1e-4)
+
+
 def test_images_of_another_size_are_sampled_with_their_attention(model):
     config = SampleConfig(num_steps=2, latent_size=latent_size(model, 16, 24))
     assert config.latent_size == (8, 12)
