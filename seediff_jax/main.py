@@ -10,6 +10,7 @@ An output folder that a run with the same settings began is completed, never red
 """
 
 import functools
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -215,7 +216,14 @@ def _fail(message: str) -> int:
 
 def run() -> None:
     """Console entry."""
-    sys.exit(main(sys.argv))
+    try:
+        status = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output, as `head` does, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
 
 
 if __name__ == "__main__":
