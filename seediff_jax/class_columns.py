@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seediff_jax.arrays import Bool
+from seediff_jax.class_names import require_classes
 from seediff_jax.prompts import require_unnamed
 from seediff_jax.tokenizer import Tokenizer, class_token_mask
 
@@ -59,6 +60,7 @@ def class_columns(
             f"{len(classes)} and {len(unnamed_classes)}"
         )
     for prompt, names, unnamed in zip(prompts, classes, unnamed_classes, strict=True):
+        require_classes([*names, *unnamed], f"prompt {prompt!r}")
         require_unnamed(prompt, names, unnamed, synonyms)
     texts = [" and ".join(names) for names in unnamed_classes]
     named = _mark(tokenizer, prompts, classes, synonyms)
