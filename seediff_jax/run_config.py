@@ -41,7 +41,7 @@ class RunConfig:
         records: the prompts with their classes, in the order in which the images cycle through.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
         num_images: images in the finished folder.
-        scheduler: "ddim" or "pndm"; None is the checkpoint's own.
+        scheduler: one of `scheduler_configs.CLASS_NAMES`; None is the checkpoint's own.
         threshold: see `label_map`; None is the published value of the mask's method.
         uncertain: lower end of the ignored band; None is the published value of the method, where
             `threshold` is None too, and else no band.

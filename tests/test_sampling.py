@@ -147,7 +147,7 @@ def test_without_guidance_and_capture_images_are_those_of_guidance_scale_one(mod
     assert plain.attention_maps.self_attention == {}
 
 
-@pytest.mark.parametrize("kind", ["pndm", "ddim"])
+@pytest.mark.parametrize("kind", ["pndm", "ddim", "dpmsolver_multistep", "euler_ancestral"])
 def test_a_batch_split_over_eight_devices_is_sampled_alike(model, batch, kind):
     model = model.replace(scheduler_config=model.scheduler_config.with_kind(kind))
     arrays = inputs(model, range(8))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, Int
+from seediff_jax.arrays import Array, Float, Real
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.models.capture import NO_CAPTURE, CaptureConfig, check_capture
 from seediff_jax.models.config import UNetConfig
@@ -98,7 +98,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, timesteps: Array) -> Array:
-        """int32 `[b]` -> `[b, 4 * width of the first block]`."""
+        """int32 or float32 `[b]` -> `[b, 4 * width of the first block]`."""
         config, width = self.config, self.config.block_out_channels[0]
         x = timestep_embedding(
             timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
@@ -118,7 +118,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"],
+        timesteps: Real[Array, " b"],
         text_embeddings: Float[Array, "b l d"],
         token_weights: Float[Array, "r l k"],
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
@@ -126,7 +126,7 @@ class UNet(nn.Module):
 
         Args:
             latents: `[b, h, w, c]`, scaled as the scheduler asks.
-            timesteps: int32 `[b]` in 0..999.
+            timesteps: int32 or float32 `[b]` in 0..999.
             text_embeddings: `[b, l, d]`.
             token_weights: float32 `[r, l, k]`: the last r rows of the batch are recorded, and their
                 cross-attention is projected from tokens to k columns; r = 0 records nothing.
