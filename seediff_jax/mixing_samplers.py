@@ -221,8 +221,9 @@ def _lcm_steps(config: SchedulerConfig, num_steps: int) -> MixingSteps:
 
 def _ddpm_steps(config: SchedulerConfig, num_steps: int) -> MixingSteps:
     timesteps = spaced_timesteps(config, num_steps).astype(np.int32)
-    alphas = host_alphas_cumprod(config)[timesteps].astype(np.float64)
-    end_alphas = np.append(alphas[1:], 1.0)
+    # Differences of numbers near 1 are those of diffusers only if they are float32, too.
+    alphas = host_alphas_cumprod(config)[timesteps]
+    end_alphas = np.append(alphas[1:], np.float32(1))
     betas = 1 - alphas / end_alphas
     variances = betas
     if config.variance_type == "fixed_small":

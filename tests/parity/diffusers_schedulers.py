@@ -82,5 +82,3 @@ def assert_trajectories_equal(json, num_steps, timestep_tolerance=0.0):
             largest = max(largest, float(difference))
     # Updates whose factors are float32: two codes that round differently differ by up to 5e-6.
     assert largest < 1e-5, (json, num_steps, largest)
-    print(json, num_steps, f"{largest:.2e}")
-    return largest
