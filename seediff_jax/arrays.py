@@ -11,9 +11,9 @@ Images and latents are NHWC. A single axis is written with a leading blank (`" n
 
 from beartype import beartype
 from jax import Array
-from jaxtyping import Bool, Float, Int, UInt8, jaxtyped
+from jaxtyping import Bool, Float, Int, Real, UInt8, jaxtyped
 
 typechecked = jaxtyped(typechecker=beartype)
 """Decorator: checks shapes and dtypes of arguments and results while tracing, not once compiled."""
 
-__all__ = ["Array", "Bool", "Float", "Int", "UInt8", "typechecked"]
+__all__ = ["Array", "Bool", "Float", "Int", "Real", "UInt8", "typechecked"]

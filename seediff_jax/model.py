@@ -18,7 +18,7 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, Int, typechecked
+from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints import read_params, weights_hash, write_folder, write_orbax
 from seediff_jax.hub import fetch, is_hub_id
@@ -90,8 +90,8 @@ def load_model(
             safetensors; a folder of `save_orbax`; or a model of the Hugging Face hub,
             "owner/model", of which the needed files are downloaded, or taken from its cache.
         dtype: float32, bfloat16 or float16, of the weights and the computation.
-        scheduler: "ddim" or "pndm" instead of the sampler that the checkpoint names, with its noise
-            schedule; needed where that sampler is another one.
+        scheduler: one of `scheduler_configs.CLASS_NAMES` instead of the sampler that the checkpoint
+            names, with its noise schedule; needed where that sampler is none of them.
         capture: attention layers to record: "published", "coarse" (without the finest level), a
             JSON file with lists of layers, or a CaptureConfig; by default the folder's
             `capture.json`, or what was published.
@@ -181,7 +181,7 @@ def encode_text(model: Model, token_ids: Int[Array, "b l"]) -> Float[Array, "b l
 def predict_noise(
     model: Model,
     latents: Float[Array, "b h w c"],
-    timesteps: Int[Array, " b"],
+    timesteps: Real[Array, " b"],
     text_embeddings: Float[Array, "b l d"],
     columns: TokenColumns | None = None,
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
@@ -191,7 +191,7 @@ def predict_noise(
         model: the model; its `capture` says which layers are recorded.
         latents: float32 `[b, h, w, c]`, of any height and width, scaled as the VAE's
             (`encode_images`).
-        timesteps: int32 `[b]`, in 0..T-1 of the noise schedule.
+        timesteps: int32 or float32 `[b]`, in 0..T-1 of the noise schedule.
         text_embeddings: float32 `[b, l, d]`, from `encode_text`.
         columns: which rows are recorded, and the columns that their cross-attention is projected
             on. By default all rows and one column a token.

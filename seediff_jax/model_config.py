@@ -26,7 +26,7 @@ from seediff_jax.models.clip import ClipTextModel
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 from seediff_jax.models.vae import AutoencoderKL
-from seediff_jax.scheduler_configs import CLASS_NAMES, SchedulerConfig, scheduler_config
+from seediff_jax.scheduler_configs import SchedulerConfig, scheduler_config, scheduler_json
 from seediff_jax.tokenizer import Tokenizer, load_tokenizer
 from seediff_jax.weight_files import read_json
 
@@ -35,11 +35,6 @@ _CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
-}
-# Options of SchedulerConfig that diffusers' class of the other kind does not know.
-_FOREIGN = {
-    "ddim": {"skip_prk_steps"},
-    "pndm": {"clip_sample", "clip_sample_range", "rescale_betas_zero_snr"},
 }
 
 
@@ -95,7 +90,8 @@ def read_model_config(
 
     Args:
         folder: the folder.
-        scheduler: "ddim" or "pndm" instead of the sampler that the folder names.
+        scheduler: one of `scheduler_configs.CLASS_NAMES` instead of the sampler that the folder
+            names.
         capture: see `choose_capture`; None is the folder's own choice, or the published one.
 
     Raises:
@@ -159,22 +155,20 @@ def check_model_config(config: ModelConfig, source: str) -> None:
 
 def write_model_config(folder: Path, config: ModelConfig) -> None:
     """Writes all of a diffusers folder but the weights; `folder` must exist."""
-    scheduler = dataclasses.asdict(config.scheduler)
-    kind = scheduler.pop("kind")
+    scheduler = scheduler_json(config.scheduler)
     index = {
         "_class_name": _PIPELINE,
         **_CLASSES,
-        "scheduler": ("diffusers", CLASS_NAMES[kind]),
+        "scheduler": ("diffusers", scheduler["_class_name"]),
         "tokenizer": ("transformers", "CLIPTokenizer"),
         **dict.fromkeys(("feature_extractor", "safety_checker"), (None, None)),
         "requires_safety_checker": False,
     }
-    scheduler = {k: v for k, v in scheduler.items() if k not in _FOREIGN[kind]}
     tokens, names = config.tokenizer.backend, ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokens, name) for name in names}
     contents = {
         "model_index.json": index,
-        "scheduler/scheduler_config.json": {"_class_name": CLASS_NAMES[kind], **scheduler},
+        "scheduler/scheduler_config.json": scheduler,
         "text_encoder/config.json": {**configs.clip_text_json(config.text_encoder), **ids},
         "unet/config.json": configs.unet_json(config.unet),
         "vae/config.json": configs.vae_json(config.vae),

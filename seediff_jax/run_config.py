@@ -44,7 +44,7 @@ class RunConfig:
         num_images: images in the finished folder.
         height: of the images in pixels; None is the side that the model was trained for.
         width: the same.
-        scheduler: "ddim" or "pndm"; None is the checkpoint's own.
+        scheduler: one of `scheduler_configs.CLASS_NAMES`; None is the checkpoint's own.
         capture: attention layers to record, as `load_model` takes them; None is the model's own.
         threshold: see `label_map`; None is the published value of the mask's method.
         uncertain: lower end of the ignored band; None is the published value of the method, where

@@ -23,15 +23,22 @@ from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.model import Model, decode_latents, encode_text, predict_noise
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.schedulers import (
+    MixingSteps,
     Steps,
     init_scheduler_state,
+    initial_noise_scale,
+    is_stochastic,
     make_noise_schedule,
     make_steps,
+    scale_input,
     scheduler_step,
 )
 
 STAGES = ("text_embeddings", "latents", "images")
 """Stages of sampling, in order, that are watched for values that are not finite."""
+
+# Stands where the index of a sample stands, and is none: indices are int32.
+_NO_INDEX = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +140,8 @@ def sample(
         columns,
         guidance_scale,
         config.num_steps,
+        rng_seed=rng_seed,
+        indices=indices,
     )
     images = decode_in_chunks(model, latents, config.decode_batch)
     stages = zip(STAGES, (text, latents, images), strict=True)
@@ -157,8 +166,26 @@ def initial_latents(
         indices: int32 `[b]`.
         size: h and w; by default those that the UNet's config says.
     """
+    return _draw(model, jax.random.key(rng_seed), indices, size)
+
+
+def step_noise(
+    model: Model,
+    rng_seed: Array,
+    indices: Array,
+    call: Array,
+    size: tuple[int, int] | None = None,
+) -> Array:
+    """Draws the fresh noise of UNet call number `call` for stochastic samplers.
+
+    Like `initial_latents`, and independent of them.
+    """
+    rng = jax.random.fold_in(jax.random.key(rng_seed), _NO_INDEX)
+    return _draw(model, jax.random.fold_in(rng, call), indices, size)
+
+
+def _draw(model: Model, rng: Array, indices: Array, size: tuple[int, int] | None) -> Array:
     shape = (*(size or latent_size(model)), model.unet_config.in_channels)
-    rng = jax.random.key(rng_seed)
 
     def draw(index):
         return jax.random.normal(jax.random.fold_in(rng, index), shape)
@@ -211,8 +238,11 @@ def denoise(
     columns: TokenColumns,
     guidance_scale: Float[Array, ""],
     num_steps: int,
+    *,
+    rng_seed: Array,
+    indices: Int[Array, " b"],
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
-    """Takes noise to latents of images and averages the attention of all UNet calls.
+    """Takes noise to latents of images and averages the attention of the UNet calls.
 
     Args:
         model: the model.
@@ -222,6 +252,8 @@ def denoise(
         columns: see `predict_noise`; of all b rows, or of none to record nothing.
         guidance_scale: weight of the prompts.
         num_steps: static.
+        rng_seed: uint32 `[]`, read by stochastic samplers alone, as are the indices.
+        indices: int32, of the samples.
     """
     scheduler, steps = model.scheduler_config, make_steps(model.scheduler_config, num_steps)
     schedule = make_noise_schedule(scheduler)
@@ -237,18 +269,34 @@ def denoise(
             noise_pred = negative + guidance_scale * (conditional - negative)
         return noise_pred, maps
 
-    def call(carry, step: Steps):
-        latents, state, total = carry
-        noise_pred, maps = predict(latents, step.timesteps)
-        latents, state = scheduler_step(scheduler, schedule, state, latents, noise_pred, step)
+    def call(carry, inputs: tuple[Steps | MixingSteps, Array | None, Array | None]):
+        (latents, state, total), (step, number, weight) = carry, inputs
+        noise_pred, maps = predict(scale_input(scheduler, latents, step), step.timesteps)
+        if weight is not None:
+            maps = jax.tree.map(lambda leaf: weight * leaf, maps)
+        noise = None
+        if number is not None:
+            noise = step_noise(model, rng_seed, indices, number, latents.shape[1:3])
+        latents, state = scheduler_step(
+            scheduler, schedule, state, latents, noise_pred, step, noise
+        )
         return (latents, state, jax.tree.map(jnp.add, total, maps)), None
 
+    if (scale := initial_noise_scale(scheduler, num_steps)) != 1:
+        latents = scale * latents
     _, maps = jax.eval_shape(predict, latents, steps.timesteps[0])
     total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps)
     state = init_scheduler_state(scheduler, latents)
     state = jax.tree.map(lambda leaf: leaf + _zeros(latents, leaf), state)
-    (latents, _, total), _ = jax.lax.scan(call, (latents, state, total), steps)
-    return latents, jax.tree.map(lambda leaf: leaf / len(steps.timesteps), total)
+    calls = len(steps.timesteps)
+    recorded = np.array(model.capture.recorded_calls(calls), np.float32)
+    xs = (
+        steps,
+        np.arange(calls, dtype=np.int32) if is_stochastic(scheduler) else None,
+        None if recorded.all() else recorded,
+    )
+    (latents, _, total), _ = jax.lax.scan(call, (latents, state, total), xs)
+    return latents, jax.tree.map(lambda leaf: leaf / float(recorded.sum()), total)
 
 
 def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:

@@ -100,7 +100,7 @@ def test_help_lists_every_flag(capsys):
     assert main(["seediff", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"{name}" in text for name in define_flags())
-    assert "--[no]background=true" in text and "<ddim|pndm>" in text
+    assert "--[no]background=true" in text and "<ddim|pndm|euler|" in text
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

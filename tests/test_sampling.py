@@ -1,5 +1,6 @@
 """Sampling: guidance, averaged attention, and samples that depend on nothing but their index."""
 
+import dataclasses
 import functools
 
 import jax
@@ -127,6 +128,20 @@ def test_a_sample_does_not_depend_on_the_batch_that_it_is_part_of(model, batch):
     assert_maps_close(alone.attention_maps, one, 1e-4)
 
 
+def test_the_two_halves_of_a_run_have_the_mean_of_the_whole(model, batch):
+    """Three steps of PNDM are four calls: two in each half."""
+    halves = [
+        run(
+            model.replace(capture=dataclasses.replace(model.capture, calls=calls)),
+            inputs(model, range(8)),
+        ).attention_maps
+        for calls in ((0.0, 0.5), (0.5, 1.0))
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    assert_maps_close(mean, batch.attention_maps, 1e-4)
+    assert np.abs(halves[0].cross_attention - halves[1].cross_attention).max() > 0.01
+
+
 def test_a_class_is_found_by_a_text_that_the_image_does_not_read(model, batch):
     """The text is here the prompt itself: its columns are then those of the prompt's own tokens."""
     token_ids, negative_ids, token_mask, indices = inputs(model, range(8))
@@ -184,7 +199,7 @@ def test_without_guidance_and_capture_images_are_those_of_guidance_scale_one(mod
     assert plain.attention_maps.self_attention == {}
 
 
-@pytest.mark.parametrize("kind", ["pndm", "ddim"])
+@pytest.mark.parametrize("kind", ["pndm", "ddim", "dpmsolver_multistep", "euler_ancestral"])
 def test_a_batch_split_over_eight_devices_is_sampled_alike(model, batch, kind):
     model = model.replace(scheduler_config=model.scheduler_config.with_kind(kind))
     arrays = inputs(model, range(8))

@@ -4,156 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scheduler_runs import BETAS, DDIM, PLMS, RUNGE_KUTTA, normal, sample
 
 from seediff_jax import schedulers
 from seediff_jax.schedulers import SchedulerConfig
 
-SD14_JSON = {
-    "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.7.0.dev0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-    "clip_sample": False,
-}
-EULER_JSON = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_schedule": "scaled_linear",
-    "interpolation_type": "linear",
-    "use_karras_sigmas": False,
-    "prediction_type": "v_prediction",
-}
-BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-DDIM = SchedulerConfig(kind="ddim", **BETAS)
-PLMS = SchedulerConfig(kind="pndm", skip_prk_steps=True, **BETAS)
-RUNGE_KUTTA = SchedulerConfig(kind="pndm", **BETAS)
-SHAPE = (2, 4, 4, 3)
-
-
-def normal(index, shape=SHAPE):
-    return jax.random.normal(jax.random.key(index), shape)
-
-
-def sample(config, latents, predict, num_steps):
-    """Runs the whole chain; `predict(latents, alpha, timestep)` plays the UNet."""
-    schedule = schedulers.make_noise_schedule(config)
-
-    def body(carry, step):
-        latents, state = carry
-        alpha = schedule.alphas_cumprod[step.timesteps]
-        noise_pred = predict(latents, alpha, step.timesteps)
-        return schedulers.scheduler_step(config, schedule, state, latents, noise_pred, step), None
-
-    @jax.jit
-    def run(latents, steps):
-        state = schedulers.init_scheduler_state(config, latents)
-        return jax.lax.scan(body, (latents, state), steps)[0][0]
-
-    return run(latents, schedulers.make_steps(config, num_steps))
-
-
-def test_stable_diffusion_config_is_read():
-    assert schedulers.scheduler_config(SD14_JSON) == SchedulerConfig(
-        kind="pndm",
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        timestep_spacing="leading",
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-        skip_prk_steps=True,
-    )
-
-
-def test_missing_options_take_the_defaults_of_the_named_scheduler():
-    ddim = schedulers.scheduler_config({"_class_name": "DDIMScheduler"})
-    assert ddim.set_alpha_to_one and ddim.clip_sample and ddim.beta_schedule == "linear"
-    pndm = schedulers.scheduler_config({"_class_name": "PNDMScheduler"})
-    assert not (pndm.set_alpha_to_one or pndm.clip_sample or pndm.skip_prk_steps)
-
-
-def test_override_reads_the_file_of_another_scheduler_and_never_turns_on_clipping():
-    config = schedulers.scheduler_config(EULER_JSON, kind="ddim")
-    assert config == SchedulerConfig(
-        kind="ddim",
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        set_alpha_to_one=True,
-        clip_sample=False,
-    )
-    asked = schedulers.scheduler_config({**EULER_JSON, "clip_sample": True}, kind="ddim")
-    assert asked.clip_sample
-
-
-def test_override_drops_options_left_over_from_another_scheduler():
-    json = {**SD14_JSON, "algorithm_type": "dpmsolver++"}
-    assert schedulers.scheduler_config(json, kind="pndm") == schedulers.scheduler_config(SD14_JSON)
-
-
-def test_with_kind_keeps_all_that_the_other_kind_knows():
-    config = SchedulerConfig(kind="ddim", clip_sample=True, set_alpha_to_one=True, steps_offset=1)
-    assert config.with_kind("pndm") == SchedulerConfig(
-        kind="pndm", clip_sample=False, set_alpha_to_one=True, steps_offset=1
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"_class_name": "EulerDiscreteScheduler"},
-            "'EulerDiscreteScheduler'.*DDIMScheduler, PNDM",
-        ),
-        ({"_class_name": None}, "None is not supported"),
-        ({"algorithm_type": "sde", "solver_order": 2}, "algorithm_type, solver_order"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'.*'squaredcos_cap_v2'"),
-        ({"prediction_type": "sample"}, "prediction_type='sample'"),
-        ({"timestep_spacing": "karras"}, "timestep_spacing='karras'"),
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas="),
-        ({"thresholding": True}, "thresholding=True is not supported, only False"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr.*use 'ddim'"),
-        ({"num_train_timesteps": "1000"}, "num_train_timesteps='1000' must be of type int"),
-        ({"skip_prk_steps": 1}, "skip_prk_steps=1 must be of type bool"),
-        ({"steps_offset": True}, "steps_offset=True must be of type int"),
-        ({"steps_offset": -1}, "steps_offset=-1 at least 0"),
-        ({"beta_start": 0.02}, "0 < beta_start <= beta_end < 1"),
-    ],
-)
-def test_bad_file_is_refused_with_its_name_and_the_option(change, message):
-    with pytest.raises(ValueError, match=f"folder/scheduler.json: .*{message}"):
-        schedulers.scheduler_config({**SD14_JSON, **change}, source="folder/scheduler.json")
-
-
-@pytest.mark.parametrize(
-    ("json", "kind", "message"),
-    [
-        (EULER_JSON, "euler", "kind='euler' is not supported; choose from 'ddim', 'pndm'"),
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "ddim", "no beta_schedule"),
-        ({**EULER_JSON, "prediction_type": "flow_prediction"}, "ddim", "'flow_prediction'"),
-        ({**EULER_JSON, "rescale_betas_zero_snr": True}, "pndm", "use 'ddim'"),
-    ],
-)
-def test_impossible_override_is_refused(json, kind, message):
-    with pytest.raises(ValueError, match=message):
-        schedulers.scheduler_config(json, kind=kind)
-
-
-@pytest.mark.parametrize("option", ["clip_sample", "rescale_betas_zero_snr"])
-def test_pndm_refuses_what_only_ddim_can_do(option):
-    with pytest.raises(ValueError, match=f"{option}=True is not supported by 'pndm'"):
-        SchedulerConfig(kind="pndm", **{option: True})
+SD14 = SchedulerConfig(kind="pndm", skip_prk_steps=True, steps_offset=1, **BETAS)
 
 
 def test_noise_schedule_of_stable_diffusion():
-    schedule = schedulers.make_noise_schedule(schedulers.scheduler_config(SD14_JSON))
+    schedule = schedulers.make_noise_schedule(SD14)
     root = np.linspace(0.00085**0.5, 0.012**0.5, 1000)
     expected = np.exp(np.cumsum(np.log1p(-(root**2))))
     assert schedule.alphas_cumprod.dtype == jnp.float32
@@ -188,14 +48,14 @@ def test_zero_snr_schedule_ends_in_pure_noise_and_starts_unchanged():
 
 
 def test_ddim_timesteps_of_stable_diffusion():
-    config = schedulers.scheduler_config(SD14_JSON, kind="ddim")
+    config = SD14.with_kind("ddim")
     steps = schedulers.make_steps(config, 50)
     assert steps.timesteps.dtype == np.int32
     assert steps.timesteps.tolist() == list(range(981, 0, -20))
 
 
 def test_plms_makes_the_second_call_twice():
-    steps = schedulers.make_steps(schedulers.scheduler_config(SD14_JSON), 50)
+    steps = schedulers.make_steps(SD14, 50)
     assert steps.timesteps.tolist() == [981, 961, *range(961, 0, -20)]
     assert schedulers.make_steps(PLMS, 1).timesteps.tolist() == [0]
 
@@ -289,8 +149,8 @@ def test_true_velocity_leads_back_to_the_clean_latents_even_from_pure_noise():
     clean, noise = normal(0), normal(1)
     schedule = schedulers.make_noise_schedule(config)
 
-    def predict(latents, alpha, timestep):
-        return schedulers.velocity(schedule, clean, noise, jnp.full(2, timestep))
+    def predict(inputs, step):
+        return schedulers.velocity(schedule, clean, noise, jnp.full(2, step.timesteps))
 
     # 20 roundings of values of order 1
     np.testing.assert_allclose(sample(config, noise, predict, 20), clean, atol=1e-5)
@@ -311,8 +171,9 @@ def test_sampling_converges_to_the_exact_flow_of_a_gaussian_model(
     def variance(alpha):
         return alpha * deviation**2 + 1 - alpha
 
-    def predict(latents, alpha, timestep):
-        return jnp.sqrt(1 - alpha) * latents / variance(alpha)
+    def predict(inputs, step):
+        alpha = alphas_cumprod[step.timesteps]
+        return jnp.sqrt(1 - alpha) * inputs / variance(alpha)
 
     def error(num_steps):
         start = alphas_cumprod[schedulers.make_steps(config, num_steps).timesteps[0]]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, Int, typechecked
+from seediff_jax.arrays import Array, Float, Real, typechecked
 
 # Most per-head probabilities of an image that a recorded layer holds at once, unless one head has
 # more: all heads of 64 x 64 locations are 512 MiB, while walking the heads of a small layer one by
@@ -20,7 +20,7 @@ _MAX_PROBS = 2**22
 
 @typechecked
 def timestep_embedding(
-    timesteps: Int[Array, " b"], width: int, *, flip_sin_to_cos: bool, freq_shift: int
+    timesteps: Real[Array, " b"], width: int, *, flip_sin_to_cos: bool, freq_shift: int
 ) -> Float[Array, "b width"]:
     """Sinusoidal embedding of timesteps in 0..999 (DDPM, arXiv 2006.11239), in float32."""
     half = width // 2

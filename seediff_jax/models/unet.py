@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, Int
+from seediff_jax.arrays import Array, Float, Real
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.models.capture import (
     NO_CAPTURE,
@@ -101,7 +101,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, timesteps: Array) -> Array:
-        """int32 `[b]` -> `[b, 4 * width of the first block]`."""
+        """int32 or float32 `[b]` -> `[b, 4 * width of the first block]`."""
         config, width = self.config, self.config.block_out_channels[0]
         x = timestep_embedding(
             timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
@@ -121,7 +121,7 @@ class UNet(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "b h w c"],
-        timesteps: Int[Array, " b"],
+        timesteps: Real[Array, " b"],
         text_embeddings: Float[Array, "b l d"],
         columns: TokenColumns,
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
@@ -129,7 +129,7 @@ class UNet(nn.Module):
 
         Args:
             latents: `[b, h, w, c]`, scaled as the scheduler asks.
-            timesteps: int32 `[b]` in 0..999.
+            timesteps: int32 or float32 `[b]` in 0..999.
             text_embeddings: `[b, l, d]`.
             columns: the tokens whose attention is recorded, of which rows.
 

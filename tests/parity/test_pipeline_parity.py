@@ -1,14 +1,19 @@
 """generate() against diffusers' StableDiffusionPipeline from the same initial latents."""
 
+import dataclasses
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
+from diffusers_schedulers import own_noise
 from torch_models import blocks, capture_probs, random_pipeline, to_torch
 
 from seediff_jax.model import load_model, save_model
 from seediff_jax.pipeline import generate
-from seediff_jax.sampling import initial_latents
+from seediff_jax.sampling import initial_latents, step_noise
+from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.tokenizer import class_token_mask
 
 UNET = {
@@ -19,19 +24,26 @@ UNET = {
 }
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
 NEGATIVE_PROMPT, NUM_STEPS, GUIDANCE_SCALE, RNG_SEED = "a cup", 10, 7.5, 5
+# Fractional timesteps and a schedule of sigmas, as the networks see them.
+OPTIONS = {
+    "euler": {"timestep_spacing": "linspace"},
+    "dpmsolver_multistep": {"use_karras_sigmas": True},
+}
 
 
-@pytest.fixture(scope="module", params=["pndm", "ddim"])
+@pytest.fixture(scope="module", params=CLASS_NAMES)
 def pair(request, tmp_path_factory):
     """diffusers' pipeline, loaded from a folder that we wrote, and our model."""
     folder = tmp_path_factory.mktemp("pipeline")
     random_pipeline(folder / "made", unet=UNET).save_pretrained(folder / "saved")
     model = load_model(folder / "saved")
-    model = model.replace(scheduler_config=model.scheduler_config.with_kind(request.param))
+    scheduler = model.scheduler_config.with_kind(request.param)
+    scheduler = dataclasses.replace(scheduler, **OPTIONS.get(request.param, {}))
+    model = model.replace(scheduler_config=scheduler)
     save_model(model, folder / "ours")
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "ours", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline.scheduler.__class__.__name__ == f"{request.param.upper()}Scheduler"
+    assert pipeline.scheduler.__class__.__name__ == CLASS_NAMES[request.param]
     return pipeline, model
 
 
@@ -44,18 +56,24 @@ def run_diffusers(pipeline, model, size):
         calls.append({name: processor.head_sum[2:] for name, processor in captured.items()})
         return kept
 
-    noise = initial_latents(model, jnp.uint32(RNG_SEED), jnp.arange(2), size)
-    images = pipeline(
-        PROMPTS,
-        negative_prompt=[NEGATIVE_PROMPT] * 2,
-        num_inference_steps=NUM_STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-        height=2 * size[0],
-        width=2 * size[1],
-        latents=to_torch(noise),
-        output_type="np",
-        callback_on_step_end=keep,
-    ).images
+    arguments = (model, jnp.uint32(RNG_SEED), jnp.arange(2))
+    numbers = itertools.count()
+
+    def fresh_noise():
+        return to_torch(step_noise(*arguments, jnp.int32(next(numbers)), size))
+
+    with own_noise(pipeline.scheduler, fresh_noise):
+        images = pipeline(
+            PROMPTS,
+            negative_prompt=[NEGATIVE_PROMPT] * 2,
+            num_inference_steps=NUM_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            height=2 * size[0],
+            width=2 * size[1],
+            latents=to_torch(initial_latents(*arguments, size)),
+            output_type="np",
+            callback_on_step_end=keep,
+        ).images
     return 255 * images, {name: np.mean([c[name] for c in calls], axis=0) for name in captured}
 
 

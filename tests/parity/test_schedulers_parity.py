@@ -1,70 +1,31 @@
-"""Every call of a sampling run, add_noise and velocity against diffusers' schedulers."""
+"""DDIM and PNDM, add_noise, velocity and what is read of files against diffusers' schedulers."""
+
+import inspect
 
 import diffusers
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from diffusers_schedulers import (
+    SHAPE,
+    STABLE_DIFFUSION,
+    assert_trajectories_equal,
+    reference_of,
+)
 
 from seediff_jax import schedulers
+from seediff_jax.scheduler_configs import CLASS_NAMES, scheduler_json
 
-STABLE_DIFFUSION = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
 SAMPLERS = {
-    "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False},
+    "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
     "plms": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
     "runge_kutta": {"_class_name": "PNDMScheduler", "skip_prk_steps": False},
 }
-SHAPE = (2, 8, 8, 4)
 
 
 def json_of(sampler, **options):
-    return {**STABLE_DIFFUSION, **SAMPLERS[sampler], **options}
-
-
-def reference_of(json):
-    options = {name: value for name, value in json.items() if name != "_class_name"}
-    return getattr(diffusers, json["_class_name"])(**options)
-
-
-def assert_trajectories_equal(json, num_steps):
-    """Feeds both chains the same random predictions and compares the latents after every call."""
-    reference = reference_of(json)
-    reference.set_timesteps(num_steps)
-    config = schedulers.scheduler_config(json)
-    schedule, steps = (
-        schedulers.make_noise_schedule(config),
-        schedulers.make_steps(config, num_steps),
-    )
-    np.testing.assert_array_equal(steps.timesteps, reference.timesteps.numpy())
-
-    random = np.random.default_rng(num_steps)
-    latents = random.standard_normal(SHAPE, np.float32)
-    noise_preds = random.standard_normal((len(steps.timesteps), *SHAPE), np.float32)
-
-    def body(carry, inputs):
-        latents, state = carry
-        latents, state = schedulers.scheduler_step(config, schedule, state, latents, *inputs)
-        return (latents, state), latents
-
-    state = schedulers.init_scheduler_state(config, jnp.asarray(latents))
-    carry = (jnp.asarray(latents), state)
-    got = jax.lax.scan(body, carry, (jnp.asarray(noise_preds), steps))[1]
-
-    sample = torch.from_numpy(latents)
-    for index, timestep in enumerate(reference.timesteps):
-        noise_pred = torch.from_numpy(noise_preds[index])
-        sample = reference.step(noise_pred, timestep, sample).prev_sample
-        # 50 updates whose factors are float32: two codes that round differently differ by 5e-6
-        tolerance = 1e-5 * sample.numpy().std()
-        np.testing.assert_allclose(got[index], sample.numpy(), rtol=0, atol=tolerance)
+    return {**STABLE_DIFFUSION, "steps_offset": 1, **SAMPLERS[sampler], **options}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -119,26 +80,37 @@ def test_trailing_spacing_leaves_out_the_timestep_minus_one_that_diffusers_adds(
     assert reference.timesteps.tolist() == [*steps.timesteps.tolist(), -1]
 
 
-@pytest.mark.parametrize("class_name", ["DDIMScheduler", "PNDMScheduler"])
-def test_defaults_are_those_of_diffusers(class_name):
-    config = schedulers.scheduler_config({"_class_name": class_name})
-    reference = getattr(diffusers, class_name)().config
-    shared = vars(config).keys() & reference.keys()
-    assert {"set_alpha_to_one", "beta_schedule", "timestep_spacing"} < shared
-    assert {name: getattr(config, name) for name in shared} == {
-        name: reference[name] for name in shared
-    }
+@pytest.mark.parametrize("kind", CLASS_NAMES)
+def test_defaults_are_those_of_diffusers(kind):
+    written = scheduler_json(schedulers.scheduler_config({"_class_name": CLASS_NAMES[kind]}))
+    reference = getattr(diffusers, CLASS_NAMES[kind])().config
+    assert {"prediction_type", "beta_schedule", "timestep_spacing"} < written.keys()
+    del written["_class_name"]
+    assert written == {name: reference[name] for name in written}
 
 
-@pytest.mark.parametrize("class_name", ["DDIMScheduler", "PNDMScheduler"])
-def test_override_of_another_scheduler_is_what_diffusers_makes_of_its_config(class_name):
-    euler = diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1).config
-    kind = {"DDIMScheduler": "ddim", "PNDMScheduler": "pndm"}[class_name]
-    set_by_file = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
-    config = schedulers.scheduler_config({**set_by_file, "steps_offset": 1}, kind=kind)
-    reference = getattr(diffusers, class_name).from_config(euler).config
-    # clip_sample differs on purpose: DDIM's default would clip latents that were never clipped
-    for name in (vars(config).keys() & reference.keys()) - {"clip_sample"}:
+@pytest.mark.parametrize("kind", CLASS_NAMES)
+def test_the_default_file_of_diffusers_is_read_and_says_no_more_than_what_is_written(kind):
+    """diffusers drops a key that it does not expect, and only warns."""
+    reference = getattr(diffusers, CLASS_NAMES[kind])()
+    config = schedulers.scheduler_config(
+        dict(reference.config) | {"_class_name": CLASS_NAMES[kind]}
+    )
+    written = scheduler_json(config)
+    assert written.keys() - {"_class_name"} <= inspect.signature(type(reference)).parameters.keys()
+    assert type(reference).from_config(written).config == reference.config
+
+
+@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("other", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_override_of_another_scheduler_is_what_diffusers_makes_of_its_config(kind, other):
+    file = getattr(diffusers, other)(beta_schedule="scaled_linear", steps_offset=1).config
+    # Defaults of the other scheduler count no more for diffusers, and are not in a file of before.
+    set_by_file = {"_class_name": other, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    config = schedulers.scheduler_config(set_by_file, kind=kind)
+    reference = getattr(diffusers, CLASS_NAMES[kind]).from_config(file).config
+    # clip_sample differs on purpose: a default would clip latents that were never clipped
+    for name in scheduler_json(config).keys() - {"_class_name", "clip_sample"}:
         assert getattr(config, name) == reference[name], name
 
 
