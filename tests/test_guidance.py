@@ -1,6 +1,7 @@
 """Guidance against plain NumPy, and what the UNets of XL and of latent consistency models read."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from random_models import (
     LENGTH,
+    PADDING_2,
     normal,
     quick_jit,
     random_params,
     relative_difference,
     small_config,
     small_xl_config,
+    write_small_tokenizer,
 )
 
 from seediff_jax.guidance import IMAGE_SIZE, SizeCondition, embed_prompts, guide
@@ -27,6 +30,7 @@ from seediff_jax.model import (
 from seediff_jax.models.conditioning import Conditions, guidance_embedding
 from seediff_jax.pipeline import generate, generate_images
 from seediff_jax.prompt_tokens import encode_prompts, mark_classes
+from seediff_jax.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +136,29 @@ def test_the_vae_of_stable_diffusion_1_honours_the_dtype(tmp_path):
     assert config.dtype_of("vae", jnp.float16) == jnp.float16
 
 
-def test_a_class_at_other_places_for_the_second_text_encoder_is_refused(model):
-    """The padding token of the second tokenizer is special there: it never joins its neighbours."""
-    same = mark_classes(model, ["a cat"], [["cat"]])
-    assert same.sum() == 3
-    np.testing.assert_array_equal(
-        encode_prompts(model, ["a cat!"])[0, :, :5], encode_prompts(model, ["a cat"])[0, :, :5]
+def exclaiming_tokenizer(folder, **options):
+    """The small tokenizer, which also knows "!!" as one token."""
+    write_small_tokenizer(folder, **options)
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["!!</w>"] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n! !</w>\n")
+    return load_tokenizer(folder)
+
+
+def test_a_class_at_other_places_for_the_second_text_encoder_is_refused(model, tmp_path):
+    """The padding token "!" of the second tokenizer is special there: it joins no neighbour."""
+    model = model.replace(
+        tokenizer=exclaiming_tokenizer(tmp_path / "first"),
+        tokenizer_2=exclaiming_tokenizer(tmp_path / "second", pad_token=PADDING_2),
     )
+    # Another token at the same place, as in diffusers.
+    first, second = encode_prompts(model, ["a! cat"])[0]
+    assert first[2] != second[2] and (first[3:6] == second[3:6]).all()
+    mask = mark_classes(model, ["a! cat", "cat !!"], [["cat"], ["cat"]])
+    assert [np.flatnonzero(row).tolist() for row in mask[:, 0]] == [[3, 4, 5], [1, 2, 3]]
+    with pytest.raises(ValueError, match="split the prompt 'a !! cat' differently.*leave out '!'"):
+        mark_classes(model, ["a! cat", "a !! cat"], [["cat"], ["cat"]])
 
 
 def test_a_latent_consistency_model_reads_the_guidance_scale_and_no_negative_prompt(tmp_path):
