@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from seediff_jax.model_config import ModelConfig, init_params, write_model_config
-from seediff_jax.models.names import COMPONENTS, canonical_name, checkpoint_axes, checkpoint_name
+from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
 
 Params = dict[str, Any]
@@ -40,7 +40,7 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
         config: what `read_model_config` says of it.
 
     Returns:
-        float32 NumPy arrays in Linen's layout under "text_encoder", "unet" and "vae".
+        float32 NumPy arrays in Linen's layout under the names of `config.components`.
 
     Raises:
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
@@ -49,7 +49,7 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
     expected = _expected_shapes(config)
     if (folder / _ORBAX).is_dir():
         return _read_orbax(folder / _ORBAX, expected)
-    return {name: _read_component(folder, name, expected[name]) for name in COMPONENTS}
+    return {name: _read_component(folder, name, expected[name]) for name in config.components}
 
 
 def write_folder(
@@ -69,9 +69,9 @@ def write_folder(
     """
     expected = _expected_shapes(config)
     _check_params(params, expected, "params")
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
-        for component in COMPONENTS:
+        for component in config.components:
             tensors = {}
             for path, leaf in flatten_dict(params[component]).items():
                 array = np.asarray(leaf)
@@ -90,7 +90,7 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
         ValueError: the folder exists, or params do not fit the config.
     """
     _check_params(params, _expected_shapes(config), "params")
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / _ORBAX).absolute(), dict(params))
@@ -193,7 +193,7 @@ def _read_orbax(folder: Path, expected: Params) -> Params:
 
 
 @contextlib.contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
+def _written_aside(folder: Path, components: Iterable[str]) -> Iterator[Path]:
     """Yields a folder beside `folder`, which takes its name when all is written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists; name a new folder or remove it first")
@@ -202,7 +202,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        for component in COMPONENTS:
+        for component in components:
             (aside / component).mkdir()
         yield aside
         os.replace(aside, folder)

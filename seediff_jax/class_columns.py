@@ -13,8 +13,9 @@ import numpy as np
 
 from seediff_jax.arrays import Bool
 from seediff_jax.class_names import require_classes
+from seediff_jax.model import Model
+from seediff_jax.prompt_tokens import mark_classes
 from seediff_jax.prompts import require_unnamed
-from seediff_jax.tokenizer import Tokenizer, class_token_mask
 
 
 class ClassColumns(NamedTuple):
@@ -32,7 +33,7 @@ class ClassColumns(NamedTuple):
 
 
 def class_columns(
-    tokenizer: Tokenizer,
+    model: Model,
     prompts: Sequence[str],
     classes: Sequence[Sequence[str]],
     unnamed_classes: Sequence[Sequence[str]] | None = None,
@@ -41,19 +42,19 @@ def class_columns(
     """Marks the tokens of the classes that each prompt names, and of those that it does not.
 
     Args:
-        tokenizer: see `load_tokenizer`.
+        model: whose tokenizers read the texts.
         prompts: b texts.
-        classes: the classes that each prompt names, see `class_token_mask`.
+        classes: the classes that each prompt names, see `mark_classes`.
         unnamed_classes: further classes of each prompt, which it does not name; their columns
             follow those of `classes`. A prompt with some of them may have no others.
         synonyms: words that name a class, see `class_names.find_mentions`.
 
     Raises:
-        ValueError: as `class_token_mask`; or a prompt names one of its unnamed classes, or they are
+        ValueError: as `mark_classes`; or a prompt names one of its unnamed classes, or they are
             too many for one text.
     """
     if unnamed_classes is None:
-        return ClassColumns(class_token_mask(tokenizer, prompts, classes, synonyms))
+        return ClassColumns(mark_classes(model, prompts, classes, synonyms))
     if not len(prompts) == len(classes) == len(unnamed_classes):
         raise ValueError(
             f"{len(prompts)} prompts need as many lists of classes and of unnamed classes, got "
@@ -63,10 +64,10 @@ def class_columns(
         require_classes([*names, *unnamed], f"prompt {prompt!r}")
         require_unnamed(prompt, names, unnamed, synonyms)
     texts = [" and ".join(names) for names in unnamed_classes]
-    named = _mark(tokenizer, prompts, classes, synonyms)
-    other = _mark(tokenizer, texts, unnamed_classes, synonyms)
+    named = _mark(model, prompts, classes, synonyms)
+    other = _mark(model, texts, unnamed_classes, synonyms)
     count = max(len(a) + len(b) for a, b in zip(classes, unnamed_classes, strict=True))
-    shape = (len(prompts), count, tokenizer.max_length)
+    shape = (len(prompts), count, model.tokenizer.max_length)
     token_mask, text_token_mask = np.zeros(shape, bool), np.zeros(shape, bool)
     for i, (names, unnamed) in enumerate(zip(classes, unnamed_classes, strict=True)):
         token_mask[i, : len(names)] = named[i]
@@ -75,7 +76,7 @@ def class_columns(
 
 
 def _mark(
-    tokenizer: Tokenizer,
+    model: Model,
     texts: Sequence[str],
     classes: Sequence[Sequence[str]],
     synonyms: Mapping[str, Sequence[str]] | None,
@@ -83,6 +84,6 @@ def _mark(
     """Token masks of each text, which may have no class."""
     masks = []
     for text, names in zip(texts, classes, strict=True):
-        one = class_token_mask(tokenizer, [text], [names], synonyms)[0] if names else None
-        masks.append(np.zeros((0, tokenizer.max_length), bool) if one is None else one)
+        one = mark_classes(model, [text], [names], synonyms)[0] if names else None
+        masks.append(np.zeros((0, model.tokenizer.max_length), bool) if one is None else one)
     return masks

@@ -15,6 +15,7 @@ from seediff_jax.dataset import DatasetWriter, require_resumable
 from seediff_jax.model import Model, load_model
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
+from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.prompts import PromptRecord
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sampling import latent_size
@@ -66,9 +67,9 @@ def _require_fit(model: Model, config: RunConfig) -> None:
     model.capture.recorded_calls(len(steps.timesteps))
     latent_size(model, config.height, config.width)
     prompts = [record.prompt for record in config.records]
-    model.tokenizer.encode([*prompts, config.negative_prompt])
+    encode_prompts(model, [*prompts, config.negative_prompt])
     named = [record.named for record in config.records]
-    class_columns(model.tokenizer, prompts, named, _unnamed_classes(config, config.records))
+    class_columns(model, prompts, named, _unnamed_classes(config, config.records))
 
 
 def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
@@ -83,6 +84,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         first_index=first,
         num_steps=config.num_steps,
         guidance_scale=config.guidance_scale,
+        guidance_rescale=config.guidance_rescale,
         negative_prompt=config.negative_prompt,
         height=config.height,
         width=config.width,

@@ -17,10 +17,12 @@ from flax import struct
 from seediff_jax.arrays import Array, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.class_columns import ClassColumns, class_columns
+from seediff_jax.guidance import IMAGE_SIZE, SizeCondition
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import Model
+from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.refinement import refine
 from seediff_jax.sampling import SampleConfig, Samples, latent_size, require_finite, sample
 from seediff_jax.seeds import find_seeds, seed_map
@@ -59,9 +61,11 @@ def generate(
     first_index: int = 0,
     num_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
+    size_condition: SizeCondition = IMAGE_SIZE,
     mask_config: MaskConfig = PUBLISHED,
     threshold: float | None = None,
     uncertain: float | None = None,
@@ -77,7 +81,7 @@ def generate(
     Sample `first_index + i` depends on `rng_seed`, that index, its prompt and the settings, not on
     the batch that it is part of. Only another shape (prompts, classes, images) or another
     `num_steps`, `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a
-    `guidance_scale` of exactly 1.
+    `guidance_scale` of exactly 1 and the first `guidance_rescale` above 0.
 
     Args:
         model: the model; `model.replace(scheduler_config=...)` chooses another sampler.
@@ -87,9 +91,13 @@ def generate(
         first_index: index of the first sample.
         num_steps: denoising steps.
         guidance_scale: weight of the prompt; 1 is no guidance.
-        negative_prompt: what images are guided away from.
+        guidance_rescale: how far, in 0..1, guidance gives up the contrast that it adds, see
+            `guidance.guide`.
+        negative_prompt: what images are guided away from; for Stable Diffusion XL, an empty one is
+            embedded as zeros where the checkpoint says so, as diffusers does without one.
         height: of the images in pixels; None is the side that the model was trained for.
         width: the same.
+        size_condition: what Stable Diffusion XL is told of the size of the images.
         mask_config: how masks are made.
         threshold: a pixel belongs to a class above it; None is the published value of the method.
         uncertain: pixels in [uncertain, threshold) are ignored; None is the published value of the
@@ -113,7 +121,7 @@ def generate(
     )
     _require_masks_possible(model, refine_iterations, dilations)
     columns = _pad_classes(
-        class_columns(model.tokenizer, prompts, classes, unnamed_classes, synonyms), num_classes
+        class_columns(model, prompts, classes, unnamed_classes, synonyms), num_classes
     )
     if columns.token_mask.shape[1] >= IGNORE_INDEX:
         raise ValueError(
@@ -127,8 +135,10 @@ def generate(
         first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
         latent_size=latent_size(model, height, width),
+        size_condition=size_condition,
     )
     soft_masks, label_maps, seed_counts = make_masks(
         samples.images,
@@ -151,9 +161,11 @@ def generate_images(
     first_index: int = 0,
     num_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
     negative_prompt: str = "",
     height: int | None = None,
     width: int | None = None,
+    size_condition: SizeCondition = IMAGE_SIZE,
 ) -> UInt8[Array, "b H W 3"]:
     """Generates the images of `generate`, and records no attention.
 
@@ -170,8 +182,10 @@ def generate_images(
         first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
         latent_size=latent_size(model, height, width),
+        size_condition=size_condition,
     )
     return samples.images
 
@@ -239,8 +253,10 @@ def _sample(
     first_index: int,
     num_steps: int,
     guidance_scale: float,
+    guidance_rescale: float,
     negative_prompt: str,
     latent_size: tuple[int, int],
+    size_condition: SizeCondition,
 ) -> Samples:
     """Checks the settings, runs the first program and checks what it made."""
     count = len(prompts)
@@ -248,8 +264,11 @@ def _sample(
     _require_range("first_index", first_index, 2**31 - count)
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is not a finite number")
-    token_ids = model.tokenizer.encode(prompts)
-    negative_token_ids = model.tokenizer.encode([negative_prompt]).repeat(count, axis=0)
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale={guidance_rescale} must lie in 0..1")
+    size_condition.require_valid()
+    token_ids = encode_prompts(model, prompts)
+    negative_token_ids = encode_prompts(model, [negative_prompt]).repeat(count, axis=0)
     indices = np.arange(first_index, first_index + count, dtype=np.int32)
     texts = columns.texts
     samples = sample(
@@ -260,13 +279,15 @@ def _sample(
         indices,
         rng_seed=np.uint32(rng_seed),
         guidance_scale=np.float32(guidance_scale),
+        guidance_rescale=np.float32(guidance_rescale) if guidance_rescale else None,
+        size_condition=size_condition,
         config=SampleConfig(
             num_steps=num_steps,
             use_guidance=guidance_scale != 1,
             capture=columns.token_mask.shape[1] > 0,
             latent_size=latent_size,
         ),
-        unnamed_token_ids=None if texts is None else model.tokenizer.encode(texts),
+        unnamed_token_ids=None if texts is None else encode_prompts(model, texts),
         unnamed_token_mask=columns.text_token_mask,
     )
     require_finite(samples, indices)

@@ -2,44 +2,48 @@
 
 import numpy as np
 import pytest
+from random_models import small_config
 from tokenizer_folders import write_tokenizer
 
 from seediff_jax.class_columns import class_columns
+from seediff_jax.model import make_model
 from seediff_jax.tokenizer import class_token_mask, load_tokenizer
 
 PROMPTS = ["a photo of a dog", "a photo"]
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("made") / "small"))
+def model(tmp_path_factory):
+    """A model without weights; its tokenizer alone is read."""
+    folder = tmp_path_factory.mktemp("made")
+    config = small_config(folder / "tokenizer")
+    tokenizer = load_tokenizer(write_tokenizer(folder / "small"))
+    return make_model(config, {}, model_id="none").replace(tokenizer=tokenizer)
 
 
 def positions(mask):
     return [[np.flatnonzero(row).tolist() for row in rows] for rows in mask]
 
 
-def test_without_unnamed_classes_the_columns_are_those_of_the_prompt(tokenizer):
-    columns = class_columns(tokenizer, PROMPTS[:1], [["dog"]])
-    expected = class_token_mask(tokenizer, PROMPTS[:1], [["dog"]])
+def test_without_unnamed_classes_the_columns_are_those_of_the_prompt(model):
+    columns = class_columns(model, PROMPTS[:1], [["dog"]])
+    expected = class_token_mask(model.tokenizer, PROMPTS[:1], [["dog"]])
     np.testing.assert_array_equal(columns.token_mask, expected)
     assert columns.texts is columns.text_token_mask is None
 
 
-def test_unnamed_classes_follow_and_are_marked_in_a_text_of_their_own(tokenizer):
+def test_unnamed_classes_follow_and_are_marked_in_a_text_of_their_own(model):
     """In the small vocabulary "dog" and "aeroplane" are one and two tokens, "and" three."""
     columns = class_columns(
-        tokenizer, PROMPTS, [["dog"], []], [["aeroplane"], ["aeroplane", "dog"]]
+        model, PROMPTS, [["dog"], []], [["aeroplane"], ["aeroplane", "dog"]]
     )
     assert columns.texts == ["aeroplane", "aeroplane and dog"]
     assert positions(columns.token_mask) == [[[5], []], [[], []]]
     assert positions(columns.text_token_mask) == [[[], [1, 2]], [[1, 2], [6]]]
 
 
-def test_synonyms_name_classes_in_both_texts(tokenizer):
-    columns = class_columns(
-        tokenizer, ["a hound"], [["dog"]], [["lane"]], synonyms={"dog": ["hound"]}
-    )
+def test_synonyms_name_classes_in_both_texts(model):
+    columns = class_columns(model, ["a hound"], [["dog"]], [["lane"]], synonyms={"dog": ["hound"]})
     assert columns.token_mask[0, 0].any() and columns.text_token_mask[0, 1].any()
 
 
@@ -58,6 +62,6 @@ def test_synonyms_name_classes_in_both_texts(tokenizer):
         ),
     ],
 )
-def test_lists_that_contradict_the_prompts_are_refused(tokenizer, classes, unnamed, message):
+def test_lists_that_contradict_the_prompts_are_refused(model, classes, unnamed, message):
     with pytest.raises(ValueError, match=message):
-        class_columns(tokenizer, PROMPTS, classes, unnamed)
+        class_columns(model, PROMPTS, classes, unnamed)

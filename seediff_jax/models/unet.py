@@ -19,6 +19,13 @@ from seediff_jax.models.capture import (
     attention_layers,
     check_capture,
 )
+from seediff_jax.models.conditioning import (
+    NO_CONDITIONS,
+    AddedEmbedding,
+    Conditions,
+    TimeEmbedding,
+    check_conditions,
+)
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import (
     Downsample,
@@ -26,7 +33,6 @@ from seediff_jax.models.layers import (
     Upsample,
     conv3x3,
     group_norm,
-    timestep_embedding,
 )
 from seediff_jax.models.plan import BlockPlan, block_plans
 from seediff_jax.models.transformer import Records, TokenColumns, Transformer
@@ -93,23 +99,6 @@ class Block(nn.Module):
         )
 
 
-class TimeEmbedding(nn.Module):
-    """Two dense layers on the sinusoidal embedding."""
-
-    config: UNetConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, timesteps: Array) -> Array:
-        """int32 or float32 `[b]` -> `[b, 4 * width of the first block]`."""
-        config, width = self.config, self.config.block_out_channels[0]
-        x = timestep_embedding(
-            timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
-        )
-        x = nn.Dense(4 * width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
-        return nn.Dense(4 * width, dtype=self.dtype, name="linear_2")(nn.silu(x))
-
-
 class UNet(nn.Module):
     """The denoiser of Stable Diffusion."""
 
@@ -124,6 +113,7 @@ class UNet(nn.Module):
         timesteps: Real[Array, " b"],
         text_embeddings: Float[Array, "b l d"],
         columns: TokenColumns,
+        conditions: Conditions = NO_CONDITIONS,
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
         """Predicts the noise (or v, by the checkpoint's scheduler config).
 
@@ -132,19 +122,25 @@ class UNet(nn.Module):
             timesteps: int32 or float32 `[b]` in 0..999.
             text_embeddings: `[b, l, d]`.
             columns: the tokens whose attention is recorded, of which rows.
+            conditions: what else this UNet reads, see Conditions.
 
         Returns:
             float32 `[b, h, w, c]` and the AttentionMaps of the last r rows.
 
         Raises:
-            ValueError: axes do not fit the config or one another, or the latents cannot be recorded
+            ValueError: axes or conditions do not fit the config, or the latents cannot be recorded
                 because they are so small that two recorded levels have one height.
         """
         config, dtype = self.config, self.dtype
         capture = self.capture if columns.weights.shape[0] else NO_CAPTURE
         _check_inputs(latents, text_embeddings, columns, config)
         _check_recorded(latents, capture, config)
-        embedding = TimeEmbedding(config, dtype, name="time_embedding")(timesteps)
+        check_conditions(conditions, config, latents.shape[0])
+        embed_time = TimeEmbedding(config, dtype, name="time_embedding")
+        embedding = embed_time(timesteps, conditions.guidance_scale)
+        if config.addition_embed_type is not None:
+            embed_added = AddedEmbedding(config, dtype, name="add_embedding")
+            embedding += embed_added(conditions.pooled_text, conditions.sizes)
         text = text_embeddings.astype(dtype)
         if columns.watched is not None:
             columns = columns.replace(watched=columns.watched.astype(dtype))
