@@ -3,10 +3,13 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from random_models import (
     LENGTH,
     PADDING_2,
@@ -30,6 +33,7 @@ from seediff_jax.model import (
 from seediff_jax.models.conditioning import Conditions, guidance_embedding
 from seediff_jax.pipeline import generate, generate_images
 from seediff_jax.prompt_tokens import encode_prompts, mark_classes
+from seediff_jax.sampling import SampleConfig, sample
 from seediff_jax.tokenizer import load_tokenizer
 
 
@@ -104,6 +108,34 @@ def test_masks_come_from_the_two_levels_of_stable_diffusion_xl(model):
     assert pairs.soft_masks.shape == (1, 1, 32, 32)
     assert pairs.seed_counts[0, 0] > 0
     assert pairs.soft_masks.min() == 0 and pairs.soft_masks.max() == 1
+
+
+def test_a_batch_of_xl_split_over_devices_is_sampled_alike(model):
+    """Sizes are the same on all devices, text and its pooled embedding are not."""
+    prompts = ["a cat", "a dog"]
+    arrays = (
+        encode_prompts(model, prompts),
+        encode_prompts(model, ["", "a cup"]),
+        mark_classes(model, prompts, [["cat"], ["dog"]]),
+        np.arange(2, dtype=np.int32),
+    )
+
+    def run(model, arrays):
+        return sample(
+            model,
+            *arrays,
+            rng_seed=np.uint32(7),
+            guidance_scale=np.float32(5),
+            guidance_rescale=np.float32(0.5),
+            config=SampleConfig(num_steps=1, decode_batch=1),
+        )
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    split = jax.shard_map(run, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+    got, expected = quick_jit(split)(model, arrays), quick_jit(run)(model, arrays)
+    assert relative_difference(got.latents, expected.latents) < 1e-3  # sums in another order
+    cross = expected.attention_maps.cross_attention
+    np.testing.assert_allclose(got.attention_maps.cross_attention, cross, rtol=0, atol=1e-4)
 
 
 def test_without_rescaling_the_program_has_no_trace_of_it(model):

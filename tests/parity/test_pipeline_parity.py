@@ -16,6 +16,9 @@ from seediff_jax.sampling import initial_latents, step_noise
 from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.tokenizer import class_token_mask
 
+# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 UNET = {
     **blocks("aap"),
     "sample_size": 16,

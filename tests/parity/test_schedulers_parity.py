@@ -17,6 +17,9 @@ from diffusers_schedulers import (
 from seediff_jax import schedulers
 from seediff_jax.scheduler_configs import CLASS_NAMES, scheduler_json
 
+# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SAMPLERS = {
     "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
     "plms": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
@@ -98,7 +101,12 @@ def test_the_default_file_of_diffusers_is_read_and_says_no_more_than_what_is_wri
     )
     written = scheduler_json(config)
     assert written.keys() - {"_class_name"} <= inspect.signature(type(reference)).parameters.keys()
-    assert type(reference).from_config(written).config == reference.config
+    again = type(reference).from_config(written).config
+    assert _options(again) == _options(reference.config)
+
+
+def _options(config):
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("kind", CLASS_NAMES)
