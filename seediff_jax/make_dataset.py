@@ -28,7 +28,15 @@ def make_dataset(config: RunConfig) -> None:
         OSError: the folder cannot be written.
     """
     require_resumable(config.output, config.settings())
-    model = load_model(config.model, dtype=config.dtype, scheduler=config.scheduler)
+    model = load_model(
+        config.model,
+        dtype=config.dtype,
+        scheduler=config.scheduler,
+        prediction_type=config.prediction_type,
+        tokenizer=config.tokenizer,
+        revision=config.revision,
+        loras=config.loras,
+    )
     _require_fit(model, config)
     writer = DatasetWriter(config.output, config.settings_with(model))
     missing = [i for i in range(config.num_images) if i not in writer.rows]

@@ -114,7 +114,7 @@ def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig
         scheduler=read(
             "scheduler/scheduler_config.json", functools.partial(scheduler_config, kind=scheduler)
         ),
-        tokenizer=_read_tokenizer(folder / "tokenizer"),
+        tokenizer=read_tokenizer(folder / "tokenizer"),
         capture=capture,
     )
     check_model_config(config, str(folder))
@@ -200,7 +200,8 @@ def _check_model_index(folder: Path) -> None:
             )
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """`load_tokenizer`, with a ValueError where a file is missing."""
     try:
         return load_tokenizer(folder)
     except FileNotFoundError as error:
