@@ -5,22 +5,24 @@
 A file that does not fit the model in whole is refused: a part of it would draw something else.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
-from flax.traverse_util import flatten_dict
 
 from seediff_jax.lora_names import ALPHA, DOWN, UP, Layer, layer_spellings, parse_name
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.names import checkpoint_axes, checkpoint_name
 from seediff_jax.weight_files import WeightReader, open_weights
+
+WeightPath = tuple[str, ...]
+"""Place of a weight in the params, the component first."""
 
 _LISTED = 20
 _METADATA = "lora_adapter_metadata"
@@ -71,48 +73,69 @@ def find_lora(path: str | os.PathLike[str], strength: float) -> Lora:
     return Lora(path, float(strength), layers, tuple(foreign), _stated_alphas(path))
 
 
-def merge_loras(params: dict[str, Any], loras: Sequence[Lora], config: UNetConfig) -> None:
-    """Adds LoRAs to float32 params, whose changed leaves are replaced.
+@contextlib.contextmanager
+def open_merge(
+    loras: Sequence[Lora], shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
+) -> Iterator[Callable[[WeightPath, np.ndarray], np.ndarray]]:
+    """Opens LoRA files to merge them into the weights of a model, one weight at a time.
 
     Args:
-        params: Linen params of all components, NumPy.
         loras: of `find_lora`; their changes add up.
+        shapes: of all weights, by their paths in the params.
         config: of the UNet.
+
+    Yields:
+        A function of a path and its float32 weight, which returns the weight with all changes.
 
     Raises:
         ValueError: tensors of a file match no layer of the model, lack their other half or have
-            another shape; all of them are listed.
+            another shape, all of them listed; later, a change is not finite.
     """
-    leaves = {path: leaf for path, leaf in flatten_dict(params).items() if path[-1] == "kernel"}
+    targets = _targets(shapes, config)
+    needed = {path: _checkpoint_shape(shapes[path]) for path in targets.values()}
+    changes: dict[WeightPath, list[tuple[Lora, WeightReader, Layer]]] = {}
+    with contextlib.ExitStack() as stack:
+        for lora in loras:
+            _require_fit(lora, targets, needed)
+            reader = stack.enter_context(open_weights([lora.path]))
+            for layer in lora.layers:
+                changes.setdefault(targets[layer], []).append((lora, reader, layer))
+
+        def merged(path: WeightPath, weight: np.ndarray) -> np.ndarray:
+            for lora, reader, layer in changes.get(path, ()):
+                change = _read_change(lora, reader, layer).reshape(needed[path])
+                axes = np.argsort(checkpoint_axes("kernel", change.ndim))
+                weight = np.ascontiguousarray(weight + change.transpose(axes))
+            return weight
+
+        yield merged
+
+
+def _targets(
+    shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
+) -> dict[Layer, WeightPath]:
+    """The weights that a LoRA can change, by all names of their layers."""
     targets = {}
-    for component, *inside in leaves:
-        if component != "vae":
+    for path in shapes:
+        component, *inside = path
+        if inside[-1] == "kernel" and component != "vae":
             module = checkpoint_name(component, tuple(inside)).removesuffix(".weight")
-            for layer in layer_spellings(component, module, config):
-                targets[layer] = (component, *inside)
-    for lora in loras:
-        shapes = {path: _checkpoint_shape(leaf.shape) for path, leaf in leaves.items()}
-        _require_fit(lora, targets, shapes)
-        with open_weights([lora.path]) as reader:
-            for layer, tensors in lora.layers.items():
-                path = targets[layer]
-                change = _read_change(reader, tensors, lora.alphas.get(path[0]))
-                change = (np.float32(lora.strength) * change).reshape(shapes[path])
-                change = change.transpose(np.argsort(checkpoint_axes("kernel", change.ndim)))
-                node = params
-                for key in path[:-1]:
-                    node = node[key]
-                node["kernel"] = np.ascontiguousarray(node["kernel"] + change)
+            targets |= dict.fromkeys(layer_spellings(component, module, config), path)
+    return targets
 
 
-def _read_change(reader: WeightReader, tensors: Mapping, stated: float | None) -> np.ndarray:
-    """alpha / rank * up @ down of a layer, as a matrix."""
-    down, up = (reader.read(tensors[role][0]) for role in (DOWN, UP))
+def _read_change(lora: Lora, reader: WeightReader, layer: Layer) -> np.ndarray:
+    """strength * alpha / rank * up @ down of a layer, as a matrix."""
+    values = {role: reader.read(name) for role, (name, _) in lora.layers[layer].items()}
+    down, up = values[DOWN], values[UP]
     rank = len(down)
-    alpha = rank if stated is None else stated
-    if ALPHA in tensors:
-        alpha = reader.read(tensors[ALPHA][0]).item()
-    return np.float32(alpha / rank) * (up.reshape(len(up), rank) @ down.reshape(rank, -1))
+    alpha = values[ALPHA].item() if ALPHA in values else lora.alphas.get(layer.component, rank)
+    scale = np.float32(lora.strength * alpha / rank)
+    change = scale * (up.reshape(len(up), rank) @ down.reshape(rank, -1))
+    if not np.isfinite(change).all():
+        name, _ = lora.layers[layer][DOWN]
+        raise ValueError(f"the LoRA {lora.path}: NaN or infinity in what {name} is part of")
+    return change
 
 
 def _checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -120,13 +143,13 @@ def _checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _require_fit(
-    lora: Lora, targets: Mapping[Layer, tuple[str, ...]], shapes: Mapping[tuple, tuple[int, ...]]
+    lora: Lora, targets: Mapping[Layer, WeightPath], shapes: Mapping[WeightPath, tuple[int, ...]]
 ) -> None:
     """Reports everything in the file that does not fit the model at once."""
     faults = [f"+ {name}: no tensor of a LoRA of this kind" for name in lora.foreign]
     if not lora.layers:
         faults.append("- it changes no layer")
-    used: dict[tuple[str, ...], str] = {}
+    used: dict[WeightPath, str] = {}
     for layer, tensors in lora.layers.items():
         name = next(iter(tensors.values()))[0]
         path = targets.get(layer)

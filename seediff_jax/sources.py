@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+from flax.traverse_util import flatten_dict, path_aware_map
+
 from seediff_jax.checkpoints import read_components, read_params
 from seediff_jax.families import PREDICTION_TYPES
 from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
-from seediff_jax.lora import Lora, find_lora, merge_loras
+from seediff_jax.lora import find_lora, open_merge
 from seediff_jax.model_config import (
     ModelConfig,
     check_model_config,
+    init_params,
     read_model_config,
     read_tokenizer,
 )
@@ -112,18 +116,26 @@ def read_source_params(
     Raises:
         ValueError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
     """
-    found: list[Lora] = [find_lora(path, strength) for path, strength in loras]
-    if source.is_file():
+    with _open_merge(config, loras) as merged:
+        if not source.is_file():
+            return path_aware_map(merged, read_params(source, config))
         with open_weights([source]) as reader:
             params = read_components(
                 lambda component, names: component_reader(reader, component, names, config),
                 config,
                 str(source),
             )
-    else:
-        params = read_params(source, config)
-    merge_loras(params, found, config.unet)
-    return params
+        return path_aware_map(merged, params)
+
+
+def _open_merge(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
+    """`open_merge`, which looks into the LoRAs before a weight of the model is read."""
+    found = [find_lora(path, strength) for path, strength in loras]
+    shapes = {}
+    if found:
+        expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        shapes = {path: leaf.shape for path, leaf in flatten_dict(expected).items()}
+    return open_merge(found, shapes, config.unet)
 
 
 def _find_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:

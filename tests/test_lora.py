@@ -252,3 +252,10 @@ def test_loras_are_merged_into_orbax_folders_too(folder, weights, tmp_path):
     save_file(tensors, tmp_path / "lora.safetensors")
     got, _ = merged(tmp_path / "orbax", tmp_path, [(tmp_path / "lora.safetensors", 1)])
     assert_merged(got, weights, changes)
+
+
+def test_a_change_that_is_not_finite_is_refused_by_name(folder, weights, tmp_path):
+    tensors, _ = lora_file(weights, kohya, [("unet", "conv_in"), ("unet", "conv_out")])
+    tensors["lora_unet_conv_out.lora_up.weight"][0, 0] = np.inf
+    message = refusal(folder, tmp_path, tensors)
+    assert "NaN or infinity in what lora_unet_conv_out.lora_down.weight" in message
