@@ -16,18 +16,21 @@ from original_layout import (
 )
 from random_models import random_params, small_config
 from safetensors.numpy import load_file, save_file
+from test_config import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 
 from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
 from seediff_jax.families import FAMILIES
 from seediff_jax.model import load_model
+from seediff_jax.models.config import clip_text_config, unet_config, vae_config
+from seediff_jax.single_file import family_config
 
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
-SD2_UNET = {"attention_head_dim": [2, 4], "use_linear_projection": True}
+SMALL_SD2 = {"attention_head_dim": [2, 4], "use_linear_projection": True}
 # Beside the weights: schedules, an EMA copy of the UNet, a loss, positions.
 LEFT_ALONE = {
     "betas": np.ones(5, np.float64),
@@ -77,7 +80,7 @@ def first(tmp_path_factory):
 def second(tmp_path_factory):
     """A small Stable Diffusion 2.x, whose file has a layer of text encoder more than is used."""
     folder = tmp_path_factory.mktemp("second")
-    family = written(folder, "sd2", unet=SD2_UNET, text={"hidden_act": "gelu"})
+    family = written(folder, "sd2", unet=SMALL_SD2, text={"hidden_act": "gelu"})
 
     def original_text(tensors):
         return original_open_clip(tensors, unused_layer=True)
@@ -223,3 +226,29 @@ def test_a_tokenizer_of_another_size_is_refused(small_first):
     assert "tokenizer='nothing' is neither" in refusal(path, tokenizer="nothing")
     (path.parent / "empty").mkdir()
     assert "vocab.json is missing" in refusal(path, tokenizer=path.parent / "empty")
+
+
+@pytest.mark.parametrize(
+    ("family", "prediction_type", "published"),
+    [
+        (
+            "sd1",
+            "epsilon",
+            {"unet": unet_config(SD1_UNET), "text_encoder": clip_text_config(SD1_TEXT)},
+        ),
+        ("sd2", "v_prediction", {"unet": unet_config(SD2_UNET)}),
+        ("sd2", "epsilon", {"unet": unet_config(SD2_UNET | {"sample_size": 64})}),
+    ],
+)
+def test_configs_of_the_full_size_are_the_published_ones(first, family, prediction_type, published):
+    configs = FAMILIES[family].folder_configs(prediction_type)
+    config = family_config(FAMILIES[family], configs, first[0] / "tokenizer")
+    published = published | {"vae": vae_config(SD1_VAE)}
+    assert {name: getattr(config, name) for name in published} == published
+    noise = config.scheduler
+    assert (noise.beta_start, noise.beta_end, noise.beta_schedule) == (
+        0.00085,
+        0.012,
+        "scaled_linear",
+    )
+    assert (noise.steps_offset, noise.clip_sample, noise.set_alpha_to_one) == (1, False, False)
