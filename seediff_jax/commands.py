@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -57,6 +58,18 @@ def run_command(
         return INTERRUPTED
     print(f"{program}: {message}", file=sys.stderr)
     return USER_ERROR
+
+
+def run_program(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs `main` on the command line of the process and ends the process with its status."""
+    try:
+        status = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output, as `head` does, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
 
 
 def define_source_flags(values: flags.FlagValues) -> None:

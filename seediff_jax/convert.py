@@ -4,14 +4,13 @@ python -m seediff_jax.convert --model=v1-5.safetensors --lora=style.safetensors:
 python -m seediff_jax.convert --model=shapes --format=orbax --output=models/shapes
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from seediff_jax.checkpoints import require_free
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command
+from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.model import load_model, save_model, save_orbax
 from seediff_jax.scheduler_configs import CLASS_NAMES
 
@@ -57,4 +56,4 @@ def _work(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    run_program(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command
+from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
@@ -161,7 +161,7 @@ def _work(values: flags.FlagValues) -> None:
 
 def run() -> None:
     """Console entry."""
-    sys.exit(main(sys.argv))
+    run_program(main)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The command line: flags, help, and errors that name what is wrong before any work."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,16 @@ def test_help_lists_every_flag(capsys):
     text = capsys.readouterr().out
     assert all(f"{name}" in text for name in define_flags())
     assert "--[no]background=true" in text and "<ddim|pndm>" in text
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """As in `seediff --help | head -1`: the pipe is closed before the text is written."""
+    end, start = os.pipe()
+    os.close(end)
+    command = [sys.executable, "-m", "seediff_jax.main", "--help"]
+    done = subprocess.run(command, stdout=start, stderr=subprocess.PIPE, check=False)
+    os.close(start)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_importing_the_driver_registers_no_flag():
