@@ -17,6 +17,7 @@
 
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.expansion import expand
+from seediff_jax.guidance import SizeCondition
 from seediff_jax.label_maps import BACKGROUND, IGNORE_INDEX, label_map
 from seediff_jax.masks import MaskConfig, class_soft_mask, soft_mask
 from seediff_jax.model import (
@@ -24,11 +25,14 @@ from seediff_jax.model import (
     decode_latents,
     encode_images,
     encode_text,
+    encode_text_and_pool,
     load_model,
     predict_noise,
     save_model,
 )
+from seediff_jax.models.conditioning import Conditions
 from seediff_jax.pipeline import Pairs, generate, generate_images
+from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.refinement import refine
 from seediff_jax.seeds import find_seeds, seed_map
 
@@ -38,13 +42,17 @@ __all__ = [
     "BACKGROUND",
     "IGNORE_INDEX",
     "AttentionMaps",
+    "Conditions",
     "MaskConfig",
     "Model",
     "Pairs",
+    "SizeCondition",
     "class_soft_mask",
     "decode_latents",
     "encode_images",
+    "encode_prompts",
     "encode_text",
+    "encode_text_and_pool",
     "expand",
     "find_seeds",
     "generate",

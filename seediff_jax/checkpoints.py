@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from seediff_jax.model_config import ModelConfig, init_params, write_model_config
-from seediff_jax.models.names import COMPONENTS, canonical_name, checkpoint_axes, checkpoint_name
+from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
 
 Params = dict[str, Any]
@@ -40,7 +40,7 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
         config: what `read_model_config` says of it.
 
     Returns:
-        float32 NumPy arrays in Linen's layout under "text_encoder", "unet" and "vae".
+        float32 NumPy arrays in Linen's layout under the names of `config.components`.
 
     Raises:
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
@@ -50,7 +50,7 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
     if (folder / _ORBAX).is_dir():
         return _read_orbax(folder / _ORBAX, expected)
     params = {}
-    for name in COMPONENTS:
+    for name in config.components:
         with open_weights(find_weight_files(folder, name)) as reader:
             params[name] = _read_component(reader, name, expected[name], f"{folder / name}")
     return params
@@ -106,9 +106,9 @@ def write_folder(
     """
     expected = _expected_shapes(config)
     _check_params(params, expected, "params")
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
-        for component in COMPONENTS:
+        for component in config.components:
             tensors = {}
             for path, leaf in flatten_dict(params[component]).items():
                 array = np.asarray(leaf)
@@ -127,7 +127,7 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
         ValueError: the folder exists, or params do not fit the config.
     """
     _check_params(params, _expected_shapes(config), "params")
-    with _written_aside(folder) as aside:
+    with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save((aside / _ORBAX).absolute(), dict(params))
@@ -233,7 +233,7 @@ def _read_orbax(folder: Path, expected: Params) -> Params:
 
 
 @contextlib.contextmanager
-def _written_aside(folder: Path) -> Iterator[Path]:
+def _written_aside(folder: Path, components: Iterable[str]) -> Iterator[Path]:
     """Yields a folder beside `folder`, which takes its name when all is written."""
     require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def _written_aside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        for component in COMPONENTS:
+        for component in components:
             (aside / component).mkdir()
         yield aside
         os.replace(aside, folder)

@@ -88,6 +88,7 @@ _CLIP_BIG_G = _CLIP_L | {
     "num_attention_heads": 20,
     "num_hidden_layers": 32,
     "projection_dim": 1280,
+    "eos_token_id": 2,
 }
 _UNET_1 = {
     "_class_name": "UNet2DConditionModel",

@@ -30,7 +30,8 @@ def needed_files(names: Sequence[str]) -> list[str]:
     """Of all files of a diffusers repository, those that a model is read from."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     wanted = {"model_index.json", "capture.json", "scheduler/scheduler_config.json", *configs}
-    wanted |= {f"tokenizer/{name}" for name in _TOKENIZER_FILES}
+    for folder in ("tokenizer", "tokenizer_2"):
+        wanted |= {f"{folder}/{name}" for name in _TOKENIZER_FILES}
     for component in COMPONENTS:
         inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
         wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}

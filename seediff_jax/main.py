@@ -55,6 +55,8 @@ def _define_sampling(values: flags.FlagValues) -> None:
     whole("num_steps", 50, "Denoising steps.", lower_bound=1)
     guidance = "How strongly the prompt guides; 1 is no guidance."
     number("guidance_scale", 7.5, guidance, lower_bound=0)
+    rescale = "How far guidance gives up the contrast that it adds, 0..1; 0.7 suits v models."
+    number("guidance_rescale", 0.0, rescale, lower_bound=0, upper_bound=1)
     text("negative_prompt", "", "What to guide away from.")
     enum("scheduler", None, [*CLASS_NAMES], "Sampler; by default the model's own.")
     dtypes = ["float32", "bfloat16", "float16"]
@@ -120,6 +122,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         rng_seed=values.seed,
         num_steps=values.num_steps,
         guidance_scale=values.guidance_scale,
+        guidance_rescale=values.guidance_rescale,
         negative_prompt=values.negative_prompt,
         mask_config=MaskConfig(
             method=values.mask_method,

@@ -14,10 +14,10 @@ from seediff_jax.dataset import DatasetWriter, require_resumable
 from seediff_jax.model import Model, load_model
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
+from seediff_jax.prompt_tokens import encode_prompts, mark_classes
 from seediff_jax.run_config import RunConfig
 from seediff_jax.schedulers import make_steps
 from seediff_jax.seeds import find_seeds, seed_map
-from seediff_jax.tokenizer import class_token_mask
 
 
 def make_dataset(config: RunConfig) -> None:
@@ -68,8 +68,8 @@ def batch_starts(missing: Iterable[int], batch_size: int) -> list[int]:
 def _require_fit(model: Model, config: RunConfig) -> None:
     make_steps(model.scheduler_config, config.num_steps)
     prompts = [record.prompt for record in config.records]
-    model.tokenizer.encode([*prompts, config.negative_prompt])
-    class_token_mask(model.tokenizer, prompts, [record.classes for record in config.records])
+    encode_prompts(model, [*prompts, config.negative_prompt])
+    mark_classes(model, prompts, [record.classes for record in config.records])
 
 
 def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
@@ -83,6 +83,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         first_index=first,
         num_steps=config.num_steps,
         guidance_scale=config.guidance_scale,
+        guidance_rescale=config.guidance_rescale,
         negative_prompt=config.negative_prompt,
         mask_config=config.mask_config,
         threshold=config.thresholds[0],

@@ -23,6 +23,7 @@ from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints import weights_hash, write_folder, write_orbax
 from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
+from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.config import ClipTextConfig, UNetConfig, VaeConfig
 from seediff_jax.scheduler_configs import SchedulerConfig
 from seediff_jax.sources import find_source, read_source_config, read_source_params
@@ -36,8 +37,9 @@ class Model:
     """Weights (leaves) and everything static of a model.
 
     Attributes:
-        params: Linen params under "text_encoder", "unet" and "vae"; matrices and convolution
-            kernels in `dtype`, vectors (norms, biases) in float32.
+        params: Linen params under the names of `config.components`; matrices and convolution
+            kernels in `dtype` (a VAE that overflows in float16: float32), vectors (norms, biases)
+            in float32.
         text_config: config of the CLIP text encoder.
         unet_config: config of the UNet.
         vae_config: config of the VAE.
@@ -47,6 +49,9 @@ class Model:
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
         weights_hash: SHA-256 of the stored weights, see `checkpoints.weights_hash`.
+        text_config_2: config of the second text encoder of Stable Diffusion XL.
+        tokenizer_2: its tokenizer.
+        force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
     """
 
     params: dict[str, Any]
@@ -59,6 +64,9 @@ class Model:
     dtype: np.dtype = struct.field(pytree_node=False)
     model_id: str = struct.field(pytree_node=False)
     weights_hash: str = struct.field(pytree_node=False)
+    text_config_2: ClipTextConfig | None = struct.field(pytree_node=False, default=None)
+    tokenizer_2: Tokenizer | None = struct.field(pytree_node=False, default=None)
+    force_zeros_for_empty_prompt: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def config(self) -> ModelConfig:
@@ -70,6 +78,9 @@ class Model:
             scheduler=self.scheduler_config,
             tokenizer=self.tokenizer,
             capture=self.capture,
+            text_encoder_2=self.text_config_2,
+            tokenizer_2=self.tokenizer_2,
+            force_zeros_for_empty_prompt=self.force_zeros_for_empty_prompt,
         )
 
 
@@ -128,14 +139,14 @@ def make_model(
 
     Args:
         config: the static half.
-        params: the weights, under "text_encoder", "unet" and "vae".
+        params: the weights, under the names of `config.components`.
         dtype: of the weights and the computation.
         model_id: its name, written beside what it generates.
     """
     digest = weights_hash(params)
     leaves = flatten_dict(params)
     del params  # so that a leaf is freed once it is cast, where no one else holds it
-    cast = {path: _cast(leaves.pop(path), dtype) for path in list(leaves)}
+    cast = {path: _cast(leaves.pop(path), config.dtype_of(path[0], dtype)) for path in list(leaves)}
     return Model(
         params=unflatten_dict(cast),
         text_config=config.text_encoder,
@@ -147,6 +158,9 @@ def make_model(
         dtype=jnp.dtype(dtype),
         model_id=model_id,
         weights_hash=digest,
+        text_config_2=config.text_encoder_2,
+        tokenizer_2=config.tokenizer_2,
+        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
     )
 
 
@@ -177,16 +191,46 @@ def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
 
 @jax.jit
 @typechecked
-def encode_text(model: Model, token_ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-    """Embeds token ids, int32 `[b, l]`, as float32 `[b, l, d]`.
+def encode_text(model: Model, token_ids: Int[Array, "b *encoders l"]) -> Float[Array, "b l d"]:
+    """Embeds token ids as float32 `[b, l, d]`.
+
+    Args:
+        model: the model.
+        token_ids: int32 `[b, l]` of `model.tokenizer`; `[b, 2, l]` for Stable Diffusion XL, whose
+            two text encoders have a tokenizer each (`prompt_tokens.encode_prompts`).
 
     Raises:
-        ValueError: there are more tokens than the text encoder has positions.
+        ValueError: there are more tokens than the text encoder has positions, or they are not for
+            as many text encoders as the model has.
     """
-    longest = model.text_config.max_position_embeddings
-    if token_ids.shape[1] > longest:
-        raise ValueError(f"{token_ids.shape[1]} tokens given, the text encoder reads {longest}")
-    return _module(model, "text_encoder").apply(_variables(model, "text_encoder"), token_ids)
+    return encode_text_and_pool(model, token_ids)[0]
+
+
+@jax.jit
+@typechecked
+def encode_text_and_pool(
+    model: Model, token_ids: Int[Array, "b *encoders l"]
+) -> tuple[Float[Array, "b l d"], Float[Array, "b p"] | None]:
+    """Embeds token ids as `encode_text` does, and pools them where the UNet reads that.
+
+    Stable Diffusion 1 and 2 read the last states of their text encoder. XL reads the penultimate
+    states of both, side by side, and what the second pools (arXiv 2307.01952, section 2.1).
+    """
+    config, longest = model.config, model.text_config.max_position_embeddings
+    if token_ids.shape[-1] > longest:
+        raise ValueError(f"{token_ids.shape[-1]} tokens given, the text encoder reads {longest}")
+    if token_ids.shape[1:-1] != ((2,) if config.is_xl else ()):
+        needed = "[b, 2, l]" if config.is_xl else "[b, l]"
+        raise ValueError(f"token ids have shape {token_ids.shape}, this model needs {needed}")
+
+    def encode(name, token_ids):
+        return _module(model, name).apply(_variables(model, name), token_ids)
+
+    if not config.is_xl:
+        return encode("text_encoder", token_ids).last, None
+    first = encode("text_encoder", token_ids[:, 0])
+    second = encode("text_encoder_2", token_ids[:, 1])
+    return jnp.concatenate([first.penultimate, second.penultimate], axis=-1), second.pooled
 
 
 @jax.jit
@@ -197,6 +241,7 @@ def predict_noise(
     timesteps: Int[Array, " b"],
     text_embeddings: Float[Array, "b l d"],
     token_weights: Float[Array, "r l k"] | None = None,
+    conditions: Conditions = NO_CONDITIONS,
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
     """One UNet call.
 
@@ -207,21 +252,23 @@ def predict_noise(
         text_embeddings: float32 `[b, l, d]`, from `encode_text`.
         token_weights: float32 `[r, l, k]`: the last r rows are recorded, their cross-attention
             projected from l tokens to k columns. By default all rows and all tokens, unchanged.
+        conditions: what the UNets of Stable Diffusion XL and of latent consistency models read
+            beside the text, see Conditions.
 
     Returns:
         float32 `[b, h, w, c]`, what the scheduler's `prediction_type` says, and the AttentionMaps
         of the recorded rows.
 
     Raises:
-        ValueError: axes do not fit the model or one another; latents that are to be recorded are
-            not square, or so small that two recorded levels have one side.
+        ValueError: axes or conditions do not fit the model or one another; latents that are to
+            be recorded are not square, or so small that two recorded levels have one side.
     """
     if token_weights is None:
         b, tokens, _ = text_embeddings.shape
         token_weights = jnp.broadcast_to(jnp.eye(tokens)[None], (b, tokens, tokens))
     variables = _variables(model, "unet")
     return _module(model, "unet").apply(
-        variables, latents, timesteps, text_embeddings, token_weights
+        variables, latents, timesteps, text_embeddings, token_weights, conditions
     )
 
 

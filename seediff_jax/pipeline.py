@@ -16,14 +16,15 @@ from flax import struct
 
 from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.guidance import IMAGE_SIZE, SizeCondition
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import Model
+from seediff_jax.prompt_tokens import encode_prompts, mark_classes
 from seediff_jax.refinement import refine
 from seediff_jax.sampling import SampleConfig, Samples, require_finite, sample
 from seediff_jax.seeds import find_seeds, seed_map
-from seediff_jax.tokenizer import class_token_mask
 
 PUBLISHED = MaskConfig()
 REFINED_THRESHOLD = 0.8
@@ -59,7 +60,9 @@ def generate(
     first_index: int = 0,
     num_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
     negative_prompt: str = "",
+    size_condition: SizeCondition = IMAGE_SIZE,
     mask_config: MaskConfig = PUBLISHED,
     threshold: float | None = None,
     uncertain: float | None = None,
@@ -74,7 +77,7 @@ def generate(
     Sample `first_index + i` depends on `rng_seed`, that index, its prompt and the settings, not on
     the batch that it is part of. Only another shape (prompts, classes) or another `num_steps`,
     `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a `guidance_scale`
-    of exactly 1.
+    of exactly 1 and the first `guidance_rescale` above 0.
 
     Args:
         model: the model; `model.replace(scheduler_config=...)` chooses another sampler.
@@ -84,7 +87,11 @@ def generate(
         first_index: index of the first sample.
         num_steps: denoising steps.
         guidance_scale: weight of the prompt; 1 is no guidance.
-        negative_prompt: what images are guided away from.
+        guidance_rescale: how far, in 0..1, guidance gives up the contrast that it adds, see
+            `guidance.guide`.
+        negative_prompt: what images are guided away from; for Stable Diffusion XL, an empty one is
+            embedded as zeros where the checkpoint says so, as diffusers does without one.
+        size_condition: what Stable Diffusion XL is told of the size of the images.
         mask_config: how masks are made.
         threshold: a pixel belongs to a class above it; None is the published value of the method.
         uncertain: pixels in [uncertain, threshold) are ignored; None is the published value of the
@@ -105,9 +112,7 @@ def generate(
         mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
     )
     _require_masks_possible(model, refine_iterations, dilations)
-    token_mask = _pad_classes(
-        class_token_mask(model.tokenizer, prompts, classes, synonyms), num_classes
-    )
+    token_mask = _pad_classes(mark_classes(model, prompts, classes, synonyms), num_classes)
     if token_mask.shape[1] >= IGNORE_INDEX:
         raise ValueError(f"{token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}")
     samples = _sample(
@@ -118,7 +123,9 @@ def generate(
         first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
+        size_condition=size_condition,
     )
     soft_masks, label_maps, seed_counts = make_masks(
         samples.images,
@@ -141,7 +148,9 @@ def generate_images(
     first_index: int = 0,
     num_steps: int = 50,
     guidance_scale: float = 7.5,
+    guidance_rescale: float = 0.0,
     negative_prompt: str = "",
+    size_condition: SizeCondition = IMAGE_SIZE,
 ) -> UInt8[Array, "b H W 3"]:
     """Generates the images of `generate`, and records no attention.
 
@@ -158,7 +167,9 @@ def generate_images(
         first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
+        guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
+        size_condition=size_condition,
     )
     return samples.images
 
@@ -226,7 +237,9 @@ def _sample(
     first_index: int,
     num_steps: int,
     guidance_scale: float,
+    guidance_rescale: float,
     negative_prompt: str,
+    size_condition: SizeCondition,
 ) -> Samples:
     """Checks the settings, runs the first program and checks what it made."""
     count = len(prompts)
@@ -234,8 +247,11 @@ def _sample(
     _require_range("first_index", first_index, 2**31 - count)
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale={guidance_scale} is not a finite number")
-    token_ids = model.tokenizer.encode(prompts)
-    negative_token_ids = model.tokenizer.encode([negative_prompt]).repeat(count, axis=0)
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"guidance_rescale={guidance_rescale} must lie in 0..1")
+    size_condition.require_valid()
+    token_ids = encode_prompts(model, prompts)
+    negative_token_ids = encode_prompts(model, [negative_prompt]).repeat(count, axis=0)
     indices = np.arange(first_index, first_index + count, dtype=np.int32)
     samples = sample(
         model,
@@ -245,6 +261,8 @@ def _sample(
         indices,
         rng_seed=np.uint32(rng_seed),
         guidance_scale=np.float32(guidance_scale),
+        guidance_rescale=np.float32(guidance_rescale) if guidance_rescale else None,
+        size_condition=size_condition,
         config=SampleConfig(
             num_steps=num_steps,
             use_guidance=guidance_scale != 1,

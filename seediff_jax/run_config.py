@@ -64,6 +64,7 @@ class RunConfig:
     rng_seed: int = 0
     num_steps: int = 50
     guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
     negative_prompt: str = ""
     mask_config: MaskConfig = MaskConfig()
     threshold: float | None = None
@@ -81,6 +82,8 @@ class RunConfig:
             raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale={self.guidance_scale} is not a finite number")
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale={self.guidance_rescale} must lie in 0..1")
         if not self.dilations or min(self.dilations) < 1:
             raise ValueError(f"dilations={list(self.dilations)} must be whole numbers from 1 on")
 
@@ -110,6 +113,7 @@ class RunConfig:
             "rng_seed": self.rng_seed,
             "num_steps": self.num_steps,
             "guidance_scale": self.guidance_scale,
+            "guidance_rescale": self.guidance_rescale,
             "negative_prompt": self.negative_prompt,
             "mask_method": self.mask_config.method,
             "affinity": self.mask_config.affinity,

@@ -20,7 +20,9 @@ from flax import struct
 
 from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.model import Model, decode_latents, encode_text, predict_noise
+from seediff_jax.guidance import IMAGE_SIZE, SizeCondition, embed_prompts, guide
+from seediff_jax.model import Model, decode_latents, predict_noise
+from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.schedulers import (
     Steps,
     init_scheduler_state,
@@ -40,7 +42,8 @@ class SampleConfig:
     Attributes:
         num_steps: denoising steps; PNDM makes one UNet call more.
         use_guidance: whether the negative prompt is denoised beside the prompt; without, neither
-            it nor the guidance scale is read.
+            it nor the guidance scale is read. A latent consistency model never reads the former
+            and always the latter.
         capture: whether attention is recorded; without, the AttentionMaps are empty.
         decode_batch: most images that the VAE decodes at once, which bounds its memory.
 
@@ -81,13 +84,15 @@ class Samples:
 @typechecked
 def sample(
     model: Model,
-    token_ids: Int[Array, "b l"],
-    negative_token_ids: Int[Array, "b l"],
+    token_ids: Int[Array, "b *encoders l"],
+    negative_token_ids: Int[Array, "b *encoders l"],
     class_token_mask: Bool[Array, "b c l"],
     indices: Int[Array, " b"],
     *,
     rng_seed: Array,
     guidance_scale: Float[Array, ""],
+    guidance_rescale: Float[Array, ""] | None = None,
+    size_condition: SizeCondition = IMAGE_SIZE,
     config: SampleConfig,
 ) -> Samples:
     """Samples an image a row. Sample i depends on `rng_seed`, i and its tokens, not on the batch.
@@ -96,29 +101,46 @@ def sample(
 
     Args:
         model: its `capture` says which layers are recorded.
-        token_ids: int32, of the prompts.
+        token_ids: int32, of the prompts, from `encode_prompts`.
         negative_token_ids: int32, of what to guide away from.
         class_token_mask: the tokens of each class; a class without any gets zero attention.
         indices: int32, which samples of the seed these are, from 0.
         rng_seed: uint32 `[]`.
         guidance_scale: 1 is no guidance.
+        guidance_rescale: see `guide`; None makes another program than a number.
+        size_condition: of the images, whose latents have the size that the UNet's config says.
         config: static.
 
     Raises:
         ValueError: the model's scheduler cannot make so many steps.
     """
-    text = encode_text(model, token_ids)
-    negative_text = encode_text(model, negative_token_ids) if config.use_guidance else text[:0]
+    latents = initial_latents(model, rng_seed, indices)
+    image_size = tuple(model.vae_config.downsampling * side for side in latents.shape[1:3])
+    embed = functools.partial(
+        embed_prompts,
+        model,
+        image_size=image_size,
+        size_condition=size_condition,
+        guidance_scale=guidance_scale,
+    )
+    text, conditions = embed(token_ids)
+    if config.use_guidance and conditions.guidance_scale is None:
+        negative_text, negative_conditions = embed(negative_token_ids, is_negative=True)
+    else:
+        negative_text, negative_conditions = jax.tree.map(lambda x: x[:0], (text, conditions))
     if not config.capture:
         class_token_mask = class_token_mask[:0]
     latents, attention_maps = denoise(
         model,
-        initial_latents(model, rng_seed, indices),
+        latents,
         text,
         negative_text,
         class_token_weights(class_token_mask),
         guidance_scale,
         config.num_steps,
+        conditions=conditions,
+        negative_conditions=negative_conditions,
+        guidance_rescale=guidance_rescale,
     )
     images = decode_in_chunks(model, latents, config.decode_batch)
     stages = zip(STAGES, (text, latents, images), strict=True)
@@ -166,6 +188,10 @@ def denoise(
     token_weights: Float[Array, "r l k"],
     guidance_scale: Float[Array, ""],
     num_steps: int,
+    *,
+    conditions: Conditions = NO_CONDITIONS,
+    negative_conditions: Conditions = NO_CONDITIONS,
+    guidance_rescale: Float[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
     """Takes noise to latents of images and averages the attention of all UNet calls.
 
@@ -177,19 +203,22 @@ def denoise(
         token_weights: see `predict_noise`; r is b, or 0 to record nothing.
         guidance_scale: weight of the prompts.
         num_steps: static.
+        conditions: of the prompts.
+        negative_conditions: of what to guide away from.
+        guidance_rescale: see `guide`.
     """
     scheduler, steps = model.scheduler_config, make_steps(model.scheduler_config, num_steps)
     schedule = make_noise_schedule(scheduler)
     guided = negative_text_embeddings.shape[0] > 0
     text = jnp.concatenate([negative_text_embeddings, text_embeddings])
+    conditions = jax.tree.map(lambda *rows: jnp.concatenate(rows), negative_conditions, conditions)
 
     def predict(latents: Array, timestep: Array) -> tuple[Array, AttentionMaps]:
         inputs = jnp.concatenate([latents, latents]) if guided else latents
         timesteps = jnp.full(inputs.shape[0], timestep)
-        noise_pred, maps = predict_noise(model, inputs, timesteps, text, token_weights)
+        noise_pred, maps = predict_noise(model, inputs, timesteps, text, token_weights, conditions)
         if guided:
-            negative, conditional = jnp.split(noise_pred, 2)
-            noise_pred = negative + guidance_scale * (conditional - negative)
+            noise_pred = guide(*jnp.split(noise_pred, 2), guidance_scale, guidance_rescale)
         return noise_pred, maps
 
     def call(carry, step: Steps):

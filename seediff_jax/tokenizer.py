@@ -158,6 +158,29 @@ def _overlapping(
     ]
 
 
+def require_same_tokens(first: Tokenizer, second: Tokenizer, source: str) -> None:
+    """Checks that two tokenizers of a model differ in nothing but their padding.
+
+    Raises:
+        ValueError: naming in what they differ.
+    """
+    for name, (one, other) in _compared(first, second).items():
+        if one != other:
+            raise ValueError(
+                f"{source}: tokenizer and tokenizer_2 differ in {name}; a class would have other "
+                "tokens for each of the two text encoders"
+            )
+
+
+def _compared(*tokenizers: Tokenizer) -> dict[str, list[Any]]:
+    models = [json.loads(t.backend.backend_tokenizer.to_str())["model"] for t in tokenizers]
+    compared = {name: [model[name] for model in models] for name in ("vocab", "merges")}
+    compared["max_length"] = [t.max_length for t in tokenizers]
+    for name in ("bos_token", "eos_token", "unk_token"):
+        compared[name] = [getattr(t.backend, name) for t in tokenizers]
+    return compared
+
+
 def load_tokenizer(folder: str | os.PathLike[str], max_length: int | None = None) -> Tokenizer:
     """Reads the `tokenizer/` folder of a diffusers checkpoint.
 

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 _STEMS = {
     "text_encoder": "model",
+    "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
@@ -35,7 +36,7 @@ def choose_weight_files(component: str, names: Sequence[str]) -> list[str]:
     """The files of a component's folder to read: one file, or an index followed by its shards.
 
     Args:
-        component: "text_encoder", "unet" or "vae".
+        component: one of COMPONENTS, see names.
         names: file names of the folder, without the folder.
 
     Returns:

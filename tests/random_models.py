@@ -1,5 +1,6 @@
 """Small models with random weights, for tests: no norm is 1, no bias is 0, no path is silent."""
 
+import dataclasses
 import json
 
 import jax
@@ -45,6 +46,30 @@ VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 4,
 }
+# Stable Diffusion XL: two text encoders, no attention at the finest level, deeper transformers.
+XL_TEXT_2 = TEXT | {
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "hidden_act": "gelu",
+    "projection_dim": 20,
+    "eos_token_id": 2,
+}
+XL_UNET = UNET | {
+    "sample_size": 16,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [16, 32, 32],
+    "layers_per_block": 2,
+    "attention_head_dim": [2, 4, 4],
+    "transformer_layers_per_block": [1, 2, 3],
+    "cross_attention_dim": TEXT["hidden_size"] + XL_TEXT_2["hidden_size"],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": XL_TEXT_2["projection_dim"] + 6 * 8,
+}
+PADDING_2 = "!"
 SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
@@ -71,14 +96,14 @@ def relative_difference(got, expected):
     return np.abs(np.asarray(got, np.float64) - expected).max() / expected.std()
 
 
-def write_small_tokenizer(folder):
+def write_small_tokenizer(folder, pad_token=END):
     """Writes a CLIP tokenizer without merges: every letter is a token."""
     folder.mkdir(parents=True)
     letters = sorted(ByteLevel.alphabet())
     entries = [*letters, *(letter + "</w>" for letter in letters), START, END]
     vocabulary = {token: i for i, token in enumerate(entries)}
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH}
-    settings |= {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    settings |= {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad_token}
     for name, content in (("vocab.json", vocabulary), ("tokenizer_config.json", settings)):
         (folder / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -95,6 +120,18 @@ def small_config(folder, text=None, unet=None, vae=None, scheduler=None):
         scheduler=scheduler_config(SCHEDULER | (scheduler or {})),
         tokenizer=load_tokenizer(write_small_tokenizer(folder)),
         capture=published_capture(unet),
+    )
+
+
+def small_xl_config(folder, **options):
+    """The same of Stable Diffusion XL; `folder` takes both tokenizers."""
+    config = small_config(folder / "tokenizer", unet=XL_UNET, **options)
+    second = write_small_tokenizer(folder / "tokenizer_2", PADDING_2)
+    return dataclasses.replace(
+        config,
+        text_encoder_2=clip_text_config(XL_TEXT_2, projects=True),
+        tokenizer_2=load_tokenizer(second),
+        force_zeros_for_empty_prompt=True,
     )
 
 

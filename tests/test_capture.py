@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from test_config import SD1_UNET, SD2_UNET
+from test_config import SD1_UNET, SD2_UNET, XL_UNET
 
 from seediff_jax.models.capture import (
     CaptureConfig,
@@ -13,7 +13,7 @@ from seediff_jax.models.capture import (
 )
 from seediff_jax.models.config import unet_config
 
-SD1, SD2 = unet_config(SD1_UNET), unet_config(SD2_UNET)
+SD1, SD2, XL = map(unet_config, (SD1_UNET, SD2_UNET, XL_UNET))
 
 
 def self_layer(i, j=0):
@@ -34,11 +34,24 @@ def test_published_layers_of_stable_diffusion_1():
     check_capture(capture, SD1)
 
 
+def test_published_layers_of_stable_diffusion_xl():
+    """At 32 two down and three up transformers of ten blocks each; no attention at 128."""
+    capture = published_capture(XL)
+    assert len(capture.cross_layers) == len(set(capture.cross_layers)) == 50
+    assert {name.split(".attentions")[0] for name in capture.cross_layers} == {
+        "down_blocks.2",
+        "up_blocks.0",
+    }
+    assert capture.self_layers == (self_layer(0), self_layer(1))
+    check_capture(capture, XL)
+
+
 @pytest.mark.parametrize(
     ("config", "latent_side", "expected"),
     [
         (SD1, None, [16, 32, 64]),
         (SD2, None, [24, 48, 96]),
+        (XL, None, [32, 64]),
         (SD1, 96, [24, 48, 96]),
         (SD1, 33, [9, 17, 33]),
     ],

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from random_models import random_params, small_config
+from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
 
 from seediff_jax.checkpoints import read_params, weights_hash, write_folder, write_orbax
@@ -270,3 +270,16 @@ def test_the_hash_follows_the_values_and_nothing_else(config, params, tmp_path):
     write_orbax(tmp_path / "orbax", config, rounded)
     hashes = {weights_hash(read_params(tmp_path / name, config)) for name in ("half", "orbax")}
     assert hashes == {weights_hash(rounded)} != {weights_hash(params)}
+
+
+def test_a_folder_of_stable_diffusion_xl_reads_back_bit_equal(tmp_path):
+    config = small_xl_config(tmp_path / "made")
+    params = random_params(config)
+    write_folder(tmp_path / "folder", config, params)
+    write_orbax(tmp_path / "orbax", config, params)
+    tensors = load_file(tmp_path / "folder" / "text_encoder_2" / "model.safetensors")
+    kernel = params["text_encoder_2"]["text_projection"]["kernel"]
+    np.testing.assert_array_equal(tensors["text_projection.weight"], kernel.T)
+    assert "text_model.encoder.layers.2.mlp.fc1.weight" in tensors
+    for name in ("folder", "orbax"):
+        assert_same(read_params(tmp_path / name, config), params)

@@ -1,4 +1,4 @@
-"""Configs from the JSON files of Stable Diffusion 1 and 2, and every refusal."""
+"""Configs from the JSON files of Stable Diffusion 1, 2 and XL, and every refusal."""
 
 import pytest
 
@@ -82,6 +82,65 @@ SD1_TEXT = {
     "transformers_version": "4.21.3",
     "vocab_size": 49408,
 }
+# As published with Stable Diffusion XL base 1.0.
+XL_UNET = SD1_UNET | {
+    "_diffusers_version": "0.19.0.dev0",
+    "addition_embed_type": "text_time",
+    "addition_embed_type_num_heads": 64,
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "class_embed_type": None,
+    "class_embeddings_concat": False,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "cross_attention_dim": 2048,
+    "cross_attention_norm": None,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "projection_class_embeddings_input_dim": 2816,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "sample_size": 128,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "time_embedding_dim": None,
+    "time_embedding_type": "positional",
+    "timestep_post_act": None,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "upcast_attention": None,
+    "use_linear_projection": True,
+}
+XL_VAE = SD1_VAE | {"force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
+XL_TEXT = SD1_TEXT | {"projection_dim": 768, "transformers_version": "4.32.0.dev0"}
+XL_TEXT_2 = SD1_TEXT | {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_act": "gelu",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "num_hidden_layers": 32,
+    "projection_dim": 1280,
+    "torch_dtype": "float16",
+}
+SD2_TEXT = SD1_TEXT | {
+    "hidden_act": "gelu",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 23,
+    "projection_dim": 512,
+}
+SD2_VAE = SD1_VAE | {"sample_size": 768}
 
 
 def without(json, key):
@@ -128,7 +187,28 @@ def test_vae_and_text_encoder_of_stable_diffusion_1():
     )
 
 
-@pytest.mark.parametrize("json", [SD1_UNET, SD2_UNET, SD2_UNET | {"norm_eps": 1e-6}])
+def test_stable_diffusion_xl_pools_text_and_reads_sizes():
+    config = unet_config(XL_UNET)
+    assert config.transformer_layers_per_block == (1, 2, 10)
+    assert config.pooled_text_dim == 1280
+    text = clip_text_config(XL_TEXT_2, projects=True)
+    assert (text.projection_dim, text.eos_token_id) == (1280, 2)
+    first = clip_text_config(XL_TEXT)
+    assert first == clip_text_config(SD1_TEXT) and first.projection_dim is None
+    assert first.hidden_size + text.hidden_size == config.cross_attention_dim
+    vae = vae_config(XL_VAE)
+    assert vae.force_upcast and vae.scaling_factor == 0.13025
+
+
+def test_a_projecting_text_encoder_has_the_defaults_of_transformers():
+    json = without(without(XL_TEXT_2, "projection_dim"), "eos_token_id")
+    text = clip_text_config(json, projects=True)
+    assert (text.projection_dim, text.eos_token_id) == (512, 49407)
+    with pytest.raises(ValueError, match="eos_token_id must be numbers"):
+        clip_text_config(XL_TEXT_2 | {"eos_token_id": None}, projects=True)
+
+
+@pytest.mark.parametrize("json", [SD1_UNET, SD2_UNET, SD2_UNET | {"norm_eps": 1e-6}, XL_UNET])
 def test_written_unet_configs_read_back_equal(json):
     config = unet_config(json)
     written = unet_json(config)
@@ -141,6 +221,8 @@ def test_written_vae_and_text_configs_read_back_equal():
     assert vae_config(vae_json(vae)) == vae
     text = clip_text_config(SD1_TEXT | {"hidden_act": "gelu"})
     assert clip_text_config(clip_text_json(text)) == text
+    text = clip_text_config(XL_TEXT_2, projects=True)
+    assert clip_text_config(clip_text_json(text), projects=True) == text
 
 
 @pytest.mark.parametrize(
@@ -161,7 +243,20 @@ def test_written_vae_and_text_configs_read_back_equal():
         ({"sample_size": [64, 96]}, "sample_size = .*, needed one int"),
         ({"cross_attention_dim": "768"}, "cross_attention_dim = '768', needed one int"),
         ({"use_linear_projection": 1}, "use_linear_projection = 1, needed one bool"),
-        ({"addition_embed_type": "text_time"}, "addition_embed_type = 'text_time'"),
+        ({"addition_embed_type": "text_image"}, "addition_embed_type = 'text_image'"),
+        (
+            {"addition_embed_type": "text_time"},
+            "addition_time_embed_dim = None does not go with 'text_time' conditions",
+        ),
+        ({"addition_time_embed_dim": 8}, "addition_time_embed_dim = 8 does not go with None"),
+        (
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 48,
+            },
+            "projection_class_embeddings_input_dim = 48 must be above 6 x",
+        ),
         ({"conv_in_kernel": 5}, "conv_in_kernel = 5"),
         ({"dropout": 0.1}, "dropout = 0.1"),
     ],

@@ -78,6 +78,22 @@ def test_shards_are_chosen_with_their_index():
     ]
 
 
+def test_the_second_text_encoder_is_chosen_with_its_tokenizer():
+    """Of Stable Diffusion XL's listing, which has single files and other formats beside it."""
+    more = [
+        "sd_xl_base_1.0.safetensors",
+        "text_encoder_2/config.json",
+        "text_encoder_2/model.fp16.safetensors",
+        "text_encoder_2/model.onnx",
+        "text_encoder_2/model.safetensors",
+        "tokenizer_2/merges.txt",
+        "tokenizer_2/vocab.json",
+        "vae_decoder/config.json",
+    ]
+    chosen = hub.needed_files(LISTING + more)
+    assert [name for name in chosen if name not in NEEDED] == [more[i] for i in (1, 4, 5, 6)]
+
+
 def test_a_download_asks_for_those_files_alone(monkeypatch, tmp_path):
     asked = {}
 

@@ -78,6 +78,36 @@ def test_probabilities_of_low_precision_are_summed_in_float32(inputs, dtype):
     np.testing.assert_allclose(head_sum, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("keys", [10, 7], ids=["self", "cross"])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "attend",
+    [
+        layers.attend,
+        layers._attend_head_by_head,
+        layers._dot_product_attention,
+        lambda *x: layers.attend_recording(*x)[0],
+    ],
+    ids=["attend", "by head", "dot product", "recording"],
+)
+def test_logits_beyond_float16_stay_finite_and_right(attend, dtype, keys):
+    """Queries of norm 1000 and more: products to 3e6, where float16 ends at 65504."""
+    query, key, value = (
+        jnp.asarray(scale * normal(i, 2, n, 3, 64), dtype)
+        for i, (scale, n) in enumerate(((200, 10), (200, keys), (1, keys)))
+    )
+    exact = [np.asarray(x, np.float64) for x in (query, key, value)]
+    expected, expected_sum = reference_attention(*exact)
+    assert np.abs(np.einsum("bnhk,bmhk->bhnm", *exact[:2])).max() > 1e6
+    got = attend(query, key, value)
+    assert got.dtype == dtype
+    # The softmax picks one key; what is left is the rounding of the result.
+    epsilon = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, rtol=epsilon, atol=1e-5)
+    _, head_sum = layers.attend_recording(query, key, value)
+    np.testing.assert_allclose(head_sum, expected_sum, atol=1e-3)
+
+
 def test_neither_attention_holds_all_heads_of_the_finest_level():
     """Stable Diffusion at 64 x 64: the probabilities of one head are 64 MiB, of all 512 MiB."""
     row = jax.ShapeDtypeStruct((1, 4096, 8, 40), jnp.float32)

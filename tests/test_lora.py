@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from random_models import random_params, small_config
+from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
 
 from seediff_jax.checkpoints import write_folder
@@ -12,6 +12,7 @@ from seediff_jax.model import load_model, save_model, save_orbax
 
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
+    "text_encoder_2": "text_encoder_2/model.safetensors",
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
 }
@@ -95,6 +96,7 @@ def tensors_of(folder):
     return {
         f"{component}.{name}": tensor
         for component, file in FILES.items()
+        if (folder / file).exists()
         for name, tensor in load_file(folder / file).items()
     }
 
@@ -259,3 +261,28 @@ def test_a_change_that_is_not_finite_is_refused_by_name(folder, weights, tmp_pat
     tensors["lora_unet_conv_out.lora_up.weight"][0, 0] = np.inf
     message = refusal(folder, tmp_path, tensors)
     assert "NaN or infinity in what lora_unet_conv_out.lora_down.weight" in message
+
+
+def test_a_lora_of_xl_changes_both_text_encoders_and_the_unet(tmp_path):
+    config = small_xl_config(tmp_path)
+    write_folder(tmp_path / "model", config, random_params(config))
+    weights = tensors_of(tmp_path / "model")
+    spelled = {
+        "unet.up_blocks.0.upsamplers.0.conv": "lora_unet_output_blocks_2_2_conv",
+        "unet.add_embedding.linear_2": "lora_unet_label_emb_0_2",
+        "text_encoder.text_model.encoder.layers.1.mlp.fc1": (
+            "lora_te1_text_model_encoder_layers_1_mlp_fc1"
+        ),
+        "text_encoder_2.text_model.encoder.layers.2.self_attn.k_proj": (
+            "lora_te2_text_model_encoder_layers_2_self_attn_k_proj"
+        ),
+        "text_encoder_2.text_projection": "lora_te2_text_projection",
+    }
+
+    def spell(component, layer):
+        return spelled[f"{component}.{layer}"] + ".lora_{}.weight", ("down", "up")
+
+    tensors, changes = lora_file(weights, spell, [name.split(".", 1) for name in spelled])
+    save_file(tensors, tmp_path / "lora.safetensors")
+    got, _ = merged(tmp_path / "model", tmp_path, [(tmp_path / "lora.safetensors", 1)])
+    assert_merged(got, weights, changes)

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from random_models import small_config
+from random_models import small_config, small_xl_config
 
 from seediff_jax.model_config import read_model_config, write_model_config
 from seediff_jax.models.capture import CaptureConfig
@@ -80,8 +80,24 @@ def test_the_tokenizer_is_written_in_both_forms(folder, config):
     ("edit", "message"),
     [
         (
+            {"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True},
+            r"\(the refiner of Stable Diffusion XL, .* is not supported, only .*XL base",
+        ),
+        (
+            {"_class_name": "StableDiffusionInpaintPipeline"},
+            r"StableDiffusionInpaintPipeline \(inpainting, .* is not supported",
+        ),
+        (
+            {"_class_name": "StableDiffusion3Pipeline"},
+            r"\(a transformer instead of a UNet\) is not",
+        ),
+        (
+            {"_class_name": "FluxPipeline"},
+            r"FluxPipeline \(a transformer instead of a UNet\) is not",
+        ),
+        (
             {"_class_name": "StableDiffusionXLPipeline"},
-            "StableDiffusionXLPipeline is not",
+            "text_encoder_2 is None, only transformers.s CLIPTextModelWithProjection is supported",
         ),
         ({"_class_name": None}, "None is not supported, only StableDiffusionPipeline"),
         ({"unet": ["diffusers", "SD3Transformer2DModel"]}, "only diffusers's UNet2DConditionModel"),
@@ -103,7 +119,11 @@ def test_other_pipelines_are_refused_by_name(folder, edit, message):
             "cross_attention_dim = 32 must equal text",
         ),
         ("vae", {"latent_channels": 8}, "in_channels = 4 must equal vae latent_channels = 8"),
-        ("unet", {"in_channels": 9}, "in_channels = 9 must equal vae latent_channels = 4"),
+        (
+            "unet",
+            {"in_channels": 9},
+            "in_channels = 9 must equal vae latent_channels = 4, as UNets for inpainting",
+        ),
         (
             "text_encoder",
             {"max_position_embeddings": 7},
@@ -115,4 +135,65 @@ def test_other_pipelines_are_refused_by_name(folder, edit, message):
 def test_parts_that_do_not_fit_together_are_refused(folder, name, edit, message):
     rewrite_json(folder / name / "config.json", edit)
     with pytest.raises(ValueError, match=message):
+        read_model_config(folder)
+
+
+@pytest.fixture
+def xl_folder(tmp_path):
+    """The same of Stable Diffusion XL."""
+    config = small_xl_config(tmp_path / "made")
+    (tmp_path / "xl").mkdir()
+    write_model_config(tmp_path / "xl", config)
+    return tmp_path / "xl", config
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+def test_a_written_folder_of_stable_diffusion_xl_reads_back_equal(xl_folder, zeros, tmp_path):
+    _, config = xl_folder
+    config = dataclasses.replace(config, force_zeros_for_empty_prompt=zeros)
+    (tmp_path / "again").mkdir()
+    write_model_config(tmp_path / "again", config)
+    assert read_model_config(tmp_path / "again") == config
+    assert config.components == ("text_encoder", "text_encoder_2", "unet", "vae")
+
+
+def test_a_latent_consistency_model_is_read_under_its_own_name(folder):
+    rewrite_json(folder / "model_index.json", {"_class_name": "LatentConsistencyModelPipeline"})
+    rewrite_json(folder / "unet" / "config.json", {"time_cond_proj_dim": 32})
+    assert read_model_config(folder).unet.time_cond_proj_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "edit", "message"),
+    [
+        ("text_encoder_2", {"hidden_size": 45}, "dim = 64 must equal text hidden_size = 69"),
+        (
+            "text_encoder_2",
+            {"projection_dim": 16},
+            "unet pooled text = 20 must equal text_encoder_2 projection_dim = 16",
+        ),
+        ("text_encoder_2", {"vocab_size": 500}, "text_encoder_2: the tokenizer has 514 entries"),
+        ("unet", {"in_channels": 9}, "in_channels = 9 must equal vae latent_channels = 4"),
+    ],
+)
+def test_parts_of_stable_diffusion_xl_that_do_not_fit_are_refused(xl_folder, name, edit, message):
+    rewrite_json(xl_folder[0] / name / "config.json", edit)
+    with pytest.raises(ValueError, match=message):
+        read_model_config(xl_folder[0])
+
+
+def test_a_unet_of_stable_diffusion_xl_in_another_pipeline_is_refused(xl_folder):
+    rewrite_json(xl_folder[0] / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    with pytest.raises(ValueError, match="cross_attention_dim = 64 must equal text"):
+        read_model_config(xl_folder[0])
+
+
+def test_tokenizers_that_differ_in_more_than_padding_are_refused(xl_folder):
+    folder, _ = xl_folder
+    path = folder / "tokenizer_2" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer and tokenizer_2 differ in vocab"):
         read_model_config(folder)

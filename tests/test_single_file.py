@@ -14,7 +14,7 @@ from original_layout import (
     original_unet,
     original_vae,
 )
-from random_models import random_params, small_config
+from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
 from test_config import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 
@@ -42,16 +42,15 @@ LEFT_ALONE = {
 }
 
 
-def written(folder, family, **options):
-    """Writes a small model as a diffusers folder, and makes its family the known one."""
-    config = small_config(folder / "tokenizer", **options)
+def written(folder, family, config):
+    """Writes a small model as a diffusers folder; returns the family with its configs."""
     write_folder(folder / "model", config, random_params(config))
     files = [path for path in (folder / "model").rglob("*config.json") if "token" not in str(path)]
     configs = {
         path.relative_to(folder / "model").as_posix(): json.loads(path.read_text())
         for path in [*files, folder / "model/model_index.json"]
     }
-    sides = dict.fromkeys(("epsilon", "v_prediction"), 8)
+    sides = dict.fromkeys(("epsilon", "v_prediction"), config.unet.sample_size)
     return dataclasses.replace(FAMILIES[family], configs=configs, sample_sizes=sides)
 
 
@@ -73,14 +72,16 @@ def tensors_of(folder, original_text):
 def first(tmp_path_factory):
     """A small Stable Diffusion 1.x: its folder, its family, the tensors of its single file."""
     folder = tmp_path_factory.mktemp("first")
-    return folder, written(folder, "sd1"), tensors_of(folder, original_clip)
+    family = written(folder, "sd1", small_config(folder / "tokenizer"))
+    return folder, family, tensors_of(folder, original_clip)
 
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory):
     """A small Stable Diffusion 2.x, whose file has a layer of text encoder more than is used."""
     folder = tmp_path_factory.mktemp("second")
-    family = written(folder, "sd2", unet=SMALL_SD2, text={"hidden_act": "gelu"})
+    config = small_config(folder / "tokenizer", unet=SMALL_SD2, text={"hidden_act": "gelu"})
+    family = written(folder, "sd2", config)
 
     def original_text(tensors):
         return original_open_clip(tensors, unused_layer=True)
@@ -252,3 +253,25 @@ def test_configs_of_the_full_size_are_the_published_ones(first, family, predicti
         "scaled_linear",
     )
     assert (noise.steps_offset, noise.clip_sample, noise.set_alpha_to_one) == (1, False, False)
+
+
+def test_a_file_of_xl_is_the_model_of_its_folder(monkeypatch, tmp_path):
+    config = small_xl_config(tmp_path)
+    family = written(tmp_path, "sdxl", config)
+    monkeypatch.setitem(FAMILIES, "sdxl", family)
+    prefixes = family.text_encoders
+
+    def original_text(tensors):
+        return original_clip(tensors, prefixes["text_encoder"])
+
+    second = load_file(tmp_path / "model/text_encoder_2/model.safetensors")
+    tensors = {
+        **tensors_of(tmp_path, original_text),
+        **original_open_clip(second, prefixes["text_encoder_2"]),
+        "denoiser.sigmas": np.ones(5, np.float32),
+        "conditioner.embedders.1.model.logit_scale": np.ones((), np.float32),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    got = load_model(tmp_path / "model.safetensors", tokenizer=tmp_path / "model")
+    expected = load_model(tmp_path / "model")
+    assert got.weights_hash == expected.weights_hash and got.config == expected.config

@@ -1,4 +1,6 @@
-"""CLIP text encoder: token_ids -> text_embeddings (Radford et al., arXiv 2103.00020)."""
+"""CLIP text encoder: token_ids -> TextStates (Radford et al., arXiv 2103.00020)."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -66,15 +68,29 @@ class ClipMlp(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(y)
 
 
+class TextStates(NamedTuple):
+    """What Stable Diffusion reads of a text encoder.
+
+    Attributes:
+        last: float32 `[b, l, d]`, after the final layer norm; Stable Diffusion 1 and 2 read it.
+        penultimate: float32 `[b, l, d]`, before the last layer; Stable Diffusion XL reads it.
+        pooled: float32 `[b, p]`, the projected end token; None where the encoder has no projection.
+    """
+
+    last: Array
+    penultimate: Array
+    pooled: Array | None
+
+
 class ClipTextModel(nn.Module):
-    """The encoder up to its final layer norm, whose output Stable Diffusion conditions on."""
+    """The encoder; what of its result is not used is not computed."""
 
     config: ClipTextConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, token_ids: Int[Array, "b l"]) -> Array:
-        """int32 `[b, l]` -> float32 `[b, l, d]`, l at most `max_position_embeddings`."""
+    def __call__(self, token_ids: Int[Array, "b l"]) -> TextStates:
+        """int32 `[b, l]` -> its states, l at most `max_position_embeddings`."""
         config = self.config
 
         def embed(count, name):
@@ -83,6 +99,24 @@ class ClipTextModel(nn.Module):
         positions = jnp.arange(token_ids.shape[1])
         x = embed(config.vocab_size, "token_embedding")(token_ids)
         x = x + embed(config.max_position_embeddings, "position_embedding")(positions)[None]
+        penultimate = x
         for i in range(config.num_hidden_layers):
-            x = ClipLayer(config, self.dtype, name=f"layers_{i}")(x)
-        return layer_norm(x, config.layer_norm_eps, "final_layer_norm").astype(jnp.float32)
+            penultimate, x = x, ClipLayer(config, self.dtype, name=f"layers_{i}")(x)
+        last, pooled = layer_norm(x, config.layer_norm_eps, "final_layer_norm"), None
+        if config.projection_dim is not None:
+            end = last[jnp.arange(len(last)), end_positions(token_ids, config.eos_token_id)]
+            project = nn.Dense(
+                config.projection_dim, use_bias=False, dtype=self.dtype, name="text_projection"
+            )
+            pooled = project(end).astype(jnp.float32)
+        return TextStates(last.astype(jnp.float32), penultimate.astype(jnp.float32), pooled)
+
+
+def end_positions(token_ids: Int[Array, "b l"], eos_token_id: int) -> Int[Array, " b"]:
+    """Position of each row's end token by transformers' rule.
+
+    Configs of old give 2 as the id whatever the vocabulary; there the largest id ends a text.
+    """
+    if eos_token_id == 2:
+        return jnp.argmax(token_ids, axis=-1)
+    return jnp.argmax(token_ids == eos_token_id, axis=-1)

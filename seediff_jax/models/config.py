@@ -6,14 +6,25 @@ error that names it: a checkpoint never runs as something it is not.
 """
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from typing import Any
+
+from seediff_jax.models.json_options import (
+    build,
+    known_fields,
+    per_block,
+    require_divisible,
+    require_one_of,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipTextConfig:
-    """CLIP text encoder (`text_encoder/config.json`); widths and lengths are counts."""
+    """CLIP text encoder (`text_encoder/config.json`); widths and lengths are counts.
+
+    With a `projection_dim` the encoder also pools: it projects the state of the end token, which is
+    the first `eos_token_id`, or the largest id where `eos_token_id` is 2, as older files have it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -23,6 +34,8 @@ class ClipTextConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    projection_dim: int | None = None
+    eos_token_id: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +45,10 @@ class UNetConfig:
     `num_attention_heads` is a count for each block, coarse to fine in the order of
     `down_block_types`; JSON files give it under the misleading name `attention_head_dim`.
     `sample_size` is the latent side.
+
+    With `addition_embed_type` "text_time" (Stable Diffusion XL) the UNet also reads pooled text and
+    the sizes of the image, each as a sinusoidal embedding of width `addition_time_embed_dim`; with
+    a `time_cond_proj_dim` (latent consistency models) it reads the guidance scale.
     """
 
     sample_size: int
@@ -49,11 +66,25 @@ class UNetConfig:
     use_linear_projection: bool = False
     flip_sin_to_cos: bool = True
     freq_shift: int = 0
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
+
+    @property
+    def pooled_text_dim(self) -> int:
+        """Width of the pooled text that the UNet reads; 0 where it reads none."""
+        if self.addition_embed_type is None:
+            return 0
+        return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """AutoencoderKL (`vae/config.json`); latents are multiplied by `scaling_factor`."""
+    """AutoencoderKL (`vae/config.json`); latents are multiplied by `scaling_factor`.
+
+    `force_upcast` says that float16 overflows; Stable Diffusion XL alone heeds it.
+    """
 
     in_channels: int
     out_channels: int
@@ -65,6 +96,7 @@ class VaeConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    force_upcast: bool = True
 
     @property
     def downsampling(self) -> int:
@@ -79,17 +111,15 @@ _CLIP_WITHOUT_EFFECT = {
 }
 # Of no effect on the hidden states that Stable Diffusion reads, whatever their value.
 _CLIP_IGNORED = {
-    "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype",
     "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range",
     "is_encoder_decoder", "label2id", "output_attentions", "output_hidden_states", "pad_token_id",
-    "problem_type", "projection_dim", "pruned_heads", "return_dict", "tie_word_embeddings",
+    "problem_type", "pruned_heads", "return_dict", "tie_word_embeddings",
     "torch_dtype", "torchscript", "transformers_version", "use_bfloat16", "use_cache",
 }  # fmt: skip
 _UNET_WITHOUT_EFFECT = {
     "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
     "addition_embed_type_num_heads": (64,),
-    "addition_time_embed_dim": (None,),
     "attention_type": ("default",),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
@@ -107,12 +137,10 @@ _UNET_WITHOUT_EFFECT = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_class_embeds": (None,),
     "only_cross_attention": (False,),
-    "projection_class_embeddings_input_dim": (None,),
     "resnet_out_scale_factor": (1, 1.0),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
     "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
@@ -121,7 +149,6 @@ _UNET_WITHOUT_EFFECT = {
 }
 _VAE_WITHOUT_EFFECT = {
     "act_fn": ("silu", "swish"),
-    "force_upcast": (True, False),  # the dtype is chosen by whoever loads the model
     "latents_mean": (None,),
     "latents_std": (None,),
     "shift_factor": (None,),
@@ -131,16 +158,29 @@ _DOWN_BLOCKS = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 
 
-def clip_text_config(json: Mapping[str, Any], source: str = "text_encoder/config.json"):
+def clip_text_config(
+    json: Mapping[str, Any], source: str = "text_encoder/config.json", *, projects: bool = False
+) -> ClipTextConfig:
     """Reads a ClipTextConfig from parsed JSON.
+
+    Args:
+        json: the parsed JSON.
+        source: names it in errors.
+        projects: whether it is that of a CLIPTextModelWithProjection; of a CLIPTextModel,
+            `projection_dim` and `eos_token_id` are without effect.
 
     Raises:
         ValueError: a key is missing, unknown, or asks for something that is not supported.
     """
-    fields = _known_fields(ClipTextConfig, json, source, _CLIP_WITHOUT_EFFECT, _CLIP_IGNORED)
-    config = _build(ClipTextConfig, fields, source)
-    _require_one_of(source, "hidden_act", config.hidden_act, ("quick_gelu", "gelu"))
-    _require_divisible(source, "hidden_size", config.hidden_size, config.num_attention_heads)
+    pooling = {"projection_dim": 512, "eos_token_id": 49407}  # with transformers' defaults
+    json = {key: value for key, value in json.items() if projects or key not in pooling}
+    json = {**pooling, **json} if projects else json
+    fields = known_fields(ClipTextConfig, json, source, _CLIP_WITHOUT_EFFECT, _CLIP_IGNORED)
+    config = build(ClipTextConfig, fields, source)
+    require_one_of(source, "hidden_act", config.hidden_act, ("quick_gelu", "gelu"))
+    require_divisible(source, "hidden_size", config.hidden_size, config.num_attention_heads)
+    if projects and (config.projection_dim is None or config.eos_token_id is None):
+        raise ValueError(f"{source}: projection_dim and eos_token_id must be numbers")
     return config
 
 
@@ -155,13 +195,13 @@ def unet_config(json: Mapping[str, Any], source: str = "unet/config.json") -> UN
     heads = json.pop("num_attention_heads", None) or json.pop("attention_head_dim", 8)
     json.pop("attention_head_dim", None)
     layers = json.pop("transformer_layers_per_block", 1)
-    fields = _known_fields(UNetConfig, json, source, _UNET_WITHOUT_EFFECT, set())
+    fields = known_fields(UNetConfig, json, source, _UNET_WITHOUT_EFFECT, set())
     blocks = fields.get("down_block_types", ())
-    fields["num_attention_heads"] = _per_block(source, "attention_head_dim", heads, len(blocks))
-    fields["transformer_layers_per_block"] = _per_block(
+    fields["num_attention_heads"] = per_block(source, "attention_head_dim", heads, len(blocks))
+    fields["transformer_layers_per_block"] = per_block(
         source, "transformer_layers_per_block", layers, len(blocks)
     )
-    config = _build(UNetConfig, fields, source)
+    config = build(UNetConfig, fields, source)
     _check_unet(config, source)
     return config
 
@@ -175,19 +215,20 @@ def vae_config(json: Mapping[str, Any], source: str = "vae/config.json") -> VaeC
     json = dict(json)
     for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
         blocks, widths = json.pop(key, None), json.get("block_out_channels", ())
-        for block in () if blocks is None else _per_block(source, key, blocks, len(widths)):
-            _require_one_of(source, key, block, (f"{kind}Block2D",))
-    fields = _known_fields(VaeConfig, json, source, _VAE_WITHOUT_EFFECT, _VAE_IGNORED)
-    config = _build(VaeConfig, fields, source)
+        for block in () if blocks is None else per_block(source, key, blocks, len(widths)):
+            require_one_of(source, key, block, (f"{kind}Block2D",))
+    fields = known_fields(VaeConfig, json, source, _VAE_WITHOUT_EFFECT, _VAE_IGNORED)
+    config = build(VaeConfig, fields, source)
     for channels in config.block_out_channels:
-        _require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
+        require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
     return config
 
 
 def clip_text_json(config: ClipTextConfig) -> dict[str, Any]:
     """The inverse of `clip_text_config`."""
-    kind = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
-    return {**kind, **dataclasses.asdict(config)}
+    suffix = "WithProjection" if config.projection_dim else ""
+    kind = {"architectures": [f"CLIPTextModel{suffix}"], "model_type": "clip_text_model"}
+    return kind | {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
 
 
 def unet_json(config: UNetConfig) -> dict[str, Any]:
@@ -207,54 +248,6 @@ def vae_json(config: VaeConfig) -> dict[str, Any]:
     return {"_class_name": "AutoencoderKL", **blocks, **dataclasses.asdict(config)}
 
 
-def _known_fields(cls, json, source, without_effect, ignored) -> dict[str, Any]:
-    names = {field.name for field in dataclasses.fields(cls)}
-    fields = {}
-    for key, value in json.items():
-        if key in names:
-            fields[key] = tuple(value) if isinstance(value, list) else value
-        elif key in without_effect:
-            _require_one_of(source, key, value, without_effect[key])
-        elif not key.startswith("_") and key not in ignored:
-            raise ValueError(
-                f"{source}: unknown option {key!r} = {value!r}; this package would run the "
-                f"checkpoint without it. Supported options: {', '.join(sorted(names))}"
-            )
-    return fields
-
-
-def _build(cls, fields, source):
-    required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
-    if missing := sorted(required - fields.keys()):
-        raise ValueError(f"{source}: missing options {', '.join(missing)}")
-    for field in dataclasses.fields(cls):
-        value = fields.get(field.name, field.default)
-        is_list = typing.get_origin(field.type) is tuple
-        wanted = typing.get_args(field.type)[0] if is_list else field.type
-        items = value if is_list and isinstance(value, tuple) else (value,)
-        if isinstance(value, tuple) != is_list or not all(_is(item, wanted) for item in items):
-            kind = f"a list of {wanted.__name__}" if is_list else f"one {wanted.__name__}"
-            raise ValueError(f"{source}: {field.name} = {value!r}, needed {kind}")
-    return cls(**fields)
-
-
-def _is(value, wanted) -> bool:
-    if wanted is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return isinstance(value, wanted)
-
-
-def _per_block(source, key, value, num_blocks) -> tuple[int, ...]:
-    values = (value,) * num_blocks if isinstance(value, int) else tuple(value)
-    if len(values) != num_blocks:
-        raise ValueError(
-            f"{source}: {key} = {value!r} has {len(values)} items, needed {num_blocks}"
-        )
-    return values
-
-
 def _check_unet(config: UNetConfig, source: str) -> None:
     count = len(config.down_block_types)
     for key in ("up_block_types", "block_out_channels"):
@@ -263,27 +256,29 @@ def _check_unet(config: UNetConfig, source: str) -> None:
                 f"{source}: {key} has {len(getattr(config, key))} items, needed {count}"
             )
     for block in config.down_block_types:
-        _require_one_of(source, "down_block_types", block, _DOWN_BLOCKS)
+        require_one_of(source, "down_block_types", block, _DOWN_BLOCKS)
     for block in config.up_block_types:
-        _require_one_of(source, "up_block_types", block, _UP_BLOCKS)
+        require_one_of(source, "up_block_types", block, _UP_BLOCKS)
     if "CrossAttnUpBlock2D" not in config.up_block_types:
         raise ValueError(
             f"{source}: no CrossAttnUpBlock2D, so there is no attention to read masks from"
         )
     for channels, heads in zip(config.block_out_channels, config.num_attention_heads, strict=True):
-        _require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
-        _require_divisible(source, "block_out_channels", channels, heads)
+        require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
+        require_divisible(source, "block_out_channels", channels, heads)
+    _check_added_conditions(config, source)
 
 
-def _require_one_of(source, key, value, allowed) -> None:
-    # `1 == True` in Python: compare types too, so that a stray boolean is not taken for a number.
-    if not any(
-        value == item and isinstance(value, bool) == isinstance(item, bool) for item in allowed
-    ):
-        listed = ", ".join(repr(item) for item in allowed)
-        raise ValueError(f"{source}: {key} = {value!r} is not supported; supported: {listed}")
-
-
-def _require_divisible(source, key, value, divisor) -> None:
-    if divisor < 1 or value % divisor:
-        raise ValueError(f"{source}: {key} = {value} is not a multiple of {divisor}")
+def _check_added_conditions(config: UNetConfig, source: str) -> None:
+    kind = config.addition_embed_type
+    require_one_of(source, "addition_embed_type", kind, (None, "text_time"))
+    for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+        width = getattr(config, key)
+        if (width is None) != (kind is None):
+            raise ValueError(f"{source}: {key} = {width} does not go with {kind!r} conditions")
+    if config.pooled_text_dim < (kind is not None):
+        raise ValueError(
+            f"{source}: projection_class_embeddings_input_dim = "
+            f"{config.projection_class_embeddings_input_dim} must be above 6 x "
+            f"addition_time_embed_dim = {config.addition_time_embed_dim}"
+        )

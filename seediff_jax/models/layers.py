@@ -20,9 +20,13 @@ _MAX_PROBS = 2**22
 
 @typechecked
 def timestep_embedding(
-    timesteps: Int[Array, " b"], width: int, *, flip_sin_to_cos: bool, freq_shift: int
+    timesteps: Int[Array, " b"] | Float[Array, " b"],
+    width: int,
+    *,
+    flip_sin_to_cos: bool,
+    freq_shift: int,
 ) -> Float[Array, "b width"]:
-    """Sinusoidal embedding of timesteps in 0..999 (DDPM, arXiv 2006.11239), in float32."""
+    """Sinusoidal embedding of timesteps, 0..999 (DDPM, arXiv 2006.11239), in float32."""
     half = width // 2
     exponent = jnp.arange(half, dtype=jnp.float32) * (-math.log(10000) / (half - freq_shift))
     angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]

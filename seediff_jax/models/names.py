@@ -8,16 +8,18 @@ differ in kernels alone: torch has (out, in) and (out, in, height, width), Linen
 
 import re
 
-COMPONENTS = ("text_encoder", "unet", "vae")
-"""Parts of a model with weights: the folders of a checkpoint and the keys of the params."""
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae")
+"""Parts that a model can have, with weights: folders of a checkpoint and keys of the params."""
 
 # Linen path, joined by ".", without its leaf -> diffusers name; every row is applied, in order.
+_TEXT_RENAMES = (
+    (r"^layers_(\d+)\.", r"text_model.encoder.layers.\1."),
+    (r"^(\w+_embedding)$", r"text_model.embeddings.\1"),
+    (r"^final_layer_norm$", r"text_model.final_layer_norm"),
+)
 _RENAMES = {
-    "text_encoder": (
-        (r"^layers_(\d+)\.", r"text_model.encoder.layers.\1."),
-        (r"^(\w+_embedding)$", r"text_model.embeddings.\1"),
-        (r"^final_layer_norm$", r"text_model.final_layer_norm"),
-    ),
+    "text_encoder": _TEXT_RENAMES,
+    "text_encoder_2": _TEXT_RENAMES,
     "unet": (
         (r"\bnet_0_proj\b", "net.0.proj"),
         (r"\b(net|to_out|attentions|resnets|transformer_blocks)_(\d+)\b", r"\1.\2"),
@@ -32,8 +34,10 @@ _RENAMES = {
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 
 # Other spellings of a diffusers name -> the one above.
+_TEXT_SYNONYMS = ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),)
 _SYNONYMS = {
-    "text_encoder": ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),),
+    "text_encoder": _TEXT_SYNONYMS,
+    "text_encoder_2": _TEXT_SYNONYMS,
     "unet": (),
     "vae": (
         (r"(attentions\.0)\.query\.", r"\1.to_q."),
@@ -43,7 +47,13 @@ _SYNONYMS = {
     ),
 }
 # Buffers that are no weights: 0, 1, 2, ...
-_IGNORED = {"text_encoder": ("text_model.embeddings.position_ids",), "unet": (), "vae": ()}
+_TEXT_IGNORED = ("text_model.embeddings.position_ids",)
+_IGNORED = {
+    "text_encoder": _TEXT_IGNORED,
+    "text_encoder_2": _TEXT_IGNORED,
+    "unet": (),
+    "vae": (),
+}
 
 
 def checkpoint_name(component: str, path: tuple[str, ...]) -> str:

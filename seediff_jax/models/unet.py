@@ -16,6 +16,13 @@ from jax.typing import DTypeLike
 from seediff_jax.arrays import Array, Float, Int
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.models.capture import NO_CAPTURE, CaptureConfig, check_capture
+from seediff_jax.models.conditioning import (
+    NO_CONDITIONS,
+    AddedEmbedding,
+    Conditions,
+    TimeEmbedding,
+    check_conditions,
+)
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import (
     Downsample,
@@ -23,7 +30,6 @@ from seediff_jax.models.layers import (
     Upsample,
     conv3x3,
     group_norm,
-    timestep_embedding,
 )
 from seediff_jax.models.plan import BlockPlan, block_plans
 from seediff_jax.models.transformer import Records, Transformer
@@ -90,23 +96,6 @@ class Block(nn.Module):
         )
 
 
-class TimeEmbedding(nn.Module):
-    """Two dense layers on the sinusoidal embedding."""
-
-    config: UNetConfig
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, timesteps: Array) -> Array:
-        """int32 `[b]` -> `[b, 4 * width of the first block]`."""
-        config, width = self.config, self.config.block_out_channels[0]
-        x = timestep_embedding(
-            timesteps, width, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift
-        )
-        x = nn.Dense(4 * width, dtype=self.dtype, name="linear_1")(x.astype(self.dtype))
-        return nn.Dense(4 * width, dtype=self.dtype, name="linear_2")(nn.silu(x))
-
-
 class UNet(nn.Module):
     """The denoiser of Stable Diffusion."""
 
@@ -121,6 +110,7 @@ class UNet(nn.Module):
         timesteps: Int[Array, " b"],
         text_embeddings: Float[Array, "b l d"],
         token_weights: Float[Array, "r l k"],
+        conditions: Conditions = NO_CONDITIONS,
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
         """Predicts the noise (or v, by the checkpoint's scheduler config).
 
@@ -130,19 +120,25 @@ class UNet(nn.Module):
             text_embeddings: `[b, l, d]`.
             token_weights: float32 `[r, l, k]`: the last r rows of the batch are recorded, and their
                 cross-attention is projected from tokens to k columns; r = 0 records nothing.
+            conditions: what else this UNet reads, see Conditions.
 
         Returns:
             float32 `[b, h, w, c]` and the AttentionMaps of the last r rows.
 
         Raises:
-            ValueError: axes do not fit the config or one another, or the latents cannot be recorded
+            ValueError: axes or conditions do not fit the config, or the latents cannot be recorded
                 because they are not square or so small that two recorded levels have one side.
         """
         config, dtype = self.config, self.dtype
         capture = self.capture if token_weights.shape[0] else NO_CAPTURE
         _check_inputs(latents, text_embeddings, token_weights, config)
         _check_recorded(latents, capture, config)
-        embedding = TimeEmbedding(config, dtype, name="time_embedding")(timesteps)
+        check_conditions(conditions, config, latents.shape[0])
+        embed_time = TimeEmbedding(config, dtype, name="time_embedding")
+        embedding = embed_time(timesteps, conditions.guidance_scale)
+        if config.addition_embed_type is not None:
+            embed_added = AddedEmbedding(config, dtype, name="add_embedding")
+            embedding += embed_added(conditions.pooled_text, conditions.sizes)
         text = text_embeddings.astype(dtype)
         x = conv3x3(config.block_out_channels[0], dtype, "conv_in")(latents.astype(dtype))
         skips, records = [x], {}

@@ -7,10 +7,27 @@ from diffusers import (
     DDIMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from random_models import END, SCHEDULER, START, TEXT, UNET, VAE, write_small_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from random_models import (
+    END,
+    PADDING_2,
+    SCHEDULER,
+    START,
+    TEXT,
+    UNET,
+    VAE,
+    XL_TEXT_2,
+    XL_UNET,
+    write_small_tokenizer,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 ATTENDING = {"down": "CrossAttnDownBlock2D", "up": "CrossAttnUpBlock2D"}
 PLAIN = {"down": "DownBlock2D", "up": "UpBlock2D"}
@@ -53,9 +70,17 @@ def randomise(module, seed):
 
 
 def random_text_encoder(options, seed=0):
+    return randomise(CLIPTextModel(_text_config(TEXT | options)), seed)
+
+
+def random_text_encoder_2(options, seed=3):
+    return randomise(CLIPTextModelWithProjection(_text_config(XL_TEXT_2 | options)), seed)
+
+
+def _text_config(options):
     tokens = {"bos_token_id": TEXT["vocab_size"] - 2, "eos_token_id": TEXT["vocab_size"] - 1}
     tokens["pad_token_id"] = tokens["eos_token_id"]
-    return randomise(CLIPTextModel(CLIPTextConfig(**TEXT | tokens | options)), seed)
+    return CLIPTextConfig(**tokens | options)
 
 
 def random_unet(options, seed=1):
@@ -87,6 +112,22 @@ def random_pipeline(folder, text=None, unet=None, vae=None, scheduler=None):
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def random_xl_pipeline(
+    folder, text=None, text_2=None, unet=None, vae=None, scheduler=None, **options
+):
+    """A StableDiffusionXLPipeline; `folder` takes the files of both tokenizers."""
+    first = random_pipeline(folder / "tokenizer", text, XL_UNET | (unet or {}), vae, scheduler)
+    parts = ("text_encoder", "unet", "vae", "scheduler", "tokenizer")
+    second = write_small_tokenizer(folder / "tokenizer_2", PADDING_2)
+    return StableDiffusionXLPipeline(
+        **{name: getattr(first, name) for name in parts},
+        text_encoder_2=random_text_encoder_2(text_2 or {}),
+        tokenizer_2=CLIPTokenizer.from_pretrained(second),
+        add_watermarker=False,
+        **options,
     )
 
 
