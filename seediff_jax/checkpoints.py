@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,44 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
     expected = _expected_shapes(config)
     if (folder / _ORBAX).is_dir():
         return _read_orbax(folder / _ORBAX, expected)
-    return {name: _read_component(folder, name, expected[name]) for name in config.components}
+    params = {}
+    for name in config.components:
+        with open_weights(find_weight_files(folder, name)) as reader:
+            params[name] = _read_component(reader, name, expected[name], f"{folder / name}")
+    return params
+
+
+def read_components(
+    open_component: Callable[[str, Collection[str]], WeightReader],
+    config: ModelConfig,
+    source: str,
+) -> Params:
+    """Reads the weights of a model out of anything that knows them by their diffusers names.
+
+    Args:
+        open_component: gives the reader of a component, to which it is told all names that the
+            component needs.
+        config: the static half of the model.
+        source: what errors are to name.
+
+    Returns:
+        As `read_params`, and with its errors.
+    """
+    params = {}
+    for component, expected in _expected_shapes(config).items():
+        reader = open_component(component, _tensor_paths(component, expected).keys())
+        params[component] = _read_component(reader, component, expected, f"{source}: {component}")
+    return params
+
+
+def require_free(folder: Path) -> None:
+    """Checks that a folder can be written.
+
+    Raises:
+        ValueError: it exists and is not empty, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists; name a new folder or remove it first")
 
 
 def write_folder(
@@ -112,15 +149,18 @@ def _expected_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-def _read_component(folder: Path, component: str, expected: Params) -> Params:
-    leaves = flatten_dict(expected)
-    paths = {checkpoint_name(component, path): path for path in leaves}
+def _tensor_paths(component: str, expected: Params) -> dict[str, tuple[str, ...]]:
+    """The checkpoint's name of every leaf of a component -> the leaf's path."""
+    return {checkpoint_name(component, path): path for path in flatten_dict(expected)}
+
+
+def _read_component(reader: WeightReader, component: str, expected: Params, source: str) -> Params:
+    leaves, paths = flatten_dict(expected), _tensor_paths(component, expected)
     axes = {name: checkpoint_axes(path[-1], leaves[path].ndim) for name, path in paths.items()}
     shapes = {n: tuple(leaves[path].shape[i] for i in axes[n]) for n, path in paths.items()}
-    with open_weights(find_weight_files(folder, component)) as reader:
-        found = _match_names(reader, component, shapes, f"{folder / component}")
-        tensors = {name: reader.read(found[name]) for name in paths}
-    _check_finite(tensors, f"{folder / component}")
+    found = _match_names(reader, component, shapes, source)
+    tensors = {name: reader.read(found[name]) for name in paths}
+    _check_finite(tensors, source)
     params = {}
     for name, path in paths.items():
         tensor = tensors.pop(name).transpose(np.argsort(axes[name]))
@@ -195,8 +235,7 @@ def _read_orbax(folder: Path, expected: Params) -> Params:
 @contextlib.contextmanager
 def _written_aside(folder: Path, components: Iterable[str]) -> Iterator[Path]:
     """Yields a folder beside `folder`, which takes its name when all is written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists; name a new folder or remove it first")
+    require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
     shutil.rmtree(aside, ignore_errors=True)

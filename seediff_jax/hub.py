@@ -1,7 +1,7 @@
 """Model folders on the Hugging Face hub: only the needed files, and the cache when offline."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -38,30 +38,48 @@ def needed_files(names: Sequence[str]) -> list[str]:
     return [name for name in names if name in wanted]
 
 
-def fetch(hub_id: str) -> Path:
-    """Downloads what a model needs into the hub's cache, or finds it there.
+def tokenizer_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a repository, those of its tokenizer, in `tokenizer/` or at the top."""
+    inside = [name for name in names if name in {f"tokenizer/{n}" for n in _TOKENIZER_FILES}]
+    return inside or [name for name in names if name in _TOKENIZER_FILES]
+
+
+def fetch(
+    hub_id: str,
+    revision: str | None = None,
+    choose: Callable[[Sequence[str]], list[str]] = needed_files,
+) -> Path:
+    """Downloads what is needed of a repository into the hub's cache, or finds it there.
 
     Without a network the cached files are used, as with HF_HUB_OFFLINE=1.
 
+    Args:
+        hub_id: "owner/model".
+        revision: a branch, a tag or a commit; None is the main branch.
+        choose: picks the needed files out of all.
+
     Raises:
-        ValueError: there is no such model, it may not be read, or there is neither network nor a
-            cached copy.
+        ValueError: there is no such model or revision, it may not be read, or there is neither
+            network nor a cached copy.
     """
+    name = repr(hub_id) + (f" at revision {revision!r}" if revision else "")
     try:
-        names = huggingface_hub.HfApi().list_repo_files(hub_id)
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed_files(names)))
+        files = choose(huggingface_hub.HfApi().list_repo_files(hub_id, revision=revision))
+        found = huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=files)
+        return Path(found)
     # A network failure is an exception of whatever HTTP library huggingface_hub is built on.
     except Exception as error:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 500
         if status < 500:
             raise ValueError(
-                f"{hub_id!r}: no such folder, and the hub refuses a model of this name: {error}"
+                f"{name}: no such folder, and the hub refuses a model of this name: {error}"
             ) from error
         reason = error
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        found = huggingface_hub.snapshot_download(hub_id, revision=revision, local_files_only=True)
+        return Path(found)
     except LocalEntryNotFoundError:
         raise ValueError(
-            f"{hub_id!r}: no such folder, the Hugging Face hub cannot be reached ({reason}), and "
+            f"{name}: no such folder, the Hugging Face hub cannot be reached ({reason}), and "
             "its cache has no copy; connect to the network once, or give a local folder"
         ) from reason

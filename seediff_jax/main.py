@@ -9,17 +9,14 @@ An output folder that a run with the same settings began is completed, never red
   seediff --model=/models/stable-diffusion-v1-4 --prompts=prompts.jsonl --dtype=bfloat16
 """
 
-import functools
-import os
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
 
+from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
@@ -28,20 +25,19 @@ from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, mak
 from seediff_jax.scheduler_configs import CLASS_NAMES
 
 CACHE = "~/.cache/seediff_jax/xla"
-USER_ERROR, INTERRUPTED = 2, 130
 
 
 def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
-    for define in (_define_content, _define_sampling, _define_masks, _define_run):
+    parts = (_define_content, _define_sampling, _define_masks, _define_run)
+    for define in (define_source_flags, *parts):
         define(values)
     return values
 
 
 def _define_content(values: flags.FlagValues) -> None:
-    text, names, whole = _kinds(values, "string", "list", "integer")
-    text("model", "shapes", '"shapes" (embedded), a folder or a Hugging Face hub id.')
+    text, names, whole = kinds(values, "string", "list", "integer")
     lines = 'Prompt file: .txt, or .jsonl with {"prompt": "...", "classes": [...]} in each line.'
     text("prompts", None, lines)
     lists = f"Class names with commas between, or one of the lists {', '.join(CLASS_LISTS)}: "
@@ -55,7 +51,7 @@ def _define_content(values: flags.FlagValues) -> None:
 
 
 def _define_sampling(values: flags.FlagValues) -> None:
-    text, whole, number, enum = _kinds(values, "string", "integer", "float", "enum")
+    text, whole, number, enum = kinds(values, "string", "integer", "float", "enum")
     seed = "Seed of all noise; image i depends on the seed and on i alone."
     whole("seed", 0, seed, lower_bound=0, upper_bound=2**32 - 1)
     whole("num_steps", 50, "Denoising steps.", lower_bound=1)
@@ -73,8 +69,8 @@ def _define_sampling(values: flags.FlagValues) -> None:
 
 
 def _define_masks(values: flags.FlagValues) -> None:
-    whole, number, enum = _kinds(values, "integer", "float", "enum")
-    names, switch, text = _kinds(values, "list", "bool", "string")
+    whole, number, enum = kinds(values, "integer", "float", "enum")
+    names, switch, text = kinds(values, "list", "bool", "string")
     capture = "Attention layers to record: published, coarse (without the finest level) or a JSON "
     text("capture", None, capture + "file with lists of layers; by default the model's own.")
     enum("mask_method", "seediff", [*METHODS], "From attention to mask.")
@@ -96,28 +92,10 @@ def _define_masks(values: flags.FlagValues) -> None:
 
 
 def _define_run(values: flags.FlagValues) -> None:
-    text, whole = _kinds(values, "string", "integer")
+    text, whole = kinds(values, "string", "integer")
     whole("batch_size", 4, "Images at a time.", lower_bound=1)
     cache = "Folder that keeps compiled programs between runs; empty to keep none."
     text("compilation_cache", CACHE, cache)
-
-
-def _kinds(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
-    """absl's DEFINE functions of these kinds, for flags of `values` alone."""
-    return [
-        functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values) for kind in kinds
-    ]
-
-
-def help_text(values: flags.FlagValues) -> str:
-    """The module's description and a paragraph a flag."""
-    paragraphs = []
-    for flag in (values[name] for name in values):
-        name = f"[no]{flag.name}" if flag.boolean else flag.name
-        default = "" if flag.default is None else "=" + flag.default_as_str.strip("'")
-        text = textwrap.fill(flag.help, 92)
-        paragraphs.append(f"  --{name}{default}\n{textwrap.indent(text, ' ' * 6)}")
-    return f"{__doc__}\nFlags, with their defaults:\n\n" + "\n".join(paragraphs)
 
 
 def make_config(values: flags.FlagValues) -> RunConfig:
@@ -127,6 +105,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
+    name = Path(values.model).name.removesuffix(".safetensors")
     records, class_names = make_records(
         values.model,
         values.prompts,
@@ -141,10 +120,14 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     return RunConfig(
         records=records,
         class_names=class_names,
-        output=Path(values.output or Path("outputs") / Path(values.model).name),
+        output=Path(values.output or Path("outputs") / name),
         num_images=values.num_images or len(records),
         batch_size=values.batch_size,
         model=values.model,
+        revision=values.revision,
+        tokenizer=values.tokenizer,
+        prediction_type=values.prediction_type,
+        loras=parse_loras(values.lora),
         dtype=values.dtype,
         scheduler=values.scheduler,
         capture=values.capture,
@@ -183,50 +166,19 @@ def _use_compilation_cache(folder: str) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the driver on a command line and returns the exit status; errors are one line each."""
-    values = define_flags()
-    if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
-        print(help_text(values))
-        return 0
-    try:
-        unknown = values(list(argv))[1:]
-        if unknown:
-            raise ValueError(f"{unknown[0]!r} is no flag; every argument is --name=value")
-        config = make_config(values)
-        if values.compilation_cache:
-            _use_compilation_cache(values.compilation_cache)
-        make_dataset(config)
-        return 0
-    except flags.Error as error:
-        return _fail(f"{error} (--help lists the flags)")
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename and error.strerror else ""
-        return _fail(f"{place}{error.strerror or error}")
-    except (ValueError, ArithmeticError) as error:
-        return _fail(str(error))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return _fail("the device's memory is too small; try a smaller --batch_size or bfloat16")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+    return run_command("seediff", __doc__, define_flags(), argv, _work)
 
 
-def _fail(message: str) -> int:
-    print(f"seediff: {message}", file=sys.stderr)
-    return USER_ERROR
+def _work(values: flags.FlagValues) -> None:
+    config = make_config(values)
+    if values.compilation_cache:
+        _use_compilation_cache(values.compilation_cache)
+    make_dataset(config)
 
 
 def run() -> None:
     """Console entry."""
-    try:
-        status = main(sys.argv)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads the output, as `head` does, has seen enough; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    sys.exit(status)
+    run_program(main)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,14 @@ def make_dataset(config: RunConfig) -> None:
     """
     require_resumable(config.output, config.settings())
     model = load_model(
-        config.model, dtype=config.dtype, scheduler=config.scheduler, capture=config.capture
+        config.model,
+        dtype=config.dtype,
+        scheduler=config.scheduler,
+        prediction_type=config.prediction_type,
+        tokenizer=config.tokenizer,
+        revision=config.revision,
+        loras=config.loras,
+        capture=config.capture,
     )
     _require_fit(model, config)
     writer = DatasetWriter(config.output, config.settings_with(model))

@@ -6,8 +6,8 @@
 Every function is compiled with the model as its first argument; its weights can be sharded.
 """
 
-import importlib.resources
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,16 @@ from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.checkpoints import read_params, weights_hash, write_folder, write_orbax
-from seediff_jax.hub import fetch, is_hub_id
-from seediff_jax.model_config import ModelConfig, make_modules, read_model_config
+from seediff_jax.checkpoints import weights_hash, write_folder, write_orbax
+from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.config import ClipTextConfig, UNetConfig, VaeConfig
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.scheduler_configs import SchedulerConfig
+from seediff_jax.sources import find_source, read_source_config, read_source_params
 from seediff_jax.tokenizer import Tokenizer
-from seediff_jax.weight_files import CONVERT
 
-_EMBEDDED = ("shapes",)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -92,31 +90,55 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.float32,
     scheduler: str | None = None,
+    prediction_type: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     capture: str | CaptureConfig | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
     Args:
         name_or_path: "shapes", the model that comes with the package; a diffusers folder with
-            safetensors; a folder of `save_orbax`; or a model of the Hugging Face hub,
-            "owner/model", of which the needed files are downloaded, or taken from its cache.
+            safetensors; a single .safetensors file in the layout of the original releases; a folder
+            of `save_orbax`; or a model of the Hugging Face hub, "owner/model", of which the needed
+            files are downloaded, or taken from its cache.
         dtype: float32, bfloat16 or float16, of the weights and the computation.
         scheduler: one of `scheduler_configs.CLASS_NAMES` instead of the sampler that the checkpoint
             names, with its noise schedule; needed where that sampler is none of them.
+        prediction_type: "epsilon" or "v_prediction" instead of what the checkpoint says; needed
+            for a single file of Stable Diffusion 2.x, which does not say it.
+        tokenizer: folder or hub id of a tokenizer, or of a model with one, instead of the
+            checkpoint's own; a single file has none, and by default the hub is asked for that of
+            "openai/clip-vit-large-patch14".
+        revision: branch, tag or commit of a model of the hub.
+        loras: LoRA files (.safetensors of kohya or diffusers) that are merged into the weights,
+            each with the number that its change is multiplied by.
         capture: attention layers to record: "published", "coarse" (without the finest level), a
             JSON file with lists of layers, or a CaptureConfig; by default the folder's
             `capture.json`, or what was published.
 
     Raises:
-        ValueError: there is no such model, it is of a kind that is not supported, or its files are
-            damaged, incomplete, pickles, or contradict one another.
+        ValueError: there is no such model, it is of a kind that is not supported, its files are
+            damaged, incomplete, pickles, or contradict one another, or a LoRA does not fit it.
     """
     if jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not one of {', '.join(_DTYPES)}")
-    folder = _find_folder(name_or_path)
-    config = read_model_config(folder, scheduler, capture)
+    source = find_source(name_or_path, revision)
+    config = read_source_config(
+        source,
+        scheduler=scheduler,
+        prediction_type=prediction_type,
+        tokenizer=tokenizer,
+        capture=capture,
+    )
     # No name holds the float32 params: make_model frees each of them once it is cast.
-    return make_model(config, read_params(folder, config), dtype=dtype, model_id=str(name_or_path))
+    return make_model(
+        config,
+        read_source_params(source, config, loras),
+        dtype=dtype,
+        model_id=str(name_or_path),
+    )
 
 
 def make_model(
@@ -303,21 +325,3 @@ def _variables(model: Model, name: str) -> dict[str, Any]:
 
 def _cast(leaf: Any, dtype: DTypeLike) -> Array:
     return jnp.asarray(leaf, dtype if leaf.ndim > 1 else jnp.float32)
-
-
-def _find_folder(name_or_path: str | os.PathLike[str]) -> Path:
-    path, name = Path(name_or_path), str(name_or_path)
-    if name in _EMBEDDED:
-        # pip and Bazel both install the package as plain files.
-        return Path(str(importlib.resources.files("seediff_jax"))) / "assets" / name
-    if path.is_dir():
-        return path
-    if path.is_file():
-        how = CONVERT.format(loader="from_single_file", source=name)
-        raise ValueError(f"{path} is a file; a diffusers folder is needed; {how}")
-    if is_hub_id(name):
-        return fetch(name)
-    raise ValueError(
-        f"there is no model {name!r}: neither {', '.join(map(repr, _EMBEDDED))}, nor a folder, nor "
-        "the 'owner/model' of the Hugging Face hub"
-    )

@@ -119,16 +119,13 @@ def init_params(config: ModelConfig, rng: Array) -> dict[str, Any]:
     return {name: m.init(rngs[name], *inputs[name])["params"] for name, m in modules.items()}
 
 
-def read_model_config(
-    folder: Path, scheduler: str | None = None, capture: str | CaptureConfig | None = None
-) -> ModelConfig:
+def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig:
     """Reads every JSON file of a diffusers folder.
 
     Args:
         folder: the folder.
         scheduler: one of `scheduler_configs.CLASS_NAMES` instead of the sampler that the folder
             names.
-        capture: see `choose_capture`; None is the folder's own choice, or the published one.
 
     Raises:
         ValueError: the pipeline is not supported, or a file is missing or damaged, asks for
@@ -140,13 +137,11 @@ def read_model_config(
         return parse(read_json(folder / name), str(folder / name))
 
     unet = read("unet/config.json", configs.unet_config)
-    if capture is None:
-        own = folder / "capture.json"
-        capture = str(own) if own.exists() else "published"
+    own_capture = folder / "capture.json"
     if is_xl(index):
         projecting = functools.partial(configs.clip_text_config, projects=True)
         parts["text_encoder_2"] = read("text_encoder_2/config.json", projecting)
-        parts["tokenizer_2"] = _read_tokenizer(folder / "tokenizer_2")
+        parts["tokenizer_2"] = read_tokenizer(folder / "tokenizer_2")
     config = ModelConfig(
         text_encoder=read("text_encoder/config.json", configs.clip_text_config),
         unet=unet,
@@ -154,8 +149,8 @@ def read_model_config(
         scheduler=read(
             "scheduler/scheduler_config.json", functools.partial(scheduler_config, kind=scheduler)
         ),
-        tokenizer=_read_tokenizer(folder / "tokenizer"),
-        capture=choose_capture(capture, unet),
+        tokenizer=read_tokenizer(folder / "tokenizer"),
+        capture=choose_capture(str(own_capture) if own_capture.exists() else "published", unet),
         force_zeros_for_empty_prompt=zeros_for_empty_prompt(index),
         **parts,
     )
@@ -241,7 +236,8 @@ def _text_json(config: configs.ClipTextConfig, tokenizer: Tokenizer) -> dict[str
     return ids | configs.clip_text_json(config)
 
 
-def _read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """`load_tokenizer`, with a ValueError where a file is missing."""
     try:
         return load_tokenizer(folder)
     except FileNotFoundError as error:

@@ -42,10 +42,10 @@ class RunConfig:
         records: the prompts with their classes, in the order in which the images cycle through.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
         num_images: images in the finished folder.
+        revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
+            the checkpoint's own.
         height: of the images in pixels; None is the side that the model was trained for.
         width: the same.
-        scheduler: one of `scheduler_configs.CLASS_NAMES`; None is the checkpoint's own.
-        capture: attention layers to record, as `load_model` takes them; None is the model's own.
         threshold: see `label_map`; None is the published value of the mask's method.
         uncertain: lower end of the ignored band; None is the published value of the method, where
             `threshold` is None too, and else no band.
@@ -58,6 +58,10 @@ class RunConfig:
     num_images: int
     batch_size: int = 4
     model: str = "shapes"
+    revision: str | None = None
+    tokenizer: str | None = None
+    prediction_type: str | None = None
+    loras: tuple[tuple[str, float], ...] = ()
     dtype: str = "float32"
     scheduler: str | None = None
     capture: str | None = None
@@ -108,6 +112,9 @@ class RunConfig:
         return {
             "seediff_jax_version": seediff_jax.__version__,
             "model": self.model,
+            "revision": self.revision,
+            "tokenizer": self.tokenizer,
+            "loras": [list(pair) for pair in self.loras],
             "dtype": self.dtype,
             "capture": self.capture,
             "rng_seed": self.rng_seed,
@@ -136,6 +143,7 @@ class RunConfig:
         config_hash = hashlib.sha256(repr(model.config).encode()).hexdigest()
         return self.settings() | {
             "scheduler": model.scheduler_config.kind,
+            "prediction_type": model.scheduler_config.prediction_type,
             "weights_hash": model.weights_hash,
             "config_hash": config_hash,
         }

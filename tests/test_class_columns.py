@@ -34,9 +34,7 @@ def test_without_unnamed_classes_the_columns_are_those_of_the_prompt(model):
 
 def test_unnamed_classes_follow_and_are_marked_in_a_text_of_their_own(model):
     """In the small vocabulary "dog" and "aeroplane" are one and two tokens, "and" three."""
-    columns = class_columns(
-        model, PROMPTS, [["dog"], []], [["aeroplane"], ["aeroplane", "dog"]]
-    )
+    columns = class_columns(model, PROMPTS, [["dog"], []], [["aeroplane"], ["aeroplane", "dog"]])
     assert columns.texts == ["aeroplane", "aeroplane and dog"]
     assert positions(columns.token_mask) == [[[5], []], [[], []]]
     assert positions(columns.text_token_mask) == [[[], [1, 2]], [[1, 2], [6]]]

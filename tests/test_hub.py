@@ -97,14 +97,16 @@ def test_the_second_text_encoder_is_chosen_with_its_tokenizer():
 def test_a_download_asks_for_those_files_alone(monkeypatch, tmp_path):
     asked = {}
 
-    def download(hub_id, allow_patterns):
-        asked[hub_id] = allow_patterns
+    def download(hub_id, revision, allow_patterns):
+        asked[hub_id, revision] = allow_patterns
         return str(tmp_path)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, hub_id: LISTING)
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, hub_id, revision: LISTING
+    )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert hub.fetch("owner/model") == tmp_path
-    assert asked == {"owner/model": NEEDED}
+    assert asked == {("owner/model", None): NEEDED}
 
 
 def test_a_cached_model_loads_without_a_network(cache, tmp_path):
@@ -128,7 +130,7 @@ def test_no_network_and_no_cached_copy_is_said_plainly(cache):
 
 
 def test_a_name_that_the_hub_refuses_is_named(cache, monkeypatch):
-    def refuse(self, hub_id):
+    def refuse(self, hub_id, revision):
         response = type("Response", (), {"status_code": 404, "headers": {}, "request": None})()
         raise huggingface_hub.errors.HfHubHTTPError("404: not found", response=response)
 
@@ -149,3 +151,40 @@ def test_a_name_that_the_hub_refuses_is_named(cache, monkeypatch):
 )
 def test_hub_ids_are_told_from_paths(name, expected):
     assert hub.is_hub_id(name) == expected
+
+
+def test_a_revision_is_asked_for_and_found_in_the_cache(cache, tmp_path, monkeypatch):
+    asked = []
+
+    def list_repo_files(self, hub_id, revision):
+        asked.append((hub_id, revision))
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    model = cache / "models--owner--small"
+    config = small_config(tmp_path / "tokenizer")
+    for number, commit in enumerate(["0123abcd", "4567ef01"]):
+        write_folder(model / "snapshots" / commit, config, random_params(config, seed=number))
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123abcd")
+    (model / "refs" / "other").write_text("4567ef01")
+    expected = load_model(model / "snapshots" / "4567ef01").weights_hash
+    assert load_model("owner/small", revision="other").weights_hash == expected
+    assert load_model("owner/small").weights_hash != expected
+    assert asked == [("owner/small", "other"), ("owner/small", None)]
+    with pytest.raises(ValueError, match="'owner/small' at revision 'third': no such folder"):
+        load_model("owner/small", revision="third")
+
+
+def test_only_a_model_of_the_hub_has_revisions(tmp_path):
+    for name in ("shapes", tmp_path):
+        with pytest.raises(ValueError, match="revision='main' is of a model of the hub"):
+            load_model(name, revision="main")
+
+
+def test_of_a_tokenizer_only_its_files_are_fetched():
+    names = ["config.json", "merges.txt", "model.safetensors", "tokenizer.json", "vocab.json"]
+    needed = ["merges.txt", "tokenizer.json", "vocab.json"]
+    assert hub.tokenizer_files(names) == needed
+    inside = [f"tokenizer/{name}" for name in needed]
+    assert hub.tokenizer_files([*names, *inside, "tokenizer_2/vocab.json"]) == inside

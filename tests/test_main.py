@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
 from small_runs import command, error_line, write_inputs
 
 from seediff_jax import make_dataset
-from seediff_jax.main import define_flags, main
+from seediff_jax.commands import parse_loras
+from seediff_jax.main import define_flags, main, make_config
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,8 @@ def no_model(monkeypatch):
         ("--dilations=0", "from 1 on"),
         ("--guidance_scale=nan", "not a finite number"),
         ("--seed=4294967296", "seed"),
+        ("--prediction_type=sample", "epsilon|v_prediction"),
+        ("--lora=style.safetensors:much", "needed is path:weight"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
@@ -115,3 +119,25 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 def test_importing_the_driver_registers_no_flag():
     assert "num_steps" not in flags.FLAGS
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (None, ()),
+        (
+            ["a.safetensors:0.8", "b:c.safetensors:-1"],
+            (("a.safetensors", 0.8), ("b:c.safetensors", -1)),
+        ),
+        (["a.safetensors", "C:\\a.safetensors"], (("a.safetensors", 1), ("C:\\a.safetensors", 1))),
+    ],
+)
+def test_loras_are_given_with_their_weights(texts, expected):
+    assert parse_loras(texts) == expected
+
+
+def test_the_output_of_a_single_file_is_named_without_its_ending(tmp_path):
+    values = define_flags()
+    values(["seediff", f"--model={tmp_path}/v1.5.safetensors", "--classes=voc", "--lora=a:2"])
+    config = make_config(values)
+    assert config.output == Path("outputs/v1.5") and config.loras == (("a", 2.0),)

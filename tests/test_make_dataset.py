@@ -228,3 +228,12 @@ def test_a_cache_folder_that_cannot_be_made_stops_no_run(inputs, made, tmp_path,
     (tmp_path / "file").write_text("")
     assert main(command(inputs, made, f"--compilation_cache={tmp_path / 'file' / 'cache'}")) == 0
     assert "no compilation cache" in capsys.readouterr().err
+
+
+def test_a_run_with_another_prediction_type_or_lora_is_refused(inputs, made, capsys):
+    assert main(command(inputs, made, "--prediction_type=v_prediction")) == 2
+    assert 'prediction_type: "epsilon" there, "v_prediction" now' in error_line(capsys)
+    assert main(command(inputs, made, "--prediction_type=epsilon")) == 0
+    capsys.readouterr()
+    assert main(command(inputs, made, "--lora=style.safetensors:0.8")) == 2
+    assert 'loras: [] there, [["style.safetensors", 0.8]] now' in error_line(capsys)

@@ -208,9 +208,11 @@ def test_unknown_models_and_dtypes_are_refused(folder, tmp_path):
         load_model("nothing")
     with pytest.raises(ValueError, match="dtype float64 is not one of float32, bfloat16, float16"):
         load_model(folder, dtype=np.float64)
-    path = tmp_path / "v1-4.safetensors"
+    path = tmp_path / "v1-4.ckpt"
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match=re.escape("is a file; a diffusers folder is needed")):
+    with pytest.raises(
+        ValueError, match=re.escape("is a file; a .safetensors file or a diffusers folder")
+    ):
         load_model(path)
 
 

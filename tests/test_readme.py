@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import seediff_jax
+from seediff_jax import convert
 from seediff_jax.main import define_flags
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,12 @@ def test_commands_use_flags_that_exist():
     lines = re.findall(r"bin/seediff (.*)", "".join(COMMANDS))
     used = {name for line in lines for name in re.findall(r"--(\w+)", line)}
     assert used and used <= set(define_flags())
+
+
+def test_commands_of_the_converter_use_flags_that_exist():
+    lines = re.findall(r"bin/python -m seediff_jax\.convert (.*)", "".join(COMMANDS))
+    used = {name for line in lines for name in re.findall(r"--(\w+)", line)}
+    assert used and used <= set(convert.define_flags())
 
 
 def test_links_inside_the_repository_lead_to_files():

@@ -92,3 +92,13 @@ def test_settings_tell_other_prompts_apart():
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"output": Path("elsewhere")}])
 def test_batch_size_and_folder_are_no_settings_of_a_sample(options):
     assert make_config(**options).settings() == make_config().settings()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"loras": (("style.safetensors", 0.8),)}, {"revision": "fp16"}, {"tokenizer": "owner/model"}],
+)
+def test_what_changes_the_model_is_a_setting_of_a_sample(options):
+    settings, plain = make_config(**options).settings(), make_config().settings()
+    assert settings != plain
+    assert json.loads(json.dumps(settings)) == settings

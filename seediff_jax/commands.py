@@ -1,0 +1,126 @@
+"""What the command-line programs share: flags that name a model, --help, and errors of one line."""
+
+import functools
+import math
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+
+from seediff_jax.families import PREDICTION_TYPES
+from seediff_jax.sources import DEFAULT_TOKENIZER
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def run_command(
+    program: str,
+    doc: str,
+    values: flags.FlagValues,
+    argv: Sequence[str],
+    work: Callable[[flags.FlagValues], None],
+) -> int:
+    """Parses a command line, does the work and returns the exit status; errors are one line each.
+
+    Args:
+        program: its name in errors.
+        doc: what --help says before the flags.
+        values: the flags that exist.
+        argv: the command line.
+        work: what to do with the parsed flags.
+    """
+    if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
+        print(help_text(values, doc))
+        return 0
+    try:
+        unknown = values(list(argv))[1:]
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is no flag; every argument is --name=value")
+        work(values)
+        return 0
+    except flags.Error as error:
+        message = f"{error} (--help lists the flags)"
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename and error.strerror else ""
+        message = f"{place}{error.strerror or error}"
+    except (ValueError, ArithmeticError) as error:
+        message = str(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        message = "the device's memory is too small; try a smaller --batch_size or bfloat16"
+    except KeyboardInterrupt:
+        print("\nstopped; the same command can be given again", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{program}: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def run_program(main: Callable[[Sequence[str]], int]) -> None:
+    """Runs `main` on the command line of the process and ends the process with its status."""
+    try:
+        status = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output, as `head` does, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def define_source_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that name the weights to load."""
+    text, enum, many = kinds(values, "string", "enum", "multi_string")
+    model = '"shapes" (embedded), a folder, a .safetensors file or a Hugging Face hub id.'
+    text("model", "shapes", model)
+    text("revision", None, "Branch, tag or commit of a hub id.")
+    tokenizer = "Folder or hub id to take the tokenizer from; by default the model's own, and for "
+    text("tokenizer", None, tokenizer + f"a .safetensors file that of {DEFAULT_TOKENIZER}.")
+    prediction = "What the UNet predicts; by default what the model says, which a .safetensors "
+    prediction += "file of Stable Diffusion 2.x does not."
+    enum("prediction_type", None, [*PREDICTION_TYPES], prediction)
+    lora = "LoRA file to merge and its weight, as in style.safetensors:0.8; can be repeated."
+    many("lora", None, lora)
+
+
+def kinds(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:
+    """absl's DEFINE functions of these kinds, for flags of `values` alone."""
+    return [
+        functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=values) for kind in kinds
+    ]
+
+
+def help_text(values: flags.FlagValues, doc: str) -> str:
+    """A program's description and a paragraph a flag."""
+    paragraphs = []
+    for flag in (values[name] for name in values):
+        name = f"[no]{flag.name}" if flag.boolean else flag.name
+        default = "" if flag.default is None else "=" + flag.default_as_str.strip("'")
+        text = textwrap.fill(flag.help, 92)
+        paragraphs.append(f"  --{name}{default}\n{textwrap.indent(text, ' ' * 6)}")
+    return f"{doc}\nFlags, with their defaults:\n\n" + "\n".join(paragraphs)
+
+
+def parse_loras(texts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:
+    """Splits `path:weight`; without a weight it is 1.
+
+    Raises:
+        ValueError: a weight is no finite number.
+    """
+    pairs = []
+    for text in texts or ():
+        path, colon, weight = text.rpartition(":")
+        if not colon or weight.endswith(".safetensors"):
+            path, weight = text, "1"
+        try:
+            number = float(weight)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"lora={text!r}: {weight!r} is no number; needed is path:weight")
+        pairs.append((path, number))
+    return tuple(pairs)

@@ -1,0 +1,59 @@
+"""Writes a model that can be loaded as a folder of its own, with LoRAs merged.
+
+python -m seediff_jax.convert --model=v1-5.safetensors --lora=style.safetensors:0.8 --output=styled
+python -m seediff_jax.convert --model=shapes --format=orbax --output=models/shapes
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from seediff_jax.checkpoints import require_free
+from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.model import load_model, save_model, save_orbax
+from seediff_jax.scheduler_configs import CLASS_NAMES
+
+FORMATS = ("diffusers", "orbax")
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the flags; importing this module registers none."""
+    values = flags.FlagValues()
+    define_source_flags(values)
+    text, enum = kinds(values, "string", "enum")
+    text("output", None, "Folder to write; it must not exist, or be empty.")
+    enum("format", "diffusers", [*FORMATS], "Kind of folder; orbax is the one of JAX.")
+    dtypes = ["float32", "bfloat16", "float16"]
+    enum("dtype", "float32", dtypes, "Of the written weights; in orbax vectors stay float32.")
+    enum("scheduler", None, [*CLASS_NAMES], "Sampler to write down; by default the model's own.")
+    return values
+
+
+def main(argv: Sequence[str]) -> int:
+    """Converts as a command line says and returns the exit status; errors are one line each."""
+    return run_command("seediff_jax.convert", __doc__, define_flags(), argv, _work)
+
+
+def _work(values: flags.FlagValues) -> None:
+    if not values.output:
+        raise ValueError("--output is needed: the folder to write")
+    require_free(Path(values.output))
+    model = load_model(
+        values.model,
+        dtype=values.dtype,
+        scheduler=values.scheduler,
+        prediction_type=values.prediction_type,
+        tokenizer=values.tokenizer,
+        revision=values.revision,
+        loras=parse_loras(values.lora),
+    )
+    if values.format == "orbax":
+        save_orbax(model, values.output)
+    else:
+        save_model(model, values.output, dtype=values.dtype)
+    print(f"{values.model} is in {values.output} as a folder of {values.format}")
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,199 @@
+"""LoRA files, merged into the weights of a model (Hu et al., arXiv 2106.09685).
+
+    merged = weight of the layer + strength * alpha / rank * up @ down
+
+A file that does not fit the model in whole is refused: a part of it would draw something else.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+
+from seediff_jax.lora_names import ALPHA, DOWN, UP, Layer, layer_spellings, parse_name
+from seediff_jax.models.config import UNetConfig
+from seediff_jax.models.names import checkpoint_axes, checkpoint_name
+from seediff_jax.weight_files import WeightReader, open_weights
+
+WeightPath = tuple[str, ...]
+"""Place of a weight in the params, the component first."""
+
+_LISTED = 20
+_METADATA = "lora_adapter_metadata"
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """A LoRA file that was looked into, not read yet.
+
+    Attributes:
+        path: the file.
+        strength: what its change of the weights is multiplied by.
+        layers: the tensors of each layer: DOWN, UP, ALPHA -> name and shape.
+        foreign: names of tensors that are no part of a LoRA.
+        alphas: alpha of a component, where the file states it for all its layers.
+    """
+
+    path: Path
+    strength: float
+    layers: Mapping[Layer, Mapping[str, tuple[str, tuple[int, ...]]]]
+    foreign: tuple[str, ...]
+    alphas: Mapping[str, float]
+
+
+def find_lora(path: str | os.PathLike[str], strength: float) -> Lora:
+    """Opens a LoRA file and looks at its names.
+
+    Raises:
+        ValueError: it is missing, damaged, a pickle, or of a kind that is not supported; the
+            strength is no finite number.
+    """
+    path = Path(path)
+    if not math.isfinite(strength):
+        raise ValueError(f"the weight of the LoRA {path} is {strength}, no finite number")
+    if not path.is_file() or path.suffix != ".safetensors":
+        what = "is no .safetensors file" if path.exists() else "does not exist"
+        raise ValueError(f"the LoRA {path} {what}; a .safetensors file is needed")
+    layers: dict[Layer, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    foreign = []
+    with open_weights([path]) as reader:
+        for name in sorted(reader.shapes):
+            parsed = parse_name(name)
+            if parsed is None or parsed[1] in layers.get(parsed[0], {}):
+                foreign.append(name)
+            else:
+                layer, role = parsed
+                layers.setdefault(layer, {})[role] = (name, reader.shapes[name])
+    return Lora(path, float(strength), layers, tuple(foreign), _stated_alphas(path))
+
+
+@contextlib.contextmanager
+def open_merge(
+    loras: Sequence[Lora], shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
+) -> Iterator[Callable[[WeightPath, np.ndarray], np.ndarray]]:
+    """Opens LoRA files to merge them into the weights of a model, one weight at a time.
+
+    Args:
+        loras: of `find_lora`; their changes add up.
+        shapes: of all weights, by their paths in the params.
+        config: of the UNet.
+
+    Yields:
+        A function of a path and its float32 weight, which returns the weight with all changes.
+
+    Raises:
+        ValueError: tensors of a file match no layer of the model, lack their other half or have
+            another shape, all of them listed; later, a change is not finite.
+    """
+    targets = _targets(shapes, config)
+    needed = {path: _checkpoint_shape(shapes[path]) for path in targets.values()}
+    changes: dict[WeightPath, list[tuple[Lora, WeightReader, Layer]]] = {}
+    with contextlib.ExitStack() as stack:
+        for lora in loras:
+            _require_fit(lora, targets, needed)
+            reader = stack.enter_context(open_weights([lora.path]))
+            for layer in lora.layers:
+                changes.setdefault(targets[layer], []).append((lora, reader, layer))
+
+        def merged(path: WeightPath, weight: np.ndarray) -> np.ndarray:
+            for lora, reader, layer in changes.get(path, ()):
+                change = _read_change(lora, reader, layer).reshape(needed[path])
+                axes = np.argsort(checkpoint_axes("kernel", change.ndim))
+                weight = np.ascontiguousarray(weight + change.transpose(axes))
+            return weight
+
+        yield merged
+
+
+def _targets(
+    shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
+) -> dict[Layer, WeightPath]:
+    """The weights that a LoRA can change, by all names of their layers."""
+    targets = {}
+    for path in shapes:
+        component, *inside = path
+        if inside[-1] == "kernel" and component != "vae":
+            module = checkpoint_name(component, tuple(inside)).removesuffix(".weight")
+            targets |= dict.fromkeys(layer_spellings(component, module, config), path)
+    return targets
+
+
+def _read_change(lora: Lora, reader: WeightReader, layer: Layer) -> np.ndarray:
+    """strength * alpha / rank * up @ down of a layer, as a matrix."""
+    values = {role: reader.read(name) for role, (name, _) in lora.layers[layer].items()}
+    down, up = values[DOWN], values[UP]
+    rank = len(down)
+    alpha = values[ALPHA].item() if ALPHA in values else lora.alphas.get(layer.component, rank)
+    scale = np.float32(lora.strength * alpha / rank)
+    change = scale * (up.reshape(len(up), rank) @ down.reshape(rank, -1))
+    if not np.isfinite(change).all():
+        name, _ = lora.layers[layer][DOWN]
+        raise ValueError(f"the LoRA {lora.path}: NaN or infinity in what {name} is part of")
+    return change
+
+
+def _checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in checkpoint_axes("kernel", len(shape)))
+
+
+def _require_fit(
+    lora: Lora, targets: Mapping[Layer, WeightPath], shapes: Mapping[WeightPath, tuple[int, ...]]
+) -> None:
+    """Reports everything in the file that does not fit the model at once."""
+    faults = [f"+ {name}: no tensor of a LoRA of this kind" for name in lora.foreign]
+    if not lora.layers:
+        faults.append("- it changes no layer")
+    used: dict[WeightPath, str] = {}
+    for layer, tensors in lora.layers.items():
+        name = next(iter(tensors.values()))[0]
+        path = targets.get(layer)
+        if path is None:
+            faults.append(f"+ {name}: the model has no such layer")
+        elif path in used:
+            faults.append(f"+ {name}: the same layer as {used[path]}")
+        elif missing := {DOWN, UP} - tensors.keys():
+            faults.append(f"- {name}: without the layer's {' and '.join(sorted(missing))} factor")
+        elif not _fits(tensors, shapes[path]):
+            given = ", ".join(f"{role} {shape}" for role, (_, shape) in tensors.items())
+            faults.append(f"! {name}: {given} cannot change a weight of shape {shapes[path]}")
+        used.setdefault(path, name)
+    if faults:
+        listed = faults[:_LISTED] + [f"and {len(faults) - _LISTED} more"] * (len(faults) > _LISTED)
+        known = sorted(f"{layer.component}: {layer.path}" for layer in targets)
+        raise ValueError(
+            f"the LoRA {lora.path} does not fit the model, {len(faults)} faults:"
+            + "".join(f"\n  {line}" for line in listed)
+            + "\nneeded are down and up factors of layers of this model, which are "
+            f"{known[0]} ... {known[-1]}"
+        )
+
+
+def _fits(tensors: Mapping[str, tuple[str, tuple[int, ...]]], shape: tuple[int, ...]) -> bool:
+    (_, down), (_, up) = tensors[DOWN], tensors[UP]
+    if len(down) < 2 or len(up) < 2 or down[0] == 0 or math.prod(up[1:]) != down[0]:
+        return False
+    if ALPHA in tensors and math.prod(tensors[ALPHA][1]) != 1:
+        return False
+    # A convolution of one point and a matrix are the same.
+    kernel, needed = (() if set(sides) == {1} else sides for sides in (down[2:], shape[2:]))
+    return kernel == needed and (up[0], down[1]) == shape[:2]
+
+
+def _stated_alphas(path: Path) -> dict[str, float]:
+    """What diffusers writes into the header of a file: `{"unet.lora_alpha": 8, ...}`."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        header = file.metadata() or {}
+    alphas = {}
+    for key, value in json.loads(header.get(_METADATA, "{}")).items():
+        component, _, option = key.partition(".")
+        if option == "lora_alpha":
+            alphas[component] = float(value)
+        elif option in ("alpha_pattern", "use_rslora") and value:
+            raise ValueError(f"{path}: a LoRA with {option} = {value} is not supported")
+    return alphas

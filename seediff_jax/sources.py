@@ -1,0 +1,172 @@
+"""Where a model comes from: the embedded one, a folder, a single file, or the Hugging Face hub.
+
+name -> find_source -> folder or file -> read_source_config -> read_source_params
+"""
+
+import dataclasses
+import importlib.resources
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict, path_aware_map
+
+from seediff_jax.checkpoints import read_components, read_params
+from seediff_jax.families import PREDICTION_TYPES
+from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
+from seediff_jax.lora import find_lora, open_merge
+from seediff_jax.model_config import (
+    ModelConfig,
+    check_model_config,
+    choose_capture,
+    init_params,
+    read_model_config,
+    read_tokenizer,
+)
+from seediff_jax.models.capture import CaptureConfig
+from seediff_jax.single_file import component_reader, family_config, read_family
+from seediff_jax.weight_files import CONVERT, open_weights
+
+DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
+_EMBEDDED = ("shapes",)
+_FILE = ".safetensors"
+
+
+def find_source(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The folder or the .safetensors file of a model; what the hub has is downloaded.
+
+    Args:
+        name_or_path: see `load_model`.
+        revision: a branch, tag or commit of a model of the hub.
+
+    Raises:
+        ValueError: there is no such model, it is a file of another kind, or a revision is asked of
+            something that has none.
+    """
+    path, name = Path(name_or_path), str(name_or_path)
+    local = name in _EMBEDDED or path.exists()
+    if not local and is_hub_id(name) and path.suffix != _FILE:
+        return fetch(name, revision)
+    if revision is not None:
+        raise ValueError(f"revision={revision!r} is of a model of the hub, {name!r} is none")
+    if name in _EMBEDDED:
+        # pip and Bazel both install the package as plain files.
+        return Path(str(importlib.resources.files("seediff_jax"))) / "assets" / name
+    if path.is_file() and path.suffix != _FILE:
+        how = CONVERT.format(loader="from_single_file", source=name)
+        raise ValueError(f"{path} is a file; a {_FILE} file or a diffusers folder is needed; {how}")
+    if path.exists():
+        return path
+    raise ValueError(
+        f"there is no model {name!r}: neither {', '.join(map(repr, _EMBEDDED))}, nor a folder or "
+        f"{_FILE} file, nor the 'owner/model' of the Hugging Face hub"
+    )
+
+
+def read_source_config(
+    source: Path,
+    *,
+    scheduler: str | None = None,
+    prediction_type: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    capture: str | CaptureConfig | None = None,
+) -> ModelConfig:
+    """The static half of a model.
+
+    Args:
+        source: of `find_source`.
+        scheduler: see `load_model`.
+        prediction_type: see `load_model`.
+        tokenizer: see `load_model`.
+        capture: see `load_model`.
+
+    Raises:
+        ValueError: something in the files, or an argument, is not supported or does not fit.
+    """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        choices = ", ".join(map(repr, PREDICTION_TYPES))
+        raise ValueError(f"prediction_type={prediction_type!r} is none of {choices}")
+    if source.is_file():
+        family, configs = read_family(source, prediction_type)
+        folder = _tokenizer_of_file(source) if tokenizer is None else _find_tokenizer(tokenizer)
+        config = family_config(family, configs, folder, scheduler)
+        return config if capture is None else _with_capture(config, capture)
+    config = read_model_config(source, scheduler)
+    changes: dict[str, Any] = {}
+    if prediction_type is not None:
+        changes["scheduler"] = dataclasses.replace(
+            config.scheduler, prediction_type=prediction_type
+        )
+    if tokenizer is not None:
+        changes["tokenizer"] = read_tokenizer(_find_tokenizer(tokenizer))
+    config = dataclasses.replace(config, **changes)
+    if capture is not None:
+        config = _with_capture(config, capture)
+    check_model_config(config, str(source))
+    return config
+
+
+def read_source_params(
+    source: Path,
+    config: ModelConfig,
+    loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
+) -> dict[str, Any]:
+    """The weights of a model with its LoRAs merged, as `read_params`.
+
+    Args:
+        source: of `find_source`.
+        config: of `read_source_config`.
+        loras: files, and what their changes are multiplied by.
+
+    Raises:
+        ValueError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
+    """
+    with _open_merge(config, loras) as merged:
+        if not source.is_file():
+            return path_aware_map(merged, read_params(source, config))
+        with open_weights([source]) as reader:
+            params = read_components(
+                lambda component, names: component_reader(reader, component, names, config),
+                config,
+                str(source),
+            )
+        return path_aware_map(merged, params)
+
+
+def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelConfig:
+    return dataclasses.replace(config, capture=choose_capture(capture, config.unet))
+
+
+def _open_merge(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
+    """`open_merge`, which looks into the LoRAs before a weight of the model is read."""
+    found = [find_lora(path, strength) for path, strength in loras]
+    shapes = {}
+    if found:
+        expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+        shapes = {path: leaf.shape for path, leaf in flatten_dict(expected).items()}
+    return open_merge(found, shapes, config.unet)
+
+
+def _find_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
+    """The folder with a tokenizer's files: the named one, its `tokenizer/`, or the hub's."""
+    path, name = Path(name_or_path), str(name_or_path)
+    if not path.is_dir():
+        if not is_hub_id(name):
+            raise ValueError(
+                f"tokenizer={name!r} is neither a folder nor the 'owner/model' of the hub"
+            )
+        path = fetch(name, choose=tokenizer_files)
+    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+def _tokenizer_of_file(source: Path) -> Path:
+    try:
+        return _find_tokenizer(DEFAULT_TOKENIZER)
+    except ValueError as error:
+        raise ValueError(
+            f"{source} has no tokenizer, as every single file, and that of {error}. Give "
+            "tokenizer (--tokenizer): a folder with vocab.json and merges.txt, or a diffusers "
+            "folder of Stable Diffusion"
+        ) from error

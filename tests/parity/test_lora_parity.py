@@ -1,0 +1,110 @@
+"""The layers that names of LoRA files mean, against diffusers' own conversion of the names."""
+
+import types
+
+import pytest
+import torch
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_non_diffusers_lora_to_diffusers,
+    _maybe_map_sgm_blocks_to_diffusers,
+)
+from diffusers.utils.state_dict_utils import (
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from original_layout import RESNET, original_module, unet_modules
+from random_models import UNET
+from torch_models import blocks, random_text_encoder, random_unet
+
+from seediff_jax.lora_names import DOWN, UP, layer_spellings, parse_name
+from seediff_jax.models.config import unet_config
+
+OPTIONS = {
+    "small": {},
+    "as XL": {
+        **blocks("paa"),
+        "block_out_channels": [16, 32, 32],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 2],
+        "use_linear_projection": True,
+    },
+}
+
+
+def layers_of(model):
+    """Names of all linear layers and convolutions."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return [name for name, module in model.named_modules() if isinstance(module, kinds)]
+
+
+def kohya_file(modules, prefix):
+    """Two factors of one number each, and an alpha, for each module."""
+    parts = {"lora_down.weight": 1.0, "lora_up.weight": 2.0, "alpha": 3.0}
+    return {
+        f"{prefix}{module.replace('.', '_')}.{part}": torch.tensor(value)
+        for module in modules
+        for part, value in parts.items()
+    }
+
+
+def meant(names, component, modules, config):
+    """The (module of diffusers, role) that the package reads in names of one component."""
+    known = {
+        layer: module for module in modules for layer in layer_spellings(component, module, config)
+    }
+    parsed = [parse_name(name) for name in names]
+    return {(known[layer], role) for layer, role in parsed if layer.component == component}
+
+
+def meant_by_diffusers(names, component):
+    """The same of the names that diffusers turned into its present spelling."""
+    roles = {"lora_A": DOWN, "lora_B": UP}
+    found = set()
+    for name in names:
+        module, role = name.removesuffix(".weight").rsplit(".", 1)
+        found.add((module.removeprefix(f"{component}."), roles[role]))
+    return found
+
+
+@pytest.mark.parametrize("original", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_every_layer_of_the_unet_is_meant_as_diffusers_does(options, original):
+    json = UNET | options
+    modules = layers_of(random_unet(options))
+    if original:
+        # diffusers takes the second part of a block for attention, even where it has none.
+        plain = [i for i, kind in enumerate(json["up_block_types"]) if kind == "UpBlock2D"]
+        modules = [
+            m for m in modules if m not in {f"up_blocks.{i}.upsamplers.0.conv" for i in plain}
+        ]
+    config = unet_config(json)
+    places = unet_modules(json)
+    spelled = [original_module(m, places, RESNET) for m in modules] if original else modules
+    tensors = kohya_file(spelled, "lora_unet_")
+    ours = meant(tensors, "unet", modules, config)
+    assert {module for module, _ in ours} == set(modules)
+    theirs = _maybe_map_sgm_blocks_to_diffusers(
+        dict(tensors), types.SimpleNamespace(layers_per_block=json["layers_per_block"])
+    )
+    theirs, _ = _convert_non_diffusers_lora_to_diffusers(theirs)
+    theirs = convert_unet_state_dict_to_peft(theirs)
+    assert {pair for pair in ours if pair[1] in (DOWN, UP)} == meant_by_diffusers(theirs, "unet")
+
+
+def test_every_layer_of_the_text_encoder_is_meant_as_diffusers_does():
+    modules = [
+        name if name.startswith("text_model.") else f"text_model.{name}"
+        for name in layers_of(random_text_encoder({}))
+    ]
+    tensors = kohya_file(modules, "lora_te_")
+    ours = meant(tensors, "text_encoder", modules, unet_config(UNET))
+    theirs, _ = _convert_non_diffusers_lora_to_diffusers(dict(tensors))
+    assert {m for m, _ in ours} == set(modules)
+    theirs = meant_by_diffusers(convert_state_dict_to_peft(theirs), "text_encoder")
+    assert {pair for pair in ours if pair[1] in (DOWN, UP)} == theirs
+
+
+def test_second_text_encoders_are_told_apart():
+    names = ["lora_te1_x.alpha", "lora_te2_x.alpha", "text_encoder_2.x.lora_A.weight"]
+    components = [parse_name(name)[0].component for name in names]
+    assert components == ["text_encoder", "text_encoder_2", "text_encoder_2"]

@@ -1,0 +1,85 @@
+"""The converter's command line: any source becomes a folder that loads as the same model."""
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from small_runs import write_inputs
+
+from seediff_jax.convert import define_flags, main
+from seediff_jax.model import load_model
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs")) / "model"
+
+
+@pytest.fixture
+def lora(tmp_path):
+    parts = {"lora_down": np.ones((1, 4, 3, 3)), "lora_up": np.ones((16, 1, 1, 1))}
+    tensors = {f"lora_unet_conv_in.{k}.weight": v.astype(np.float32) for k, v in parts.items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    return tmp_path / "lora.safetensors"
+
+
+def convert(source, *options):
+    return main(["convert", f"--model={source}", *options])
+
+
+@pytest.mark.parametrize("kind", ["orbax", "diffusers"])
+def test_a_folder_of_either_kind_is_the_same_model_with_its_loras(source, tmp_path, lora, kind):
+    output, given = tmp_path / "out", f"--lora={lora}:0.25"
+    assert convert(source, f"--output={output}", f"--format={kind}", given) == 0
+    assert (output / "params").is_dir() == (kind == "orbax")
+    expected = load_model(source, loras=[(lora, 0.25)])
+    got = load_model(output)
+    assert got.weights_hash == expected.weights_hash != load_model(source).weights_hash
+    assert got.config == expected.config
+    kernel = np.asarray(load_model(source).params["unet"]["conv_in"]["kernel"])
+    np.testing.assert_array_equal(got.params["unet"]["conv_in"]["kernel"], kernel + 0.25)
+
+
+@pytest.mark.parametrize("kind", ["orbax", "diffusers"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_are_written_in_the_dtype(source, tmp_path, kind, dtype):
+    output = tmp_path / "out"
+    options = [f"--output={output}", f"--format={kind}", f"--dtype={dtype}", "--scheduler=ddim"]
+    assert convert(source, *options) == 0
+    kernel = np.asarray(load_model(source).params["unet"]["conv_in"]["kernel"])
+    got = load_model(output)
+    rounded = kernel.astype(load_model(source, dtype=dtype).dtype).astype(np.float32)
+    np.testing.assert_array_equal(got.params["unet"]["conv_in"]["kernel"], rounded)
+    assert got.scheduler_config.kind == "ddim"
+    if kind == "diffusers":
+        assert {str(tensor.dtype) for tensor in load_file(output / UNET).values()} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--output is needed"),
+        (["--output={used}"], "exists; name a new folder"),
+        (["--output={new}", "--format=ckpt"], "orbax"),
+        (["--output={new}", "--lora=none.safetensors:1"], "none.safetensors does not exist"),
+        (["--output={new}", "--lora=none.safetensors:much"], "'much' is no number"),
+        (["--output={new}", "--revision=main"], "is of a model of the hub"),
+    ],
+)
+def test_a_bad_flag_is_one_line_and_writes_nothing(source, tmp_path, capsys, options, message):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/notes.txt").write_text("mine")
+    places = {"used": tmp_path / "used", "new": tmp_path / "new"}
+    assert convert(source, *(option.format(**places) for option in options)) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_help_lists_every_flag(capsys):
+    assert main(["convert", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "python -m seediff_jax.convert" in text
+    assert all(f"--{name}" in text for name in ("model", "output", "format", "lora"))
+    assert set(define_flags()) >= {"model", "output", "format", "dtype", "lora", "revision"}

@@ -1,0 +1,288 @@
+"""LoRA files of every spelling, merged as plain NumPy does; files that do not fit are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from random_models import random_params, small_config, small_xl_config
+from safetensors.numpy import load_file, save_file
+
+from seediff_jax.checkpoints import write_folder
+from seediff_jax.model import load_model, save_model, save_orbax
+
+FILES = {
+    "text_encoder": "text_encoder/model.safetensors",
+    "text_encoder_2": "text_encoder_2/model.safetensors",
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+}
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0"
+# Layers of the small model in diffusers, and in the original layout.
+UNET_LAYERS = {
+    f"{ATTENTION}.attn1.to_q": "input_blocks.1.1.transformer_blocks.0.attn1.to_q",
+    f"{ATTENTION}.attn2.to_k": "input_blocks.1.1.transformer_blocks.0.attn2.to_k",
+    f"{ATTENTION}.attn2.to_out.0": "input_blocks.1.1.transformer_blocks.0.attn2.to_out.0",
+    "up_blocks.1.attentions.1.transformer_blocks.0.ff.net.0.proj": (
+        "output_blocks.3.1.transformer_blocks.0.ff.net.0.proj"
+    ),
+    "mid_block.attentions.0.proj_in": "middle_block.1.proj_in",
+    "down_blocks.1.resnets.0.conv1": "input_blocks.3.0.in_layers.2",
+    "up_blocks.0.resnets.1.time_emb_proj": "output_blocks.1.0.emb_layers.1",
+    "up_blocks.0.resnets.0.conv_shortcut": "output_blocks.0.0.skip_connection",
+    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
+    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+}
+TEXT_LAYERS = (
+    "text_model.encoder.layers.0.self_attn.q_proj",
+    "text_model.encoder.layers.1.self_attn.out_proj",
+    "text_model.encoder.layers.1.mlp.fc2",
+)
+OLD_PROJECTIONS = {"q_proj": "to_q", "out_proj": "to_out"}
+
+
+def kohya(component, layer):
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te_"}[component]
+    return prefix + layer.replace(".", "_") + ".lora_{}.weight", ("down", "up")
+
+
+def kohya_original(component, layer):
+    prefix = {"unet": "lora_unet_", "text_encoder": "lora_te1_"}[component]
+    return prefix + UNET_LAYERS.get(layer, layer).replace(".", "_") + ".lora_{}.weight", (
+        "down",
+        "up",
+    )
+
+
+def peft(component, layer):
+    return f"{component}.{layer}.lora_{{}}.weight", ("A", "B")
+
+
+def before_peft(component, layer):
+    inside = {"unet": "lora", "text_encoder": "lora_linear_layer"}[component]
+    return f"{component}.{layer}.{inside}.{{}}.weight", ("down", "up")
+
+
+def first_of_diffusers(component, layer):
+    """Attention layers only."""
+    *above, last = layer.removesuffix(".0").split(".")
+    if component == "unet":
+        above.append("processor")
+    return (
+        ".".join([component, *above, OLD_PROJECTIONS.get(last, last)]) + "_lora.{}.weight",
+        ("down", "up"),
+    )
+
+
+SPELLINGS = [kohya, kohya_original, peft, before_peft, first_of_diffusers]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    config = small_config(folder / "tokenizer")
+    write_folder(folder / "model", config, random_params(config))
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def weights(folder):
+    return tensors_of(folder)
+
+
+def tensors_of(folder):
+    return {
+        f"{component}.{name}": tensor
+        for component, file in FILES.items()
+        if (folder / file).exists()
+        for name, tensor in load_file(folder / file).items()
+    }
+
+
+def factors(weights, name, rank, seed):
+    """Random down and up of a layer; a convolution's up is one of one point."""
+    random = np.random.default_rng(seed)
+    shape = weights[f"{name}.weight"].shape
+    down = random.standard_normal((rank, *shape[1:]), np.float32)
+    up = random.standard_normal((shape[0], rank, *[1] * (len(shape) - 2)), np.float32)
+    return down, up
+
+
+def lora_file(weights, spell, layers, rank=3):
+    """Tensors of a file, and the change that each layer's weight is to get at strength 1."""
+    tensors, changes = {}, {}
+    for seed, (component, layer) in enumerate(layers):
+        name = f"{component}.{layer}"
+        template, sides = spell(component, layer)
+        down, up = factors(weights, name, rank, seed)
+        tensors |= dict(zip(map(template.format, sides), (down, up), strict=True))
+        matrix = np.tensordot(up.reshape(-1, rank), down.astype(np.float64), 1)
+        changes[f"{name}.weight"] = matrix.reshape(weights[f"{name}.weight"].shape)
+    return tensors, changes
+
+
+def merged(folder, tmp_path, loras):
+    model = load_model(folder, loras=loras)
+    save_model(model, tmp_path / "merged")
+    return tensors_of(tmp_path / "merged"), model
+
+
+def assert_merged(got, weights, changes):
+    """Changed as told, to float32's rounding of sums of 3 products; the others not at all."""
+    assert got.keys() == weights.keys()
+    for name, tensor in weights.items():
+        if name in changes:
+            expected = tensor + changes[name]
+            np.testing.assert_allclose(got[name], expected, rtol=1e-6, atol=5e-6, err_msg=name)
+            assert np.abs(changes[name]).max() > 0.1
+        else:
+            np.testing.assert_array_equal(got[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize("spell", SPELLINGS)
+def test_a_lora_of_any_spelling_changes_its_layers(folder, weights, tmp_path, spell):
+    layers = [("unet", layer) for layer in UNET_LAYERS]
+    layers += [("text_encoder", layer) for layer in TEXT_LAYERS]
+    if spell is first_of_diffusers:
+        layers = [pair for pair in layers if "attn" in pair[1] and "ff" not in pair[1]]
+    tensors, changes = lora_file(weights, spell, layers)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    got, model = merged(folder, tmp_path, [(tmp_path / "lora.safetensors", 0.8)])
+    assert_merged(got, weights, {name: 0.8 * change for name, change in changes.items()})
+    assert model.weights_hash != load_model(folder).weights_hash
+    assert load_model(tmp_path / "merged").weights_hash == model.weights_hash
+
+
+def test_alpha_over_rank_scales_and_loras_add_up(folder, weights, tmp_path):
+    layers = [("unet", layer) for layer in UNET_LAYERS]
+    tensors, changes = lora_file(weights, kohya, layers)
+    for i, (component, layer) in enumerate(layers):
+        alpha = kohya(component, layer)[0].replace("lora_{}.weight", "alpha")
+        tensors[alpha] = np.array(1 + i, np.float16)
+        changes[f"{component}.{layer}.weight"] *= (1 + i) / 3
+    save_file(tensors, tmp_path / "first.safetensors")
+    other, other_changes = lora_file(weights, peft, layers[2:4], rank=2)
+    save_file({n: t.astype(np.float16) for n, t in other.items()}, tmp_path / "other.safetensors")
+    pairs = [(tmp_path / "first.safetensors", 0.5), (str(tmp_path / "other.safetensors"), -1)]
+    got, _ = merged(folder, tmp_path, pairs)
+    expected = {name: 0.5 * change for name, change in changes.items()}
+    other = {n: t.astype(np.float16).astype(np.float32) for n, t in other.items()}
+    for component, layer in layers[2:4]:
+        template, sides = peft(component, layer)
+        down, up = (other[template.format(side)] for side in sides)
+        expected[f"{component}.{layer}.weight"] -= up @ down
+    assert_merged(got, weights, expected)
+
+
+def test_the_alpha_in_the_header_of_diffusers_counts(folder, weights, tmp_path):
+    layers = [("unet", "conv_in"), ("text_encoder", TEXT_LAYERS[0])]
+    tensors, changes = lora_file(weights, peft, layers)
+    header = {"unet.lora_alpha": 6, "unet.r": 3, "unet.alpha_pattern": {}}
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(header)})
+    got, _ = merged(folder, tmp_path, [(path, 1)])
+    changes["unet.conv_in.weight"] *= 2
+    assert_merged(got, weights, changes)
+    header |= {"unet.use_rslora": True}
+    save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(header)})
+    with pytest.raises(ValueError, match="use_rslora"):
+        load_model(folder, loras=[(path, 1)])
+
+
+def test_a_matrix_and_a_convolution_of_one_point_are_the_same(folder, weights, tmp_path):
+    layer = ("unet", "mid_block.attentions.0.proj_in")
+    tensors, changes = lora_file(weights, kohya, [layer])
+    assert all(tensor.ndim == 4 for tensor in tensors.values())
+    save_file({n: t[:, :, 0, 0] for n, t in tensors.items()}, tmp_path / "lora.safetensors")
+    got, _ = merged(folder, tmp_path, [(tmp_path / "lora.safetensors", 1)])
+    assert_merged(got, weights, changes)
+
+
+def refusal(folder, tmp_path, tensors, strength=1.0):
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with pytest.raises(ValueError) as caught:
+        load_model(folder, loras=[(tmp_path / "lora.safetensors", strength)])
+    return str(caught.value)
+
+
+def test_everything_that_does_not_fit_is_listed(folder, weights, tmp_path):
+    layers = [("unet", "conv_in"), ("unet", "conv_out"), ("unet", "time_embedding.linear_1")]
+    tensors, _ = lora_file(weights, kohya, layers)
+    del tensors["lora_unet_conv_out.lora_up.weight"]
+    tensors["lora_unet_conv_in.lora_down.weight"] = np.zeros((3, 9, 3, 3), np.float32)
+    tensors["lora_unet_input_blocks_0_0.lora_up.weight"] = np.zeros((3, 9), np.float32)
+    for name in ("lora_down.weight", "lora_up.weight", "alpha"):
+        tensors[f"lora_te2_text_projection.{name}"] = np.zeros((2, 2), np.float32)
+    tensors["lora_unet_conv_in.hada_w1_a"] = np.zeros((2, 2), np.float32)
+    lines = refusal(folder, tmp_path, tensors).splitlines()
+    assert lines[0].endswith("lora.safetensors does not fit the model, 5 faults:")
+    faults = sorted(line.strip() for line in lines[1:6])
+    assert faults[0].startswith("! lora_unet_conv_in.lora_down.weight: down (3, 9, 3, 3), up (16, ")
+    assert faults[1:] == [
+        "+ lora_te2_text_projection.alpha: the model has no such layer",
+        "+ lora_unet_conv_in.hada_w1_a: no tensor of a LoRA of this kind",
+        "+ lora_unet_input_blocks_0_0.lora_up.weight: the same layer as "
+        "lora_unet_conv_in.lora_down.weight",
+        "- lora_unet_conv_out.lora_down.weight: without the layer's up factor",
+    ]
+    assert "needed are down and up factors" in lines[6] and "unet: up_blocks_1" in lines[6]
+
+
+def test_a_lora_of_another_model_is_cut_short_in_the_message(folder, tmp_path):
+    tensors = {f"lora_unet_x_{i}.lora_up.weight": np.zeros((2, 2), np.float32) for i in range(50)}
+    message = refusal(folder, tmp_path, tensors)
+    assert "50 faults" in message and "and 30 more" in message
+    assert "- it changes no layer" in refusal(folder, tmp_path, {})
+
+
+def test_paths_and_strengths_are_checked_at_the_door(folder, tmp_path):
+    assert "no finite number" in refusal(folder, tmp_path, {}, float("nan"))
+    (tmp_path / "lora.pt").write_bytes(b"")
+    for name, message in (("lora.pt", "is no .safetensors"), ("none.safetensors", "not exist")):
+        with pytest.raises(ValueError, match=message):
+            load_model(folder, loras=[(tmp_path / name, 1)])
+    (tmp_path / "cut.safetensors").write_bytes(b"\0" * 5)
+    with pytest.raises(ValueError, match="damaged or cut short"):
+        load_model(folder, loras=[(tmp_path / "cut.safetensors", 1)])
+
+
+def test_loras_are_merged_into_orbax_folders_too(folder, weights, tmp_path):
+    save_orbax(load_model(folder), tmp_path / "orbax")
+    tensors, changes = lora_file(weights, kohya, [("unet", layer) for layer in UNET_LAYERS])
+    save_file(tensors, tmp_path / "lora.safetensors")
+    got, _ = merged(tmp_path / "orbax", tmp_path, [(tmp_path / "lora.safetensors", 1)])
+    assert_merged(got, weights, changes)
+
+
+def test_a_change_that_is_not_finite_is_refused_by_name(folder, weights, tmp_path):
+    tensors, _ = lora_file(weights, kohya, [("unet", "conv_in"), ("unet", "conv_out")])
+    tensors["lora_unet_conv_out.lora_up.weight"][0, 0] = np.inf
+    message = refusal(folder, tmp_path, tensors)
+    assert "NaN or infinity in what lora_unet_conv_out.lora_down.weight" in message
+
+
+def test_a_lora_of_xl_changes_both_text_encoders_and_the_unet(tmp_path):
+    config = small_xl_config(tmp_path)
+    write_folder(tmp_path / "model", config, random_params(config))
+    weights = tensors_of(tmp_path / "model")
+    spelled = {
+        "unet.up_blocks.0.upsamplers.0.conv": "lora_unet_output_blocks_2_2_conv",
+        "unet.add_embedding.linear_2": "lora_unet_label_emb_0_2",
+        "text_encoder.text_model.encoder.layers.1.mlp.fc1": (
+            "lora_te1_text_model_encoder_layers_1_mlp_fc1"
+        ),
+        "text_encoder_2.text_model.encoder.layers.2.self_attn.k_proj": (
+            "lora_te2_text_model_encoder_layers_2_self_attn_k_proj"
+        ),
+        "text_encoder_2.text_projection": "lora_te2_text_projection",
+    }
+
+    def spell(component, layer):
+        return spelled[f"{component}.{layer}"] + ".lora_{}.weight", ("down", "up")
+
+    tensors, changes = lora_file(weights, spell, [name.split(".", 1) for name in spelled])
+    save_file(tensors, tmp_path / "lora.safetensors")
+    got, _ = merged(tmp_path / "model", tmp_path, [(tmp_path / "lora.safetensors", 1)])
+    assert_merged(got, weights, changes)
