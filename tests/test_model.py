@@ -88,7 +88,7 @@ def test_all_rows_and_tokens_are_recorded_by_default(everything):
 def test_the_last_rows_are_recorded_and_projected_on_columns(model, inputs, everything):
     expected_noise, expected = everything
     weights = np.random.default_rng(2).random((2, LENGTH, 5), np.float32)
-    noise_pred, maps = predict_noise(model, *inputs, weights)
+    noise_pred, maps = predict_noise(model, *inputs, TokenColumns(weights))
     np.testing.assert_allclose(noise_pred, expected_noise, atol=1e-5)
     columns = np.einsum("bynl,blk->bynk", expected.cross_attention[1:], weights)
     np.testing.assert_allclose(maps.cross_attention, columns, atol=1e-5)
@@ -217,11 +217,11 @@ def test_unknown_models_and_dtypes_are_refused(folder, tmp_path):
 
 
 def test_a_foreign_scheduler_is_replaced_on_request_and_refused_otherwise(model, tmp_path):
-    save_model(model, tmp_path / "euler")
-    euler = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
-    euler |= {"beta_start": 0.001, "beta_end": 0.01, "interpolation_type": "linear"}
-    (tmp_path / "euler/scheduler/scheduler_config.json").write_text(json.dumps(euler))
-    with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
-        load_model(tmp_path / "euler")
-    config = load_model(tmp_path / "euler", scheduler="ddim").scheduler_config
+    save_model(model, tmp_path / "heun")
+    heun = {"_class_name": "HeunDiscreteScheduler", "beta_schedule": "scaled_linear"}
+    heun |= {"beta_start": 0.001, "beta_end": 0.01, "use_exponential_sigmas": False}
+    (tmp_path / "heun/scheduler/scheduler_config.json").write_text(json.dumps(heun))
+    with pytest.raises(ValueError, match="HeunDiscreteScheduler"):
+        load_model(tmp_path / "heun")
+    config = load_model(tmp_path / "heun", scheduler="ddim").scheduler_config
     assert (config.kind, config.beta_start, config.beta_end) == ("ddim", 0.001, 0.01)

@@ -1,6 +1,7 @@
 """The scenes, vocabulary and training loop of the embedded model."""
 
 import json
+import types
 
 import cv2
 import jax
@@ -129,7 +130,7 @@ def test_min_snr_weight_caps_easy_timesteps_of_a_spread_batch():
 
     class Text:
         def apply(self, params, token_ids):
-            return token_ids
+            return types.SimpleNamespace(last=token_ids)
 
     modules = {"unet": Zero(), "text_encoder": Text()}
     latents = jnp.ones((4, 2, 2, 4))

@@ -25,6 +25,7 @@ from seediff_jax import generate, load_model
 from seediff_jax.label_maps import label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import decode_latents, encode_images, encode_text, predict_noise
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.prompts import SHAPES_CLASSES
 from seediff_jax.schedulers import add_noise, make_noise_schedule
 from seediff_jax.tokenizer import class_token_mask
@@ -145,7 +146,7 @@ def measure_rendered(model, count: int) -> dict:
             add_noise(schedule, latents, noise, timesteps),
             timesteps,
             encode_text(model, model.tokenizer.encode(prompts)),
-            jnp.asarray(weights.swapaxes(1, 2)),
+            TokenColumns(jnp.asarray(weights.swapaxes(1, 2))),
         )
         scores.add(maps, [scene.label_map for scene in scenes], [s.classes for s in scenes])
     return {"images": count, "iou": scores.table(), "colour reading": float(np.mean(reading))}

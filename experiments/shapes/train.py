@@ -104,15 +104,13 @@ def unet_loss(modules, schedule, params: Params, rng, latents, token_ids, empty_
     timesteps = (parts * schedule.alphas_cumprod.shape[0]).astype(jnp.int32)
     noise = jax.random.normal(rng_noise, latents.shape)
     dropped = jax.random.uniform(rng_drop, (count, 1)) < _CAPTION_DROPOUT
-    text = (
-        modules["text_encoder"]
-        .apply({"params": params["text_encoder"]}, jnp.where(dropped, empty_ids, token_ids))
-        .last
+    text = modules["text_encoder"].apply(
+        {"params": params["text_encoder"]}, jnp.where(dropped, empty_ids, token_ids)
     )
     noisy = schedulers.add_noise(schedule, latents, noise, timesteps)
     nothing_recorded = TokenColumns(jnp.zeros((0, token_ids.shape[1], 1)))
     predicted, _ = modules["unet"].apply(
-        {"params": params["unet"]}, noisy, timesteps, text, nothing_recorded
+        {"params": params["unet"]}, noisy, timesteps, text.last, nothing_recorded
     )
     target = schedulers.velocity(schedule, latents, noise, timesteps)
     snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)

@@ -18,6 +18,7 @@ from experiments.shapes import train
 from experiments.shapes.render import render_scene
 from seediff_jax.model import encode_images, encode_text, make_model, predict_noise
 from seediff_jax.model_config import init_params
+from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.prompts import SHAPES_CLASSES
 from seediff_jax.schedulers import add_noise, make_noise_schedule
 from seediff_jax.tokenizer import class_token_mask
@@ -54,7 +55,7 @@ def class_attention(model, image_side: int) -> dict[str, np.ndarray]:
         add_noise(make_noise_schedule(model.scheduler_config), latents, noise, timesteps),
         timesteps,
         encode_text(model, model.tokenizer.encode(prompts)),
-        jnp.asarray(mask.astype(np.float32).swapaxes(1, 2)),
+        TokenColumns(jnp.asarray(mask.astype(np.float32).swapaxes(1, 2))),
     )
     attention = np.asarray(maps.cross_attention)[..., 0]
     side = round(attention.shape[-1] ** 0.5)

@@ -19,6 +19,7 @@ from seediff_jax.model import (
     load_model,
     predict_noise,
 )
+from seediff_jax.models.transformer import TokenColumns
 
 TOLERANCE = 1e-4
 
@@ -106,7 +107,7 @@ def test_noise_predictions_equal_those_of_diffusers(pair, name):
     expected = pipeline.unet(
         to_torch(latents), torch.from_numpy(timesteps), torch.from_numpy(text)
     ).sample
-    nothing_recorded = jnp.zeros((0, LENGTH, 1))
+    nothing_recorded = TokenColumns(jnp.zeros((0, LENGTH, 1)))
     got, _ = quick_jit(predict_noise)(model, latents, timesteps, text, nothing_recorded)
     assert relative_difference(got, to_numpy(expected)) < TOLERANCE
 
