@@ -10,6 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from random_models import quick_jit, random_params, small_config
 
 import seediff_jax
+from seediff_jax.class_columns import ClassColumns
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import label_map
 from seediff_jax.masks import MaskConfig, class_soft_mask
@@ -193,7 +194,8 @@ def test_a_model_that_records_nothing_is_refused_before_sampling(model):
 
 def test_more_classes_than_labels_are_refused_before_sampling(model, monkeypatch):
     too_many = np.zeros((1, 255, 12), bool)
-    monkeypatch.setattr(seediff_jax.pipeline, "class_token_mask", lambda *unused: too_many)
+    columns = ClassColumns(too_many)
+    monkeypatch.setattr(seediff_jax.pipeline, "class_columns", lambda *unused: columns)
     with pytest.raises(ValueError, match="255 classes, a label map holds 254"):
         run(model, ["a cat"], [["cat"]])
 
