@@ -218,11 +218,11 @@ def test_unknown_models_and_dtypes_are_refused(folder, tmp_path):
 
 
 def test_a_foreign_scheduler_is_replaced_on_request_and_refused_otherwise(model, tmp_path):
-    save_model(model, tmp_path / "euler")
-    euler = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear"}
-    euler |= {"beta_start": 0.001, "beta_end": 0.01, "interpolation_type": "linear"}
-    (tmp_path / "euler/scheduler/scheduler_config.json").write_text(json.dumps(euler))
-    with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
-        load_model(tmp_path / "euler")
-    config = load_model(tmp_path / "euler", scheduler="ddim").scheduler_config
+    save_model(model, tmp_path / "heun")
+    heun = {"_class_name": "HeunDiscreteScheduler", "beta_schedule": "scaled_linear"}
+    heun |= {"beta_start": 0.001, "beta_end": 0.01, "interpolation_type": "linear"}
+    (tmp_path / "heun/scheduler/scheduler_config.json").write_text(json.dumps(heun))
+    with pytest.raises(ValueError, match="HeunDiscreteScheduler"):
+        load_model(tmp_path / "heun")
+    config = load_model(tmp_path / "heun", scheduler="ddim").scheduler_config
     assert (config.kind, config.beta_start, config.beta_end) == ("ddim", 0.001, 0.01)
