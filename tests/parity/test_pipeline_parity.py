@@ -27,14 +27,15 @@ UNET = {
 }
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
 NEGATIVE_PROMPT, NUM_STEPS, GUIDANCE_SCALE, RNG_SEED = "a cup", 10, 7.5, 5
-# Fractional timesteps and a schedule of sigmas, as the networks see them.
+KINDS = ["pndm", "ddim", "euler", "euler_ancestral", "dpmsolver_multistep"]
+# Fractional timesteps, and sigmas of a spacing of their own.
 OPTIONS = {
     "euler": {"timestep_spacing": "linspace"},
     "dpmsolver_multistep": {"use_karras_sigmas": True},
 }
 
 
-@pytest.fixture(scope="module", params=CLASS_NAMES)
+@pytest.fixture(scope="module", params=KINDS)
 def pair(request, tmp_path_factory):
     """diffusers' pipeline, loaded from a folder that we wrote, and our model."""
     folder = tmp_path_factory.mktemp("pipeline")
