@@ -11,7 +11,6 @@ mis-shaped is reported at once.
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order, read_ahead
 from seediff_jax.model_config import ModelConfig, init_params, write_model_config
 from seediff_jax.models.names import COMPONENTS, canonical_name, checkpoint_axes, checkpoint_name
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
@@ -32,15 +32,18 @@ Params = dict[str, Any]
 _ORBAX = "params"
 
 
-def read_params(folder: Path, config: ModelConfig) -> Params:
-    """Reads the weights of a diffusers folder or of an orbax folder.
+def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
+    """Reads the weights of a diffusers folder or of an orbax folder one by one.
+
+    All names and shapes are compared with the config before the first weight is read.
 
     Args:
         folder: the folder.
         config: what `read_model_config` says of it.
 
-    Returns:
-        float32 NumPy arrays in Linen's layout under "text_encoder", "unet" and "vae".
+    Yields:
+        The path of a weight in the params ("text_encoder", "unet" or "vae" first), and the weight
+        in Linen's layout, float32, an array of its own; in order of `/`-joined paths.
 
     Raises:
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
@@ -48,8 +51,19 @@ def read_params(folder: Path, config: ModelConfig) -> Params:
     """
     expected = _expected_shapes(config)
     if (folder / _ORBAX).is_dir():
-        return _read_orbax(folder / _ORBAX, expected)
-    return {name: _read_component(folder, name, expected[name]) for name in COMPONENTS}
+        yield from _read_orbax(folder / _ORBAX, expected)
+        return
+    with contextlib.ExitStack() as stack:
+        readers = {
+            component: stack.enter_context(open_weights(find_weight_files(folder, component)))
+            for component in COMPONENTS
+        }
+        yield from _read_tensors(readers, expected, folder)
+
+
+def read_params(folder: Path, config: ModelConfig) -> Params:
+    """All that `read_leaves` yields, as float32 params."""
+    return unflatten_dict(dict(read_leaves(folder, config)))
 
 
 def write_folder(
@@ -79,7 +93,8 @@ def write_folder(
                 with np.errstate(over="ignore"):  # reported below, with the tensor's name
                     array = np.ascontiguousarray(array, dtype)
                 tensors[checkpoint_name(component, path)] = array
-            _check_finite(tensors, f"{component} as {np.dtype(dtype)}")
+            broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+            _raise_broken(broken, f"{component} as {np.dtype(dtype)}")
             write_weights(aside, component, tensors)
 
 
@@ -97,14 +112,10 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
 
 
 def weights_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 of all weights: paths, shapes and float32 values.
-
-    The same values have the same hash whatever the kind of folder, its shards and stored dtype.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(dict(params), sep="/").items()):
-        digest.update(f"{path} {tuple(leaf.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(leaf, np.float32))
+    """The WeightsDigest of all weights of a model."""
+    digest = WeightsDigest()
+    for path, leaf in in_order(flatten_dict(dict(params))):
+        digest.add(path, leaf)
     return digest.hexdigest()
 
 
@@ -112,26 +123,30 @@ def _expected_shapes(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-def _read_component(folder: Path, component: str, expected: Params) -> Params:
+def _read_tensors(readers: Mapping[str, WeightReader], expected: Params, folder: Path) -> Leaves:
+    """Yields what `read_leaves` does of open files, one reader for each component."""
+    found = {
+        component: _match_names(readers[component], component, shapes, f"{folder / component}")
+        for component, shapes in expected.items()
+    }
+    for component, names in found.items():
+        broken = []
+        for path, leaf in read_ahead(readers[component], names):
+            if leaf is None:
+                broken.append(names[path])
+            else:
+                yield (component, *path), leaf
+        _raise_broken(broken, f"{folder / component}")
+
+
+def _match_names(
+    reader: WeightReader, component: str, expected: Params, source: str
+) -> dict[tuple[str, ...], str]:
+    """Maps the paths of a component to names in the files; reports all differences at once."""
     leaves = flatten_dict(expected)
     paths = {checkpoint_name(component, path): path for path in leaves}
     axes = {name: checkpoint_axes(path[-1], leaves[path].ndim) for name, path in paths.items()}
     shapes = {n: tuple(leaves[path].shape[i] for i in axes[n]) for n, path in paths.items()}
-    with open_weights(find_weight_files(folder, component)) as reader:
-        found = _match_names(reader, component, shapes, f"{folder / component}")
-        tensors = {name: reader.read(found[name]) for name in paths}
-    _check_finite(tensors, f"{folder / component}")
-    params = {}
-    for name, path in paths.items():
-        tensor = tensors.pop(name).transpose(np.argsort(axes[name]))
-        params[path] = np.ascontiguousarray(tensor)
-    return unflatten_dict(params)
-
-
-def _match_names(
-    reader: WeightReader, component: str, shapes: Mapping[str, tuple[int, ...]], source: str
-) -> dict[str, str]:
-    """Maps the expected names to those in the files; reports all differences at once."""
     found: dict[str, str] = {}
     faults = []
     for raw in sorted(reader.shapes):
@@ -149,7 +164,7 @@ def _match_names(
         found.setdefault(name, raw)
     faults += [f"- {name} {shapes[name]}: missing" for name in shapes if name not in found]
     _raise_faults(faults, source)
-    return found
+    return {path: found[name] for name, path in paths.items()}
 
 
 def _check_params(params: Mapping[str, Any], expected: Params, source: str) -> None:
@@ -171,13 +186,12 @@ def _raise_faults(faults: list[str], source: str) -> None:
         raise ValueError(f"{source}: {len(faults)} weights do not fit the config:\n  {lines}")
 
 
-def _check_finite(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{source}: NaN or infinity in {', '.join(broken)}")
+def _raise_broken(names: list[str], source: str) -> None:
+    if names:
+        raise ValueError(f"{source}: NaN or infinity in {', '.join(names)}")
 
 
-def _read_orbax(folder: Path, expected: Params) -> Params:
+def _read_orbax(folder: Path, expected: Params) -> Leaves:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
@@ -187,9 +201,16 @@ def _read_orbax(folder: Path, expected: Params) -> Params:
             restored = checkpointer.restore(folder.absolute(), target)
         except (OSError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no orbax checkpoint, or damaged: {error}") from error
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32), restored)
-    _check_finite(flatten_dict(params, sep="/"), f"{folder}")
-    return params
+    broken = []
+    leaves = flatten_dict(restored)
+    del restored  # so that a leaf is freed once the caller has done with it
+    for path, leaf in in_order(leaves):
+        array = np.asarray(leaf).astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            broken.append("/".join(path))
+            continue
+        yield path, array
+    _raise_broken(broken, f"{folder}")
 
 
 @contextlib.contextmanager

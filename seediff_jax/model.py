@@ -18,10 +18,11 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from seediff_jax import checkpoints
 from seediff_jax.arrays import Array, Float, Int, typechecked
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.checkpoints import read_params, weights_hash, write_folder, write_orbax
 from seediff_jax.hub import fetch, is_hub_id
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order
 from seediff_jax.model_config import ModelConfig, make_modules, read_model_config
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.config import ClipTextConfig, UNetConfig, VaeConfig
@@ -48,7 +49,7 @@ class Model:
         tokenizer: the checkpoint's tokenizer.
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
-        weights_hash: SHA-256 of the stored weights, see `checkpoints.weights_hash`.
+        weights_hash: SHA-256 of the stored weights, see `leaves.WeightsDigest`.
     """
 
     params: dict[str, Any]
@@ -80,6 +81,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.float32,
     scheduler: str | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
@@ -90,17 +92,20 @@ def load_model(
         dtype: float32, bfloat16 or float16, of the weights and the computation.
         scheduler: "ddim" or "pndm" instead of the sampler that the checkpoint names, with its noise
             schedule; needed where that sampler is another one.
+        sharding: of every weight, each of which goes there as soon as it is read; by default JAX's
+            default device.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, or its files are
-            damaged, incomplete, pickles, or contradict one another.
+            damaged, incomplete, pickles, or contradict one another, or its
+            weights are beyond float16.
     """
     if jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not one of {', '.join(_DTYPES)}")
     folder = _find_folder(name_or_path)
     config = read_model_config(folder, scheduler)
-    # No name holds the float32 params: make_model frees each of them once it is cast.
-    return make_model(config, read_params(folder, config), dtype=dtype, model_id=str(name_or_path))
+    leaves = checkpoints.read_leaves(folder, config)
+    return _put_together(config, leaves, dtype, sharding, str(name_or_path))
 
 
 def make_model(
@@ -114,22 +119,9 @@ def make_model(
         dtype: of the weights and the computation.
         model_id: its name, written beside what it generates.
     """
-    digest = weights_hash(params)
-    leaves = flatten_dict(params)
+    leaves = in_order(flatten_dict(params))
     del params  # so that a leaf is freed once it is cast, where no one else holds it
-    cast = {path: _cast(leaves.pop(path), dtype) for path in list(leaves)}
-    return Model(
-        params=unflatten_dict(cast),
-        text_config=config.text_encoder,
-        unet_config=config.unet,
-        vae_config=config.vae,
-        scheduler_config=config.scheduler,
-        capture=config.capture,
-        tokenizer=config.tokenizer,
-        dtype=jnp.dtype(dtype),
-        model_id=model_id,
-        weights_hash=digest,
-    )
+    return _put_together(config, leaves, dtype, None, model_id)
 
 
 def save_model(
@@ -145,7 +137,7 @@ def save_model(
     Raises:
         ValueError: the folder exists, or weights are not finite in `dtype`.
     """
-    write_folder(Path(folder), model.config, model.params, dtype)
+    checkpoints.write_folder(Path(folder), model.config, model.params, dtype)
 
 
 def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -154,7 +146,7 @@ def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: the folder exists.
     """
-    write_orbax(Path(folder), model.config, model.params)
+    checkpoints.write_orbax(Path(folder), model.config, model.params)
 
 
 @jax.jit
@@ -248,8 +240,42 @@ def _variables(model: Model, name: str) -> dict[str, Any]:
     return {"params": model.params[name]}
 
 
-def _cast(leaf: Any, dtype: DTypeLike) -> Array:
-    return jnp.asarray(leaf, dtype if leaf.ndim > 1 else jnp.float32)
+def _put_together(
+    config: ModelConfig,
+    leaves: Leaves,
+    dtype: DTypeLike,
+    sharding: jax.sharding.Sharding | None,
+    model_id: str,
+) -> Model:
+    """Places the leaves one by one, so that there is no second copy of them all."""
+    digest, placed = WeightsDigest(), {}
+    for path, leaf in leaves:
+        digest.add(path, leaf)
+        cast = _cast(leaf, dtype)
+        if cast.dtype == jnp.float16 and not np.isfinite(cast).all():
+            raise ValueError(
+                f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "
+                "bfloat16 or float32"
+            )
+        # Waits, lest weights pile up here while they are on their way.
+        placed[path] = jax.device_put(cast, sharding).block_until_ready()
+    return Model(
+        params=unflatten_dict(placed),
+        text_config=config.text_encoder,
+        unet_config=config.unet,
+        vae_config=config.vae,
+        scheduler_config=config.scheduler,
+        capture=config.capture,
+        tokenizer=config.tokenizer,
+        dtype=jnp.dtype(dtype),
+        model_id=model_id,
+        weights_hash=digest.hexdigest(),
+    )
+
+
+def _cast(leaf: Any, dtype: DTypeLike) -> Any:
+    with np.errstate(over="ignore"):  # infinity is reported with the weight's name
+        return leaf.astype(dtype if leaf.ndim > 1 else jnp.float32, copy=False)
 
 
 def _find_folder(name_or_path: str | os.PathLike[str]) -> Path:

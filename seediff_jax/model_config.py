@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array
+from seediff_jax.json_files import read_json
 from seediff_jax.models import config as configs
 from seediff_jax.models.capture import CaptureConfig, check_capture, published_capture
 from seediff_jax.models.clip import ClipTextModel
@@ -27,7 +28,6 @@ from seediff_jax.models.unet import UNet
 from seediff_jax.models.vae import AutoencoderKL
 from seediff_jax.scheduler_configs import CLASS_NAMES, SchedulerConfig, scheduler_config
 from seediff_jax.tokenizer import Tokenizer, load_tokenizer
-from seediff_jax.weight_files import read_json
 
 _PIPELINE = "StableDiffusionPipeline"
 _CLASSES = {
@@ -127,8 +127,17 @@ def check_model_config(config: ModelConfig, source: str) -> None:
     Raises:
         ValueError: they do not; the message names both sides.
     """
-    check_capture(config.capture, config.unet)
+    try:
+        check_capture(config.capture, config.unet)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     text, unet, vae = config.text_encoder, config.unet, config.vae
+    if unet.in_channels > vae.latent_channels:
+        raise ValueError(
+            f"{source}: unet in_channels = {unet.in_channels} must equal vae latent_channels = "
+            f"{vae.latent_channels}; a UNet with more is for inpainting, depth or editing, not for "
+            "text alone: load the text-to-image model that it was made from"
+        )
     pairs = (
         (
             "unet cross_attention_dim",
@@ -147,9 +156,11 @@ def check_model_config(config: ModelConfig, source: str) -> None:
         raise ValueError(
             f"{source}: the tokenizer writes {length} tokens, the text encoder reads {longest}"
         )
-    if (words := len(config.tokenizer.backend)) > text.vocab_size:
+    largest = max(config.tokenizer.backend.get_vocab().values())
+    if largest >= text.vocab_size:
         raise ValueError(
-            f"{source}: the tokenizer has {words} entries, the text encoder {text.vocab_size}"
+            f"{source}: the tokenizer has ids up to {largest}, the text encoder below "
+            f"{text.vocab_size}"
         )
 
 
@@ -186,18 +197,17 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
 
 
 def _check_model_index(folder: Path) -> None:
-    index = read_json(folder / "model_index.json")
+    path = folder / "model_index.json"
+    index = read_json(path)
     if (pipeline := index.get("_class_name")) != _PIPELINE:
         raise ValueError(
-            f"{folder}: {pipeline} is not supported, only {_PIPELINE} (Stable Diffusion 1.x, 2.x)"
+            f"{path}: {pipeline} is not supported, only {_PIPELINE} (Stable Diffusion 1.x, 2.x); "
+            "name a text-to-image checkpoint of that family"
         )
     for name, (library, wanted) in _CLASSES.items():
         part = index.get(name)
         if not isinstance(part, list) or part[1:] != [wanted]:
-            raise ValueError(
-                f"{folder / 'model_index.json'}: {name} is {part}, only {library}'s {wanted} "
-                "is supported"
-            )
+            raise ValueError(f"{path}: {name} is {part}, only {library}'s {wanted} is supported")
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:

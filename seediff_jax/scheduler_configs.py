@@ -22,6 +22,9 @@ _REQUIRED_VALUES = {"trained_betas": None, "thresholding": False}
 # They tune thresholding, which is off.
 _WITHOUT_EFFECT = {"dynamic_thresholding_ratio", "sample_max_value"}
 _DEFAULTS = {"ddim": {"set_alpha_to_one": True, "clip_sample": True}}
+# A schedule is an array of all timesteps; latents have a standard deviation of 1.
+_MOST_TIMESTEPS = 10**5
+_WIDEST_RANGE = 10**4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,11 +66,16 @@ class SchedulerConfig:
             if field.name in _CHOICES and value not in _CHOICES[field.name]:
                 choices = ", ".join(map(repr, _CHOICES[field.name]))
                 raise ValueError(f"{field.name}={value!r} is not supported; choose from {choices}")
-        if self.num_train_timesteps < 1 or self.steps_offset < 0 or self.clip_sample_range <= 0:
+        in_bounds = (
+            1 <= self.num_train_timesteps <= _MOST_TIMESTEPS
+            and 0 <= self.steps_offset < self.num_train_timesteps
+            and 0 < self.clip_sample_range <= _WIDEST_RANGE
+        )
+        if not in_bounds:
             raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps} must be at least 1, "
-                f"steps_offset={self.steps_offset} at least 0 and "
-                f"clip_sample_range={self.clip_sample_range} above 0"
+                f"num_train_timesteps={self.num_train_timesteps} must be at least 1 and at most "
+                f"{_MOST_TIMESTEPS}, steps_offset={self.steps_offset} at least 0 and below it, "
+                f"clip_sample_range={self.clip_sample_range} above 0 and at most {_WIDEST_RANGE}"
             )
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
@@ -105,7 +113,7 @@ def scheduler_config(
         ValueError: an unsupported scheduler or value, or an unknown option.
     """
     class_name = json.get("_class_name")
-    named = {name: kind for kind, name in CLASS_NAMES.items()}.get(class_name)
+    named = next((kind for kind, name in CLASS_NAMES.items() if name == class_name), None)
     if kind is None and named is None:
         raise ValueError(
             f"{source}: scheduler {class_name!r} is not supported, only "

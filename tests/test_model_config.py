@@ -103,16 +103,75 @@ def test_other_pipelines_are_refused_by_name(folder, edit, message):
             "cross_attention_dim = 32 must equal text",
         ),
         ("vae", {"latent_channels": 8}, "in_channels = 4 must equal vae latent_channels = 8"),
-        ("unet", {"in_channels": 9}, "in_channels = 9 must equal vae latent_channels = 4"),
+        (
+            "unet",
+            {"in_channels": 9},
+            "in_channels = 9 must equal vae latent_channels = 4; .*for inpainting",
+        ),
         (
             "text_encoder",
             {"max_position_embeddings": 7},
             "12 tokens, the text encoder reads 7",
         ),
-        ("text_encoder", {"vocab_size": 500}, "tokenizer has 514 entries, the text encoder 500"),
+        (
+            "text_encoder",
+            {"vocab_size": 500},
+            "tokenizer has ids up to 513, the text encoder below 500",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(folder, name, edit, message):
     rewrite_json(folder / name / "config.json", edit)
     with pytest.raises(ValueError, match=message):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "parts"),
+    [
+        (
+            "StableDiffusion3Pipeline",
+            {
+                "transformer": ["diffusers", "SD3Transformer2DModel"],
+                "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+                "text_encoder_3": ["transformers", "T5EncoderModel"],
+                "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            },
+        ),
+        ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}),
+        ("StableDiffusionXLImg2ImgPipeline", {"text_encoder": [None, None]}),
+        ("StableDiffusionInpaintPipeline", {}),
+        ("StableDiffusionDepth2ImgPipeline", {"depth_estimator": ["transformers", "DPT"]}),
+    ],
+)
+def test_families_that_are_not_supported_are_refused_with_the_file_and_advice(
+    folder, pipeline, parts
+):
+    """Their folders have no other part that a Stable Diffusion folder has; none is asked for."""
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["unet"]
+    shutil.rmtree(folder / "unet")
+    index |= {"_class_name": pipeline, **parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError) as caught:
+        read_model_config(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'model_index.json'}: {pipeline} is not supported")
+    assert message.endswith("name a text-to-image checkpoint of that family")
+
+
+def test_a_capture_that_does_not_fit_is_refused_with_its_folder(folder):
+    rewrite_json(folder / "unet" / "config.json", {"sample_size": 8})
+    (folder / "capture.json").write_text('{"self_layers": ["x"], "cross_layers": []}')
+    with pytest.raises(ValueError, match=f"^{re.escape(str(folder))}: capture: no layer 'x'"):
+        read_model_config(folder)
+
+
+def test_the_largest_token_id_counts_not_the_number_of_tokens(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[next(iter(vocabulary))] = 10**6
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer has ids up to 1000000, the text encoder below"):
         read_model_config(folder)

@@ -113,6 +113,7 @@ def test_with_kind_keeps_all_that_the_other_kind_knows():
             "'EulerDiscreteScheduler'.*DDIMScheduler, PNDM",
         ),
         ({"_class_name": None}, "None is not supported"),
+        ({"_class_name": ["DDIMScheduler"]}, r"\['DDIMScheduler'\] is not supported"),
         ({"algorithm_type": "sde", "solver_order": 2}, "algorithm_type, solver_order"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'.*'squaredcos_cap_v2'"),
         ({"prediction_type": "sample"}, "prediction_type='sample'"),
@@ -124,6 +125,10 @@ def test_with_kind_keeps_all_that_the_other_kind_knows():
         ({"skip_prk_steps": 1}, "skip_prk_steps=1 must be of type bool"),
         ({"steps_offset": True}, "steps_offset=True must be of type int"),
         ({"steps_offset": -1}, "steps_offset=-1 at least 0"),
+        ({"steps_offset": 1000}, "steps_offset=1000 at least 0 and below it"),
+        ({"num_train_timesteps": 10**12}, "=1000000000000 must be at least 1 and at most 100000"),
+        ({"clip_sample_range": 10**400}, "above 0 and at most 10000"),
+        ({"clip_sample_range": float("inf")}, "above 0 and at most 10000"),
         ({"beta_start": 0.02}, "0 < beta_start <= beta_end < 1"),
     ],
 )

@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from seediff_jax.models.bounds import check_bounds
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipTextConfig:
@@ -156,10 +158,11 @@ def unet_config(json: Mapping[str, Any], source: str = "unet/config.json") -> UN
     json.pop("attention_head_dim", None)
     layers = json.pop("transformer_layers_per_block", 1)
     fields = _known_fields(UNetConfig, json, source, _UNET_WITHOUT_EFFECT, set())
-    blocks = fields.get("down_block_types", ())
-    fields["num_attention_heads"] = _per_block(source, "attention_head_dim", heads, len(blocks))
+    blocks = fields.get("down_block_types")
+    count = len(blocks) if isinstance(blocks, tuple) else 0  # _build names what it is
+    fields["num_attention_heads"] = _per_block(source, "attention_head_dim", heads, count)
     fields["transformer_layers_per_block"] = _per_block(
-        source, "transformer_layers_per_block", layers, len(blocks)
+        source, "transformer_layers_per_block", layers, count
     )
     config = _build(UNetConfig, fields, source)
     _check_unet(config, source)
@@ -173,12 +176,14 @@ def vae_config(json: Mapping[str, Any], source: str = "vae/config.json") -> VaeC
         ValueError: a key is missing, unknown, or asks for something that is not supported.
     """
     json = dict(json)
-    for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-        blocks, widths = json.pop(key, None), json.get("block_out_channels", ())
-        for block in () if blocks is None else _per_block(source, key, blocks, len(widths)):
-            _require_one_of(source, key, block, (f"{kind}Block2D",))
+    blocks = {key: json.pop(key, None) for key in ("down_block_types", "up_block_types")}
     fields = _known_fields(VaeConfig, json, source, _VAE_WITHOUT_EFFECT, _VAE_IGNORED)
     config = _build(VaeConfig, fields, source)
+    for key, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
+        kinds = blocks[key]
+        count = len(config.block_out_channels)
+        for kind in () if kinds is None else _per_block(source, key, kinds, count):
+            _require_one_of(source, key, kind, (f"{block}Block2D",))
     for channels in config.block_out_channels:
         _require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
     return config
@@ -235,7 +240,9 @@ def _build(cls, fields, source):
         if isinstance(value, tuple) != is_list or not all(_is(item, wanted) for item in items):
             kind = f"a list of {wanted.__name__}" if is_list else f"one {wanted.__name__}"
             raise ValueError(f"{source}: {field.name} = {value!r}, needed {kind}")
-    return cls(**fields)
+    config = cls(**fields)
+    check_bounds(config, source)
+    return config
 
 
 def _is(value, wanted) -> bool:
@@ -247,6 +254,8 @@ def _is(value, wanted) -> bool:
 
 
 def _per_block(source, key, value, num_blocks) -> tuple[int, ...]:
+    if not isinstance(value, int | list | tuple):
+        raise ValueError(f"{source}: {key} = {value!r}, needed a number or a list of them")
     values = (value,) * num_blocks if isinstance(value, int) else tuple(value)
     if len(values) != num_blocks:
         raise ValueError(
@@ -266,9 +275,11 @@ def _check_unet(config: UNetConfig, source: str) -> None:
         _require_one_of(source, "down_block_types", block, _DOWN_BLOCKS)
     for block in config.up_block_types:
         _require_one_of(source, "up_block_types", block, _UP_BLOCKS)
-    if "CrossAttnUpBlock2D" not in config.up_block_types:
+    depths = zip(config.up_block_types, config.transformer_layers_per_block[::-1], strict=True)
+    if not any(block == "CrossAttnUpBlock2D" and depth for block, depth in depths):
         raise ValueError(
-            f"{source}: no CrossAttnUpBlock2D, so there is no attention to read masks from"
+            f"{source}: no CrossAttnUpBlock2D with a transformer, so there is no attention to read "
+            "masks from"
         )
     for channels, heads in zip(config.block_out_channels, config.num_attention_heads, strict=True):
         _require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
