@@ -30,6 +30,15 @@ DTYPES = {
 }
 """Those that are read, by safetensors' names; tensors of others are listed, but cannot be read."""
 
+_BITS = {
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
 _PREFIX = 8
 _MOST_AXES = 8
 _LFS = b"version https://git-lfs"
@@ -106,7 +115,9 @@ def _parse_header(file: BinaryIO) -> dict[str, StoredTensor]:
     entries = parse_json(file.read(length))
     if not isinstance(entries, dict):
         raise ValueError("its header is no JSON object")
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError("its __metadata__ is no object of texts")
     base = _PREFIX + length
     tensors = {name: _parse_entry(name, entry, base) for name, entry in entries.items()}
     _require_gapless(tensors, base, size)
@@ -117,8 +128,8 @@ def _parse_entry(name: str, entry: Any, base: int) -> StoredTensor:
     if not isinstance(entry, Mapping) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str):
-        raise ValueError(f"{name!r} has dtype {dtype!r}, needed a name")
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise ValueError(f"{name!r} has dtype {dtype!r}, which safetensors does not have")
     if not _is_counts(shape) or len(shape) > _MOST_AXES:
         raise ValueError(
             f"{name!r} has shape {reprlib.repr(shape)}, needed up to {_MOST_AXES} counts"
@@ -128,8 +139,7 @@ def _parse_entry(name: str, entry: Any, base: int) -> StoredTensor:
             f"{name!r} has data_offsets {reprlib.repr(offsets)}, needed its start and its end"
         )
     size = offsets[1] - offsets[0]
-    # The size of other dtypes is not known here; they are never read.
-    if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != size:
+    if math.prod(shape) * _BITS[dtype] != 8 * size:
         raise ValueError(f"{name!r} of shape {tuple(shape)} and dtype {dtype} has {size} bytes")
     return StoredTensor(dtype, tuple(shape), base + offsets[0], size)
 

@@ -10,13 +10,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_models import random_params, small_config
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from seediff_jax.checkpoints import read_params, write_folder
 from seediff_jax.model_config import read_model_config
+from seediff_jax.tensor_files import DTYPES
 from seediff_jax.weight_files import open_weights
 
 COMMON = {
@@ -63,8 +65,8 @@ DEEP = st.sampled_from([30, 100, 990, 5000])
 def places(value, path=()):
     """Paths of everything in a JSON value, the value itself first."""
     yield path
-    children = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, child in children if isinstance(value, dict | list) else ():
+    children = enumerate(value) if isinstance(value, list) else ()
+    for key, child in value.items() if isinstance(value, dict) else children:
         yield from places(child, (*path, key))
 
 
@@ -151,13 +153,15 @@ def check_weights(path, content):
 
     def read():
         with open_weights([path]) as reader:
-            return {name: reader.read(name) for name in reader.shapes if reader.is_number(name)}
+            names = filter(reader.is_number, reader.shapes)
+            return {name: (reader.read(name), reader.dtypes[name]) for name in names}
 
     got = require_refusal(read, path)
-    if got:
-        expected = load(content)
-        for name, array in got.items():
-            np.testing.assert_array_equal(array, expected[name].astype(np.float32))
+    if got is not None:
+        expected = {name: stored["data"] for name, stored in safetensors.deserialize(content)}
+        for name, (array, dtype) in got.items():
+            values = np.frombuffer(expected[name], DTYPES[dtype]).astype(np.float32)
+            np.testing.assert_array_equal(array, values.reshape(array.shape))
 
 
 def check_folder(folder, name, text):
