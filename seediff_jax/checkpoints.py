@@ -11,7 +11,7 @@ mis-shaped is reported at once.
 """
 
 import contextlib
-import hashlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order, read_ahead
 from seediff_jax.model_config import ModelConfig, init_params, write_model_config
 from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
@@ -32,51 +33,77 @@ Params = dict[str, Any]
 _ORBAX = "params"
 
 
-def read_params(folder: Path, config: ModelConfig) -> Params:
-    """Reads the weights of a diffusers folder or of an orbax folder.
+@functools.lru_cache(8)  # tracing the networks takes seconds
+def expected_shapes(config: ModelConfig) -> Params:
+    """The shapes of all weights, as params; callers share them."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
+    """Reads the weights of a diffusers folder or of an orbax folder one by one.
+
+    All names and shapes are compared with the config before the first weight is read.
 
     Args:
         folder: the folder.
         config: what `read_model_config` says of it.
 
-    Returns:
-        float32 NumPy arrays in Linen's layout under the names of `config.components`.
+    Yields:
+        The path of a weight in the params (a name of `config.components` first), and the weight in
+        Linen's layout, float32, an array of its own; in order of `/`-joined paths.
 
     Raises:
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
             of another shape than the configs say, or hold NaN or infinity.
     """
-    expected = _expected_shapes(config)
     if (folder / _ORBAX).is_dir():
-        return _read_orbax(folder / _ORBAX, expected)
-    params = {}
-    for name in config.components:
-        with open_weights(find_weight_files(folder, name)) as reader:
-            params[name] = _read_component(reader, name, expected[name], f"{folder / name}")
-    return params
+        yield from _read_orbax(folder / _ORBAX, expected_shapes(config))
+        return
+    with contextlib.ExitStack() as stack:
+
+        def open_component(component, names):
+            del names  # all that is in the files is of this component
+            return stack.enter_context(open_weights(find_weight_files(folder, component)))
+
+        yield from read_component_leaves(open_component, config, lambda name: f"{folder / name}")
 
 
-def read_components(
+def read_component_leaves(
     open_component: Callable[[str, Collection[str]], WeightReader],
     config: ModelConfig,
-    source: str,
-) -> Params:
+    source_of: Callable[[str], str],
+) -> Leaves:
     """Reads the weights of a model out of anything that knows them by their diffusers names.
 
     Args:
         open_component: gives the reader of a component, to which it is told all names that the
             component needs.
         config: the static half of the model.
-        source: what errors are to name.
+        source_of: how errors are to name the source of a component.
 
-    Returns:
-        As `read_params`, and with its errors.
+    Yields:
+        As `read_leaves`, and with its errors.
     """
-    params = {}
-    for component, expected in _expected_shapes(config).items():
-        reader = open_component(component, _tensor_paths(component, expected).keys())
-        params[component] = _read_component(reader, component, expected, f"{source}: {component}")
-    return params
+    readers, found = {}, {}
+    for component, expected in expected_shapes(config).items():
+        paths = {checkpoint_name(component, path): path for path in flatten_dict(expected)}
+        readers[component] = open_component(component, paths.keys())
+        found[component] = _match_names(
+            readers[component], component, expected, source_of(component)
+        )
+    for component, names in found.items():
+        broken = []
+        for path, leaf in read_ahead(readers[component], names):
+            if leaf is None:
+                broken.append(names[path])
+            else:
+                yield (component, *path), leaf
+        _raise_broken(broken, source_of(component))
+
+
+def read_params(folder: Path, config: ModelConfig) -> Params:
+    """All that `read_leaves` yields, as float32 params."""
+    return unflatten_dict(dict(read_leaves(folder, config)))
 
 
 def require_free(folder: Path) -> None:
@@ -104,7 +131,7 @@ def write_folder(
         ValueError: the folder exists, params do not fit the config, or weights are not finite in
             `dtype`.
     """
-    expected = _expected_shapes(config)
+    expected = expected_shapes(config)
     _check_params(params, expected, "params")
     with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
@@ -116,7 +143,8 @@ def write_folder(
                 with np.errstate(over="ignore"):  # reported below, with the tensor's name
                     array = np.ascontiguousarray(array, dtype)
                 tensors[checkpoint_name(component, path)] = array
-            _check_finite(tensors, f"{component} as {np.dtype(dtype)}")
+            broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+            _raise_broken(broken, f"{component} as {np.dtype(dtype)}")
             write_weights(aside, component, tensors)
 
 
@@ -126,7 +154,7 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
     Raises:
         ValueError: the folder exists, or params do not fit the config.
     """
-    _check_params(params, _expected_shapes(config), "params")
+    _check_params(params, expected_shapes(config), "params")
     with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
         with ocp.StandardCheckpointer() as checkpointer:
@@ -134,44 +162,21 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
 
 
 def weights_hash(params: Mapping[str, Any]) -> str:
-    """SHA-256 of all weights: paths, shapes and float32 values.
-
-    The same values have the same hash whatever the kind of folder, its shards and stored dtype.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in sorted(flatten_dict(dict(params), sep="/").items()):
-        digest.update(f"{path} {tuple(leaf.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(leaf, np.float32))
+    """The WeightsDigest of all weights of a model."""
+    digest = WeightsDigest()
+    for path, leaf in in_order(flatten_dict(dict(params))):
+        digest.add(path, leaf)
     return digest.hexdigest()
 
 
-def _expected_shapes(config: ModelConfig) -> Params:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-
-
-def _tensor_paths(component: str, expected: Params) -> dict[str, tuple[str, ...]]:
-    """The checkpoint's name of every leaf of a component -> the leaf's path."""
-    return {checkpoint_name(component, path): path for path in flatten_dict(expected)}
-
-
-def _read_component(reader: WeightReader, component: str, expected: Params, source: str) -> Params:
-    leaves, paths = flatten_dict(expected), _tensor_paths(component, expected)
+def _match_names(
+    reader: WeightReader, component: str, expected: Params, source: str
+) -> dict[tuple[str, ...], str]:
+    """Maps the paths of a component to names in the files; reports all differences at once."""
+    leaves = flatten_dict(expected)
+    paths = {checkpoint_name(component, path): path for path in leaves}
     axes = {name: checkpoint_axes(path[-1], leaves[path].ndim) for name, path in paths.items()}
     shapes = {n: tuple(leaves[path].shape[i] for i in axes[n]) for n, path in paths.items()}
-    found = _match_names(reader, component, shapes, source)
-    tensors = {name: reader.read(found[name]) for name in paths}
-    _check_finite(tensors, source)
-    params = {}
-    for name, path in paths.items():
-        tensor = tensors.pop(name).transpose(np.argsort(axes[name]))
-        params[path] = np.ascontiguousarray(tensor)
-    return unflatten_dict(params)
-
-
-def _match_names(
-    reader: WeightReader, component: str, shapes: Mapping[str, tuple[int, ...]], source: str
-) -> dict[str, str]:
-    """Maps the expected names to those in the files; reports all differences at once."""
     found: dict[str, str] = {}
     faults = []
     for raw in sorted(reader.shapes):
@@ -189,7 +194,7 @@ def _match_names(
         found.setdefault(name, raw)
     faults += [f"- {name} {shapes[name]}: missing" for name in shapes if name not in found]
     _raise_faults(faults, source)
-    return found
+    return {path: found[name] for name, path in paths.items()}
 
 
 def _check_params(params: Mapping[str, Any], expected: Params, source: str) -> None:
@@ -211,13 +216,12 @@ def _raise_faults(faults: list[str], source: str) -> None:
         raise ValueError(f"{source}: {len(faults)} weights do not fit the config:\n  {lines}")
 
 
-def _check_finite(tensors: Mapping[str, np.ndarray], source: str) -> None:
-    broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
-    if broken:
-        raise ValueError(f"{source}: NaN or infinity in {', '.join(broken)}")
+def _raise_broken(names: list[str], source: str) -> None:
+    if names:
+        raise ValueError(f"{source}: NaN or infinity in {', '.join(names)}")
 
 
-def _read_orbax(folder: Path, expected: Params) -> Params:
+def _read_orbax(folder: Path, expected: Params) -> Leaves:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
@@ -227,9 +231,16 @@ def _read_orbax(folder: Path, expected: Params) -> Params:
             restored = checkpointer.restore(folder.absolute(), target)
         except (OSError, KeyError, AttributeError) as error:
             raise ValueError(f"{folder} is no orbax checkpoint, or damaged: {error}") from error
-    params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32), restored)
-    _check_finite(flatten_dict(params, sep="/"), f"{folder}")
-    return params
+    broken = []
+    leaves = flatten_dict(restored)
+    del restored  # so that a leaf is freed once the caller has done with it
+    for path, leaf in in_order(leaves):
+        array = np.asarray(leaf).astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            broken.append("/".join(path))
+            continue
+        yield path, array
+    _raise_broken(broken, f"{folder}")
 
 
 @contextlib.contextmanager

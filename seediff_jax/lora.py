@@ -7,24 +7,25 @@ A file that does not fit the model in whole is refused: a part of it would draw 
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import safetensors
 
+from seediff_jax.json_files import parse_json
 from seediff_jax.lora_names import ALPHA, DOWN, UP, Layer, layer_spellings, parse_name
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.names import checkpoint_axes, checkpoint_name
+from seediff_jax.tensor_files import DTYPES, FLOATS, damage
 from seediff_jax.weight_files import WeightReader, open_weights
 
 WeightPath = tuple[str, ...]
 """Place of a weight in the params, the component first."""
 
 _LISTED = 20
+_LARGEST_ALPHA = 10**6
 _METADATA = "lora_adapter_metadata"
 
 
@@ -36,14 +37,14 @@ class Lora:
         path: the file.
         strength: what its change of the weights is multiplied by.
         layers: the tensors of each layer: DOWN, UP, ALPHA -> name and shape.
-        foreign: names of tensors that are no part of a LoRA.
+        faults: what no LoRA has, a line for each tensor.
         alphas: alpha of a component, where the file states it for all its layers.
     """
 
     path: Path
     strength: float
     layers: Mapping[Layer, Mapping[str, tuple[str, tuple[int, ...]]]]
-    foreign: tuple[str, ...]
+    faults: tuple[str, ...]
     alphas: Mapping[str, float]
 
 
@@ -61,16 +62,20 @@ def find_lora(path: str | os.PathLike[str], strength: float) -> Lora:
         what = "is no .safetensors file" if path.exists() else "does not exist"
         raise ValueError(f"the LoRA {path} {what}; a .safetensors file is needed")
     layers: dict[Layer, dict[str, tuple[str, tuple[int, ...]]]] = {}
-    foreign = []
+    faults = []
     with open_weights([path]) as reader:
         for name in sorted(reader.shapes):
             parsed = parse_name(name)
             if parsed is None or parsed[1] in layers.get(parsed[0], {}):
-                foreign.append(name)
-            else:
-                layer, role = parsed
-                layers.setdefault(layer, {})[role] = (name, reader.shapes[name])
-    return Lora(path, float(strength), layers, tuple(foreign), _stated_alphas(path))
+                faults.append(f"+ {name}: no tensor of a LoRA of this kind")
+                continue
+            layer, role = parsed
+            layers.setdefault(layer, {})[role] = (name, reader.shapes[name])
+            needed = tuple(DTYPES) if role == ALPHA else FLOATS
+            if (dtype := reader.dtypes[name]) not in needed:
+                faults.append(f"! {name}: dtype {dtype}, needed {', '.join(needed)}")
+        alphas = _stated_alphas(path, reader.metadata)
+    return Lora(path, float(strength), layers, tuple(faults), alphas)
 
 
 @contextlib.contextmanager
@@ -89,7 +94,7 @@ def open_merge(
 
     Raises:
         ValueError: tensors of a file match no layer of the model, lack their other half or have
-            another shape, all of them listed; later, a change is not finite.
+            another shape or dtype, all of them listed; later, a changed weight is not finite.
     """
     targets = _targets(shapes, config)
     needed = {path: _checkpoint_shape(shapes[path]) for path in targets.values()}
@@ -105,7 +110,13 @@ def open_merge(
             for lora, reader, layer in changes.get(path, ()):
                 change = _read_change(lora, reader, layer).reshape(needed[path])
                 axes = np.argsort(checkpoint_axes("kernel", change.ndim))
-                weight = np.ascontiguousarray(weight + change.transpose(axes))
+                with np.errstate(over="ignore", invalid="ignore"):  # reported with the name
+                    weight = np.ascontiguousarray(weight + change.transpose(axes))
+                if not np.isfinite(weight).all():
+                    name, _ = lora.layers[layer][DOWN]
+                    raise ValueError(
+                        f"the LoRA {lora.path}: NaN or infinity in what {name} is part of"
+                    )
             return weight
 
         yield merged
@@ -130,12 +141,9 @@ def _read_change(lora: Lora, reader: WeightReader, layer: Layer) -> np.ndarray:
     down, up = values[DOWN], values[UP]
     rank = len(down)
     alpha = values[ALPHA].item() if ALPHA in values else lora.alphas.get(layer.component, rank)
-    scale = np.float32(lora.strength * alpha / rank)
-    change = scale * (up.reshape(len(up), rank) @ down.reshape(rank, -1))
-    if not np.isfinite(change).all():
-        name, _ = lora.layers[layer][DOWN]
-        raise ValueError(f"the LoRA {lora.path}: NaN or infinity in what {name} is part of")
-    return change
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks at the merged weight
+        scale = np.float32(lora.strength * alpha / rank)
+        return scale * (up.reshape(len(up), rank) @ down.reshape(rank, -1))
 
 
 def _checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -146,7 +154,7 @@ def _require_fit(
     lora: Lora, targets: Mapping[Layer, WeightPath], shapes: Mapping[WeightPath, tuple[int, ...]]
 ) -> None:
     """Reports everything in the file that does not fit the model at once."""
-    faults = [f"+ {name}: no tensor of a LoRA of this kind" for name in lora.foreign]
+    faults = list(lora.faults)
     if not lora.layers:
         faults.append("- it changes no layer")
     used: dict[WeightPath, str] = {}
@@ -185,14 +193,22 @@ def _fits(tensors: Mapping[str, tuple[str, tuple[int, ...]]], shape: tuple[int, 
     return kernel == needed and (up[0], down[1]) == shape[:2]
 
 
-def _stated_alphas(path: Path) -> dict[str, float]:
+def _stated_alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, float]:
     """What diffusers writes into the header of a file: `{"unet.lora_alpha": 8, ...}`."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        header = file.metadata() or {}
+    try:
+        stated = parse_json(metadata.get(_METADATA, "{}").encode())
+    except ValueError as error:
+        raise damage(path, f"its {_METADATA} is not JSON: {error}") from error
+    if not isinstance(stated, dict):
+        raise damage(path, f"its {_METADATA} is no JSON object")
     alphas = {}
-    for key, value in json.loads(header.get(_METADATA, "{}")).items():
+    for key, value in stated.items():
         component, _, option = key.partition(".")
         if option == "lora_alpha":
+            if type(value) not in (int, float) or not abs(value) <= _LARGEST_ALPHA:
+                raise ValueError(
+                    f"{path}: {key} = {value!r}, needed a number of up to {_LARGEST_ALPHA}"
+                )
             alphas[component] = float(value)
         elif option in ("alpha_pattern", "use_rslora") and value:
             raise ValueError(f"{path}: a LoRA with {option} = {value} is not supported")

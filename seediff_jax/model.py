@@ -20,14 +20,15 @@ from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.checkpoints import weights_hash, write_folder, write_orbax
+from seediff_jax.checkpoints import write_folder, write_orbax
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order
 from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.config import ClipTextConfig, UNetConfig, VaeConfig
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.scheduler_configs import SchedulerConfig
-from seediff_jax.sources import find_source, read_source_config, read_source_params
+from seediff_jax.sources import find_source, read_source_config, read_source_leaves
 from seediff_jax.tokenizer import Tokenizer
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -49,7 +50,7 @@ class Model:
         tokenizer: the checkpoint's tokenizer.
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
-        weights_hash: SHA-256 of the stored weights, see `checkpoints.weights_hash`.
+        weights_hash: SHA-256 of the stored weights, see `leaves.WeightsDigest`.
         text_config_2: config of the second text encoder of Stable Diffusion XL.
         tokenizer_2: its tokenizer.
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
@@ -95,6 +96,7 @@ def load_model(
     revision: str | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     capture: str | CaptureConfig | None = None,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
@@ -117,10 +119,13 @@ def load_model(
         capture: attention layers to record: "published", "coarse" (without the finest level), a
             JSON file with lists of layers, or a CaptureConfig; by default the folder's
             `capture.json`, or what was published.
+        sharding: of every weight, each of which goes there as soon as it is read; by default JAX's
+            default device.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, its files are
-            damaged, incomplete, pickles, or contradict one another, or a LoRA does not fit it.
+            damaged, incomplete, pickles, or contradict one another, a LoRA does not fit it, or its
+            weights are beyond float16.
     """
     if jnp.dtype(dtype).name not in _DTYPES:
         raise ValueError(f"dtype {jnp.dtype(dtype).name} is not one of {', '.join(_DTYPES)}")
@@ -132,13 +137,8 @@ def load_model(
         tokenizer=tokenizer,
         capture=capture,
     )
-    # No name holds the float32 params: make_model frees each of them once it is cast.
-    return make_model(
-        config,
-        read_source_params(source, config, loras),
-        dtype=dtype,
-        model_id=str(name_or_path),
-    )
+    leaves = read_source_leaves(source, config, loras)
+    return _put_together(config, leaves, dtype, sharding, str(name_or_path))
 
 
 def make_model(
@@ -152,25 +152,9 @@ def make_model(
         dtype: of the weights and the computation.
         model_id: its name, written beside what it generates.
     """
-    digest = weights_hash(params)
-    leaves = flatten_dict(params)
+    leaves = in_order(flatten_dict(params))
     del params  # so that a leaf is freed once it is cast, where no one else holds it
-    cast = {path: _cast(leaves.pop(path), config.dtype_of(path[0], dtype)) for path in list(leaves)}
-    return Model(
-        params=unflatten_dict(cast),
-        text_config=config.text_encoder,
-        unet_config=config.unet,
-        vae_config=config.vae,
-        scheduler_config=config.scheduler,
-        capture=config.capture,
-        tokenizer=config.tokenizer,
-        dtype=jnp.dtype(dtype),
-        model_id=model_id,
-        weights_hash=digest,
-        text_config_2=config.text_encoder_2,
-        tokenizer_2=config.tokenizer_2,
-        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
-    )
+    return _put_together(config, leaves, dtype, None, model_id)
 
 
 def save_model(
@@ -323,5 +307,42 @@ def _variables(model: Model, name: str) -> dict[str, Any]:
     return {"params": model.params[name]}
 
 
-def _cast(leaf: Any, dtype: DTypeLike) -> Array:
-    return jnp.asarray(leaf, dtype if leaf.ndim > 1 else jnp.float32)
+def _put_together(
+    config: ModelConfig,
+    leaves: Leaves,
+    dtype: DTypeLike,
+    sharding: jax.sharding.Sharding | None,
+    model_id: str,
+) -> Model:
+    """Places the leaves one by one, so that there is no second copy of them all."""
+    digest, placed = WeightsDigest(), {}
+    for path, leaf in leaves:
+        digest.add(path, leaf)
+        cast = _cast(leaf, config.dtype_of(path[0], dtype))
+        if cast.dtype == jnp.float16 and not np.isfinite(cast).all():
+            raise ValueError(
+                f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "
+                "bfloat16 or float32"
+            )
+        # Waits, lest weights pile up here while they are on their way.
+        placed[path] = jax.device_put(cast, sharding).block_until_ready()
+    return Model(
+        params=unflatten_dict(placed),
+        text_config=config.text_encoder,
+        unet_config=config.unet,
+        vae_config=config.vae,
+        scheduler_config=config.scheduler,
+        capture=config.capture,
+        tokenizer=config.tokenizer,
+        dtype=jnp.dtype(dtype),
+        model_id=model_id,
+        weights_hash=digest.hexdigest(),
+        text_config_2=config.text_encoder_2,
+        tokenizer_2=config.tokenizer_2,
+        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
+    )
+
+
+def _cast(leaf: Any, dtype: DTypeLike) -> Any:
+    with np.errstate(over="ignore"):  # infinity is reported with the weight's name
+        return leaf.astype(dtype if leaf.ndim > 1 else jnp.float32, copy=False)

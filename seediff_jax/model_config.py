@@ -21,6 +21,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array
+from seediff_jax.json_files import read_json
 from seediff_jax.model_index import (
     is_xl,
     model_index,
@@ -37,7 +38,6 @@ from seediff_jax.models.unet import UNet
 from seediff_jax.models.vae import AutoencoderKL
 from seediff_jax.scheduler_configs import SchedulerConfig, scheduler_config, scheduler_json
 from seediff_jax.tokenizer import Tokenizer, load_tokenizer, require_same_tokens
-from seediff_jax.weight_files import read_json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,8 +133,8 @@ def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig
     """
     index, parts = read_model_index(folder), {}
 
-    def read(name: str, parse: Callable[..., Any]) -> Any:
-        return parse(read_json(folder / name), str(folder / name))
+    def read(name: str, parse: Callable[..., Any], **options: bool) -> Any:
+        return parse(read_json(folder / name, **options), str(folder / name))
 
     unet = read("unet/config.json", configs.unet_config)
     own_capture = folder / "capture.json"
@@ -147,7 +147,9 @@ def read_model_config(folder: Path, scheduler: str | None = None) -> ModelConfig
         unet=unet,
         vae=read("vae/config.json", configs.vae_config),
         scheduler=read(
-            "scheduler/scheduler_config.json", functools.partial(scheduler_config, kind=scheduler)
+            "scheduler/scheduler_config.json",
+            functools.partial(scheduler_config, kind=scheduler),
+            infinity=True,
         ),
         tokenizer=read_tokenizer(folder / "tokenizer"),
         capture=choose_capture(str(own_capture) if own_capture.exists() else "published", unet),
@@ -164,8 +166,17 @@ def check_model_config(config: ModelConfig, source: str) -> None:
     Raises:
         ValueError: they do not; the message names both sides.
     """
-    check_capture(config.capture, config.unet)
+    try:
+        check_capture(config.capture, config.unet)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     unet, vae = config.unet, config.vae
+    if unet.in_channels > vae.latent_channels:
+        raise ValueError(
+            f"{source}: unet in_channels = {unet.in_channels} must equal vae latent_channels = "
+            f"{vae.latent_channels}; a UNet with more is for inpainting, depth or editing, not for "
+            "text alone: load the text-to-image model that it was made from"
+        )
     encoders = {"text_encoder": (config.text_encoder, config.tokenizer)}
     pooled_dim = 0
     if config.is_xl:
@@ -181,8 +192,7 @@ def check_model_config(config: ModelConfig, source: str) -> None:
     )
     for name, value, other_name, other in pairs:
         if value != other:
-            hint = ", as UNets for inpainting and edits do not" if "in_channels" in name else ""
-            raise ValueError(f"{source}: {name} = {value} must equal {other_name} = {other}{hint}")
+            raise ValueError(f"{source}: {name} = {value} must equal {other_name} = {other}")
     for name, (text, tokenizer) in encoders.items():
         _check_tokenizer(text, tokenizer, f"{source}, {name}")
 
@@ -193,9 +203,11 @@ def _check_tokenizer(text: configs.ClipTextConfig, tokenizer: Tokenizer, source:
         raise ValueError(
             f"{source}: the tokenizer writes {length} tokens, the text encoder reads {longest}"
         )
-    if (words := len(tokenizer.backend)) > text.vocab_size:
+    largest = max(tokenizer.backend.get_vocab().values())
+    if largest >= text.vocab_size:
         raise ValueError(
-            f"{source}: the tokenizer has {words} entries, the text encoder {text.vocab_size}"
+            f"{source}: the tokenizer has ids up to {largest}, the text encoder below "
+            f"{text.vocab_size}"
         )
 
 
@@ -260,12 +272,22 @@ def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> Cap
             return PRESETS[choice](unet)
         if not choice.endswith(".json"):
             raise ValueError(f"capture={choice!r} is neither {' nor '.join(PRESETS)} nor a .json")
-        choice = _capture_config(read_json(Path(choice)), choice)
+        return _read_capture(Path(choice), unet)
     check_capture(choice, unet)
     return choice
 
 
-def _capture_config(content: dict[str, Any], source: str) -> CaptureConfig:
+def _read_capture(path: Path, unet: configs.UNetConfig) -> CaptureConfig:
+    content = read_json(path)
+    try:
+        capture = _capture_config(content)
+        check_capture(capture, unet)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return capture
+
+
+def _capture_config(content: dict[str, Any]) -> CaptureConfig:
     content = {"calls": [0.0, 1.0], **content}
     kinds = {"cross_layers": str, "self_layers": str, "calls": (int, float)}
     if content.keys() != kinds.keys() or not all(
@@ -273,9 +295,9 @@ def _capture_config(content: dict[str, Any], source: str) -> CaptureConfig:
         for name, values in content.items()
     ):
         raise ValueError(
-            f"{source}: needed are lists of layer names under cross_layers and self_layers, and "
+            "needed are lists of layer names under cross_layers and self_layers, and "
             'perhaps "calls": [from, to]; nothing else'
         )
     if len(content["calls"]) != 2:
-        raise ValueError(f"{source}: calls = {content['calls']} must be two numbers, from and to")
+        raise ValueError(f"calls = {content['calls']} must be two numbers, from and to")
     return CaptureConfig(**{name: tuple(values) for name, values in content.items()})

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from seediff_jax.weight_files import read_json
+from seediff_jax.json_files import read_json
 
 XL_PIPELINE = "StableDiffusionXLPipeline"
 _PIPELINES = {
@@ -27,20 +27,23 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or damaged, or the pipeline or a part is not supported.
     """
-    index = read_json(folder / "model_index.json")
+    path = folder / "model_index.json"
+    index = read_json(path)
     pipeline = index.get("_class_name")
-    if pipeline not in _PIPELINES or index.get("requires_aesthetics_score"):
+    if pipeline not in list(_PIPELINES) or index.get("requires_aesthetics_score"):
         known = "; ".join(f"{name} ({kinds})" for name, kinds in _PIPELINES.items())
-        raise ValueError(f"{folder}: {_describe(pipeline, index)} is not supported, only {known}")
+        raise ValueError(
+            f"{path}: {_describe(pipeline, index)} is not supported, only {known}; name a "
+            "text-to-image checkpoint of one of them"
+        )
     for name, (library, wanted) in _CLASSES.items():
         if name == "text_encoder_2" and not is_xl(index):
             continue
         part = index.get(name)
         if not isinstance(part, list) or part[1:] != [wanted]:
-            raise ValueError(
-                f"{folder / 'model_index.json'}: {name} is {part}, only {library}'s {wanted} "
-                "is supported"
-            )
+            raise ValueError(f"{path}: {name} is {part}, only {library}'s {wanted} is supported")
+    if not isinstance(zeros := index.get(_ZEROS, True), bool):
+        raise ValueError(f"{path}: {_ZEROS} = {zeros!r}, needed true or false")
     return index
 
 
@@ -51,7 +54,7 @@ def is_xl(index: dict[str, Any]) -> bool:
 
 def zeros_for_empty_prompt(index: dict[str, Any]) -> bool:
     """Whether an empty negative prompt is embedded as zeros; diffusers' default for XL is True."""
-    return is_xl(index) and bool(index.get(_ZEROS, True))
+    return is_xl(index) and index.get(_ZEROS, True)
 
 
 def model_index(*, scheduler: str, xl: bool, zeros_for_empty_prompt: bool) -> dict[str, Any]:

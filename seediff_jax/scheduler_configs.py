@@ -94,6 +94,10 @@ _DEFAULTS = {
     },
     "ddpm": {"clip_sample": True},
 }
+# A schedule is an array of all timesteps; latents have a standard deviation of 1.
+_MOST_TIMESTEPS = 10**5
+_WIDEST_RANGE = 10**4
+_STEEPEST_SCALING = 10**4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,16 +165,21 @@ class SchedulerConfig:
                 raise ValueError(f"{name}={value!r} is not supported by {self.kind!r}; use {able}")
 
     def _check_ranges(self):
-        if self.num_train_timesteps < 1 or self.steps_offset < 0:
+        if not 1 <= self.num_train_timesteps <= _MOST_TIMESTEPS:
             raise ValueError(
-                f"num_train_timesteps={self.num_train_timesteps} must be at least 1 and "
-                f"steps_offset={self.steps_offset} at least 0"
+                f"num_train_timesteps={self.num_train_timesteps} must lie in 1..{_MOST_TIMESTEPS}"
             )
-        if self.clip_sample_range <= 0 or self.timestep_scaling <= 0:
+        if not 0 <= self.steps_offset < self.num_train_timesteps:
             raise ValueError(
-                f"clip_sample_range={self.clip_sample_range} and "
-                f"timestep_scaling={self.timestep_scaling} must be above 0"
+                f"steps_offset={self.steps_offset} must be at least 0 and below "
+                f"num_train_timesteps={self.num_train_timesteps}"
             )
+        for name, most in (
+            ("clip_sample_range", _WIDEST_RANGE),
+            ("timestep_scaling", _STEEPEST_SCALING),
+        ):
+            if not 0 < (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name}={value} must be above 0 and at most {most}")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"beta_start={self.beta_start} and beta_end={self.beta_end} must satisfy "
@@ -223,7 +232,7 @@ def scheduler_config(
         ValueError: an unsupported scheduler or value, or an unknown option.
     """
     class_name = json.get("_class_name")
-    named = {name: kind for kind, name in CLASS_NAMES.items()}.get(class_name)
+    named = next((kind for kind, name in CLASS_NAMES.items() if name == class_name), None)
     if kind is None and named is None:
         raise ValueError(
             f"{source}: scheduler {class_name!r} is not supported, only "

@@ -190,7 +190,8 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Family:
         )
     if any(name.startswith("control_model.") for name in shapes) or "edm_mean" in shapes:
         raise ValueError(f"{path} is a ControlNet or Playground model, which is not supported")
-    if (channels := shapes[_CONV_IN][1]) != 4:
+    if shapes[_CONV_IN][1:2] != (4,):
+        channels = ", ".join(map(str, shapes[_CONV_IN][1:2])) or "no"
         raise ValueError(
             f"{path}: its UNet takes {channels} channels, for inpainting, depth or another image "
             "beside the noise; only text to image is supported, which takes 4"
@@ -207,7 +208,7 @@ def _family_of(shapes: Mapping[str, tuple[int, ...]]) -> Family | None:
 
 
 def _shape(origin: Origin, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if origin.third is not None:
+    if origin.third is not None and shape and shape[0] % 3 == 0:
         shape = (shape[0] // 3, *shape[1:])
     if origin.transposed:
         shape = shape[::-1]

@@ -1,6 +1,6 @@
 """Where a model comes from: the embedded one, a folder, a single file, or the Hugging Face hub.
 
-name -> find_source -> folder or file -> read_source_config -> read_source_params
+name -> find_source -> folder or file -> read_source_config -> read_source_leaves
 """
 
 import dataclasses
@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-from flax.traverse_util import flatten_dict, path_aware_map
+from flax.traverse_util import flatten_dict
 
-from seediff_jax.checkpoints import read_components, read_params
+from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
 from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
+from seediff_jax.leaves import Leaves
 from seediff_jax.lora import find_lora, open_merge
 from seediff_jax.model_config import (
     ModelConfig,
     check_model_config,
     choose_capture,
-    init_params,
     read_model_config,
     read_tokenizer,
 )
@@ -108,31 +107,39 @@ def read_source_config(
     return config
 
 
-def read_source_params(
+def read_source_leaves(
     source: Path,
     config: ModelConfig,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
-) -> dict[str, Any]:
-    """The weights of a model with its LoRAs merged, as `read_params`.
+) -> Leaves:
+    """Reads the weights of a model one by one, each with the LoRAs merged.
 
     Args:
         source: of `find_source`.
         config: of `read_source_config`.
         loras: files, and what their changes are multiplied by.
 
+    Yields:
+        As `read_leaves`.
+
     Raises:
         ValueError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
     """
     with _open_merge(config, loras) as merged:
-        if not source.is_file():
-            return path_aware_map(merged, read_params(source, config))
-        with open_weights([source]) as reader:
-            params = read_components(
-                lambda component, names: component_reader(reader, component, names, config),
-                config,
-                str(source),
-            )
-        return path_aware_map(merged, params)
+        for path, leaf in _read_leaves(source, config):
+            yield path, merged(path, leaf)
+
+
+def _read_leaves(source: Path, config: ModelConfig) -> Leaves:
+    if not source.is_file():
+        yield from read_leaves(source, config)
+        return
+    with open_weights([source]) as reader:
+        yield from read_component_leaves(
+            lambda component, names: component_reader(reader, component, names, config),
+            config,
+            lambda component: f"{source}: {component}",
+        )
 
 
 def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelConfig:
@@ -144,8 +151,8 @@ def _open_merge(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str
     found = [find_lora(path, strength) for path, strength in loras]
     shapes = {}
     if found:
-        expected = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
-        shapes = {path: leaf.shape for path, leaf in flatten_dict(expected).items()}
+        expected = flatten_dict(expected_shapes(config))
+        shapes = {path: leaf.shape for path, leaf in expected.items()}
     return open_merge(found, shapes, config.unet)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from seediff_jax.arrays import Bool, Int, typechecked
 from seediff_jax.class_names import require_mentions
+from seediff_jax.json_files import read_json
 
 CLIP_LENGTH = 77
 NO_LIMIT = int(1e30)  # what transformers writes as the length of a tokenizer that has none
@@ -244,15 +245,7 @@ def _read_length(folder: Path, max_length: int | None) -> int:
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The object of a JSON file, or an empty one where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object")
-    return content
+    return read_json(path) if path.exists() else {}
 
 
 def _import_clip_tokenizer() -> Any:

@@ -4,15 +4,16 @@ Pickle files are never opened: opening one can run any code.
 """
 
 import contextlib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
+
+from seediff_jax.json_files import read_json
+from seediff_jax.tensor_files import FLOATS, StoredTensor, damage, read_header, read_tensor
 
 _STEMS = {
     "text_encoder": "model",
@@ -23,7 +24,6 @@ _STEMS = {
 # Full precision first; a variant is read where there is nothing better.
 _VARIANTS = ("", ".fp16", ".bf16")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
-_DTYPES = ("F64", "F32", "F16", "BF16")
 
 CONVERT = (
     "where you trust its origin, convert it in an environment with torch and diffusers: "
@@ -60,7 +60,7 @@ def find_weight_files(folder: Path, component: str) -> list[Path]:
     """Paths of the safetensors files in `folder / component`.
 
     Raises:
-        ValueError: there are none, only pickles, or shards of the index are missing.
+        ValueError: there are none, only pickles, or the shards are not those of the index.
     """
     folder = folder / component
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
@@ -73,19 +73,13 @@ def find_weight_files(folder: Path, component: str) -> list[Path]:
                 f"{folder} has no {needed}, only {', '.join(pickles)}, a format that can run code "
                 f"when it is opened; {how}"
             )
-        raise ValueError(f"{folder / needed} is missing; the folder holds {names or 'nothing'}")
+        raise ValueError(
+            f"{folder / needed} is missing; the folder holds {names or 'nothing'}. Fetch it; "
+            f"in its place variants are read too, {_STEMS[component]}.fp16 and .bf16.safetensors"
+        )
     if not chosen[0].endswith(".json"):
         return [folder / chosen[0]]
-    index = read_json(folder / chosen[0])
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise ValueError(f"{folder / chosen[0]} is damaged: it has no weight_map of file names")
-    shards = sorted(set(shards.values()))
-    if missing := sorted(set(shards) - set(names)):
-        raise ValueError(
-            f"{folder / chosen[0]} lists shards that are missing: {', '.join(missing)}"
-        )
-    return [folder / shard for shard in shards]
+    return _find_shards(folder / chosen[0], names)
 
 
 class WeightReader:
@@ -94,21 +88,32 @@ class WeightReader:
     Attributes:
         shapes: the shape of every tensor.
         dtypes: the dtype of every tensor, in safetensors' spelling ("F32", "BF16", ...).
+        metadata: texts that the headers carry beside the tensors.
     """
 
-    def __init__(self, files: Mapping[str, Any]):
-        self._files = files
-        slices = {name: file.get_slice(name) for name, file in files.items()}
-        self.shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        self.dtypes = {name: part.get_dtype() for name, part in slices.items()}
+    def __init__(
+        self,
+        tensors: Mapping[str, tuple[BinaryIO, Path, StoredTensor]],
+        metadata: Mapping[str, str],
+    ):
+        self._tensors = dict(tensors)
+        self.metadata = dict(metadata)
+        self.shapes = {name: stored.shape for name, (_, _, stored) in tensors.items()}
+        self.dtypes = {name: stored.dtype for name, (_, _, stored) in tensors.items()}
 
     def is_number(self, name: str) -> bool:
         """Whether the tensor holds floating-point numbers that can be read."""
-        return self.dtypes[name] in _DTYPES
+        return self.dtypes[name] in FLOATS
 
     def read(self, name: str) -> np.ndarray:
-        """The tensor of this name in float32."""
-        return self._files[name].get_tensor(name).astype(np.float32)
+        """The tensor of this name in float32, in an array of its own.
+
+        Raises:
+            ValueError: the file has become shorter since it was opened.
+        """
+        # float64 beyond float32 becomes infinity, which is reported with the tensor's name.
+        with np.errstate(over="ignore"):
+            return read_tensor(*self._tensors[name]).astype(np.float32, copy=False)
 
 
 @contextlib.contextmanager
@@ -118,19 +123,20 @@ def open_weights(paths: Sequence[Path]) -> Iterator[WeightReader]:
     Raises:
         ValueError: a file is damaged, or two of them hold a tensor of the same name.
     """
-    files: dict[str, Any] = {}
+    tensors: dict[str, tuple[BinaryIO, Path, StoredTensor]] = {}
+    metadata: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for path in paths:
             try:
-                file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            except (safetensors.SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{path} is damaged or cut short ({error}); fetch or write it again"
-                ) from error
-            if doubles := sorted(files.keys() & set(file.keys())):
+                file = stack.enter_context(open(path, "rb"))
+            except OSError as error:
+                raise damage(path, error) from error
+            header, texts = read_header(file, path)
+            metadata |= texts
+            if doubles := sorted(tensors.keys() & header.keys()):
                 raise ValueError(f"{path} repeats tensors of another shard: {', '.join(doubles)}")
-            files.update(dict.fromkeys(file.keys(), file))
-        yield WeightReader(files)
+            tensors.update({name: (file, path, stored) for name, stored in header.items()})
+        yield WeightReader(tensors, metadata)
 
 
 def write_weights(folder: Path, component: str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -140,18 +146,29 @@ def write_weights(folder: Path, component: str, tensors: Mapping[str, np.ndarray
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def _find_shards(index: Path, names: Sequence[str]) -> list[Path]:
+    """The shards of an index; `names` are those of the files beside it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{index} is damaged: it has no weight_map of file names")
+    files = sorted(set(shards.values()))
+    if missing := sorted(set(files) - set(names)):
+        raise ValueError(f"{index} lists shards that are missing: {', '.join(missing)}")
+    held: set[tuple[str, str]] = set()
+    for name in files:
+        with open_weights([index.parent / name]) as reader:
+            held |= {(tensor, name) for tensor in reader.shapes}
+    _require_listed(index, set(shards.items()), held)
+    return [index.parent / name for name in files]
 
-    Raises:
-        ValueError: the file is missing, no JSON, or holds something else than an object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it must hold a JSON object")
-    return content
+
+def _require_listed(index: Path, listed: Set[tuple[str, str]], held: Set[tuple[str, str]]) -> None:
+    """Checks that the shards hold what their index lists, pairs (tensor, shard), and no more."""
+    faults = [f"- {tensor}: not in {shard}" for tensor, shard in sorted(listed - held)]
+    faults += [f"+ {tensor}: in {shard}, not listed so" for tensor, shard in sorted(held - listed)]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise ValueError(
+            f"{index} is not of the shards beside it, which may be of several checkpoints; fetch "
+            f"the whole folder again:\n  {lines}"
+        )

@@ -1,5 +1,6 @@
 """Checkpoint folders out and in, every spelling that is found in the wild, and every damage."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -139,6 +140,60 @@ def shard_text_encoder(folder, index, shard):
         save_file(part, folder / "text_encoder" / file)
     (folder / "text_encoder" / index).write_text(json.dumps({"weight_map": weight_map}))
     return index
+
+
+@pytest.mark.parametrize("fault", ["exchanged", "foreign", "unlisted"])
+def test_shards_of_several_checkpoints_are_refused(folder, config, fault):
+    index, shard = "model.safetensors.index.json", "model-{:05}-of-00002.safetensors"
+    shard_text_encoder(folder, index, shard)
+    first, second = (folder / "text_encoder" / shard.format(i) for i in (1, 2))
+    tensors = load_file(first)
+    name = min(tensors)
+    if fault == "exchanged":
+        other = load_file(second)
+        save_file(tensors, second)
+        save_file(other, first)
+        expected = f"- {name}: not in {first.name}", f"+ {name}: in {second.name}, not listed so"
+    elif fault == "foreign":
+        save_file({"other." + key: tensor for key, tensor in tensors.items()}, first)
+        expected = f"- {name}: not in {first.name}", f"+ other.{name}: in {first.name}"
+    else:
+        save_file(tensors | {"extra": np.zeros(3)}, first)
+        expected = (f"+ extra: in {first.name}, not listed so",)
+    message = refusal(folder, config)
+    assert message.startswith(f"{folder / 'text_encoder' / index} is not of the shards beside it")
+    assert all(line in message for line in expected), message
+
+
+def test_a_damaged_shard_and_a_damaged_index_are_named(folder, config):
+    index, shard = "model.safetensors.index.json", "model-{:05}-of-00002.safetensors"
+    shard_text_encoder(folder, index, shard)
+    path = folder / "text_encoder" / shard.format(2)
+    path.write_bytes(path.read_bytes()[:-4])
+    assert refusal(folder, config).startswith(f"{path} is damaged or cut short")
+    path = folder / "text_encoder" / index
+    path.write_text('{"weight_map": {"a": 3}}')
+    assert refusal(folder, config) == f"{path} is damaged: it has no weight_map of file names"
+
+
+def test_all_names_are_checked_before_a_weight_is_read(folder, config):
+    """NaN in the first component would be reported first, if it were read first."""
+    change(folder, "text_encoder", lambda t: {k: v * np.float32(np.nan) for k, v in t.items()})
+    change(folder, "vae", lambda t: {k: v for k, v in t.items() if k != "quant_conv.bias"})
+    assert refusal(folder, config).startswith(f"{folder / 'vae'}: 1 weights do not fit")
+
+
+def test_large_finite_weights_are_no_infinity(folder, config, params):
+    """Their sum is beyond float32, each of them is not."""
+    big = np.float32(3e38)
+    change(folder, "unet", lambda t: t | {"conv_in.bias": np.full(16, big)})
+    got = read_params(folder, config)
+    np.testing.assert_array_equal(got["unet"]["conv_in"]["bias"], np.full(16, big))
+
+
+def test_float64_beyond_float32_is_refused_by_name(folder, config):
+    change(folder, "vae", lambda t: t | {"quant_conv.bias": np.full(8, 1e300)})
+    assert refusal(folder, config) == f"{folder / 'vae'}: NaN or infinity in quant_conv.bias"
 
 
 def test_older_and_newer_spellings_are_read(folder, config, params):
@@ -283,3 +338,12 @@ def test_a_folder_of_stable_diffusion_xl_reads_back_bit_equal(tmp_path):
     assert "text_model.encoder.layers.2.mlp.fc1.weight" in tensors
     for name in ("folder", "orbax"):
         assert_same(read_params(tmp_path / name, config), params)
+
+
+def test_the_hash_is_sha256_of_paths_shapes_and_values():
+    params = {"vae": {"b": jnp.ones((2, 1))}, "unet": {"a_1": np.zeros(3), "a": {"c": np.ones(1)}}}
+    digest = hashlib.sha256()
+    for line, values in (("unet/a/c (1,)", [1]), ("unet/a_1 (3,)", [0] * 3)):
+        digest.update(f"{line}\n".encode() + np.array(values, np.float32).tobytes())
+    digest.update(b"vae/b (2, 1)\n" + np.ones(2, np.float32).tobytes())
+    assert weights_hash(params) == digest.hexdigest()

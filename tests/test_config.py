@@ -259,6 +259,26 @@ def test_written_vae_and_text_configs_read_back_equal():
         ),
         ({"conv_in_kernel": 5}, "conv_in_kernel = 5"),
         ({"dropout": 0.1}, "dropout = 0.1"),
+        ({"down_block_types": 4}, "down_block_types = 4, needed a list of str"),
+        ({"attention_head_dim": 8.0}, "attention_head_dim = 8.0, needed a number or a list"),
+        ({"attention_head_dim": {}}, "attention_head_dim = {}, needed a number or a list"),
+        ({"transformer_layers_per_block": None}, "transformer_layers_per_block = None, needed"),
+        ({"transformer_layers_per_block": 10**9}, "= 1000000000, needed 0 to 16"),
+        ({"transformer_layers_per_block": [0, 0, 0, 1]}, "no CrossAttnUpBlock2D with a transf"),
+        ({"layers_per_block": 10**9}, "layers_per_block = 1000000000, needed 1 to 4"),
+        ({"layers_per_block": 0}, "layers_per_block = 0, needed 1 to 4"),
+        ({"block_out_channels": [320, 640, 1280, 32 * 10**12]}, "= 32000000000000, needed 1 to"),
+        ({"block_out_channels": [0, 640, 1280, 1280]}, "block_out_channels = 0, needed 1 to"),
+        ({"sample_size": 10**6}, "sample_size = 1000000, needed 1 to 4096"),
+        ({"norm_eps": 0.0}, "norm_eps = 0.0, needed a finite number above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps = nan, needed a finite number above 0"),
+        ({"freq_shift": 2}, "freq_shift = 2, needed 0 to 1"),
+        ({"time_cond_proj_dim": 10**9}, "time_cond_proj_dim = 1000000000, needed 1 to 65536"),
+        ({"time_cond_proj_dim": 2}, "time_cond_proj_dim = 2, needed an even number of at least 4"),
+        (
+            {"block_out_channels": [5] * 4, "norm_num_groups": 5, "attention_head_dim": 1},
+            "block_out_channels = 5, needed an even number of at least 4",
+        ),
     ],
 )
 def test_what_the_unet_cannot_do_is_refused_by_name(change, message):
@@ -280,6 +300,10 @@ def test_missing_options_are_named_together():
         ({"up_block_types": ["AttnUpDecoderBlock2D"] * 4}, "'AttnUpDecoderBlock2D'"),
         ({"block_out_channels": [100] * 4}, "block_out_channels = 100 is not a multiple of 32"),
         ({"scaling_factor": None}, "scaling_factor = None, needed one float"),
+        ({"scaling_factor": -0.18}, "scaling_factor = -0.18, needed a finite number above 0"),
+        ({"block_out_channels": 128}, "block_out_channels = 128, needed a list of int"),
+        ({"block_out_channels": []}, "block_out_channels has 0 items, needed 1 to 8"),
+        ({"block_out_channels": [32] * 10**5}, "block_out_channels has 100000 items"),
     ],
 )
 def test_what_the_vae_cannot_do_is_refused_by_name(change, message):
@@ -294,6 +318,9 @@ def test_what_the_vae_cannot_do_is_refused_by_name(change, message):
         ({"num_attention_heads": 7}, "hidden_size = 768 is not a multiple of 7"),
         ({"model_type": "t5"}, "model_type = 't5' is not supported"),
         ({"rope_theta": 1.0}, "unknown option 'rope_theta'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, needed 1 to 64"),
+        ({"vocab_size": 10**9}, "vocab_size = 1000000000, needed 1 to 1048576"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps = inf, needed a finite number"),
     ],
 )
 def test_what_the_text_encoder_cannot_do_is_refused_by_name(change, message):

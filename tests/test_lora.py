@@ -1,6 +1,7 @@
 """LoRA files of every spelling, merged as plain NumPy does; files that do not fit are refused."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -189,6 +190,38 @@ def test_the_alpha_in_the_header_of_diffusers_counts(folder, weights, tmp_path):
     save_file(tensors, path, metadata={"lora_adapter_metadata": json.dumps(header)})
     with pytest.raises(ValueError, match="use_rslora"):
         load_model(folder, loras=[(path, 1)])
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ('{"unet.lora_alpha": "6"}', "unet.lora_alpha = '6', needed a number of up to 1000000"),
+        ('{"unet.lora_alpha": 1e300}', r"lora_alpha = 1e\+300, needed a number of up to 1000000"),
+        ('{"unet.lora_alpha": NaN}', "damaged.*lora_adapter_metadata is not JSON: NaN"),
+        ('{"unet.lora_alpha": 6', "damaged.*lora_adapter_metadata is not JSON"),
+        ("[6]", "damaged.*lora_adapter_metadata is no JSON object"),
+    ],
+)
+def test_an_alpha_in_the_header_that_is_no_number_is_refused(
+    folder, weights, tmp_path, stated, message
+):
+    tensors, _ = lora_file(weights, peft, [("unet", "conv_in")])
+    path = tmp_path / "lora.safetensors"
+    save_file(tensors, path, metadata={"lora_adapter_metadata": stated})
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}.*{message}"):
+        load_model(folder, loras=[(path, 1)])
+
+
+def test_alpha_may_be_an_integer_and_factors_may_not(folder, weights, tmp_path):
+    layer = ("unet", "conv_in")
+    tensors, changes = lora_file(weights, kohya, [layer])
+    tensors["lora_unet_conv_in.alpha"] = np.array(6)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    got, _ = merged(folder, tmp_path, [(tmp_path / "lora.safetensors", 1)])
+    assert_merged(got, weights, {"unet.conv_in.weight": 2 * changes["unet.conv_in.weight"]})
+    tensors["lora_unet_conv_in.lora_up.weight"] = np.ones((16, 3, 1, 1), np.int64)
+    message = refusal(folder, tmp_path, tensors)
+    assert "! lora_unet_conv_in.lora_up.weight: dtype I64, needed F32, F16, BF16, F64" in message
 
 
 def test_a_matrix_and_a_convolution_of_one_point_are_the_same(folder, weights, tmp_path):

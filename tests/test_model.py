@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from random_models import (
     LENGTH,
@@ -169,6 +169,41 @@ def test_a_model_made_of_params_is_that_of_their_folder(parts, model):
     made = make_model(*parts, model_id=model.model_id)
     assert made.weights_hash == model.weights_hash == weights_hash(parts[1])
     assert made.replace(params=None) == model.replace(params=None)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_loaded_into_the_sharding_that_is_asked_for(folder, model, dtype):
+    mesh = jax.make_mesh((3,), ("data",), axis_types=(AxisType.Auto,))
+    whole = NamedSharding(mesh, P())
+    sharded = load_model(folder, dtype=dtype, sharding=whole)
+    assert sharded.weights_hash == model.weights_hash
+    expected = load_model(folder, dtype=dtype)
+    for got, leaf in zip(jax.tree.leaves(sharded), jax.tree.leaves(expected), strict=True):
+        assert got.sharding == whole and got.dtype == leaf.dtype
+        np.testing.assert_array_equal(got, leaf)
+    for leaf in jax.tree.leaves(expected):
+        assert leaf.sharding.device_set == {jax.devices()[0]} and not leaf.committed
+
+
+def test_a_weight_beyond_float16_is_refused_in_float16_alone(parts, tmp_path):
+    config, params = parts
+    large = jax.tree.map(np.copy, params)
+    large["vae"]["quant_conv"]["kernel"][0, 0, 0, 0] = 1e5
+    write_folder(tmp_path / "large", config, large)
+    with pytest.raises(ValueError, match="vae/quant_conv/kernel is beyond the range of float16"):
+        load_model(tmp_path / "large", dtype=np.float16)
+    loaded = load_model(tmp_path / "large", dtype=jnp.bfloat16)
+    assert loaded.params["vae"]["quant_conv"]["kernel"].max() == jnp.bfloat16(1e5)
+
+
+def test_loaded_weights_do_not_follow_the_file(parts, tmp_path):
+    write_folder(tmp_path / "model", *parts)
+    loaded = load_model(tmp_path / "model")
+    for path in (tmp_path / "model").rglob("*.safetensors"):
+        with open(path, "r+b") as file:
+            file.write(bytes(path.stat().st_size))
+    for got, leaf in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(parts[1]), strict=True):
+        np.testing.assert_array_equal(got, leaf)
 
 
 def test_the_hash_of_a_low_precision_model_is_that_of_the_stored_weights(folder, model):

@@ -122,14 +122,18 @@ def test_other_pipelines_are_refused_by_name(folder, edit, message):
         (
             "unet",
             {"in_channels": 9},
-            "in_channels = 9 must equal vae latent_channels = 4, as UNets for inpainting",
+            "in_channels = 9 must equal vae latent_channels = 4; .*for inpainting",
         ),
         (
             "text_encoder",
             {"max_position_embeddings": 7},
             "12 tokens, the text encoder reads 7",
         ),
-        ("text_encoder", {"vocab_size": 500}, "tokenizer has 514 entries, the text encoder 500"),
+        (
+            "text_encoder",
+            {"vocab_size": 500},
+            "tokenizer has ids up to 513, the text encoder below 500",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(folder, name, edit, message):
@@ -157,6 +161,31 @@ def test_a_written_folder_of_stable_diffusion_xl_reads_back_equal(xl_folder, zer
     assert config.components == ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
+def test_infinity_is_read_where_diffusers_writes_it_and_nowhere_else(folder):
+    """json.dumps writes -Infinity, as diffusers does into the file of its DPM-Solver."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    dpm = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -float("inf")}
+    rewrite_json(path, dpm)
+    assert "-Infinity" in path.read_text()
+    assert read_model_config(folder).scheduler.kind == "dpmsolver_multistep"
+    rewrite_json(path, {"beta_end": float("inf")})
+    with pytest.raises(ValueError, match="scheduler_config.json: beta_start=0.00085 and beta_end"):
+        read_model_config(folder)
+    rewrite_json(path, {"beta_end": float("nan")})
+    with pytest.raises(ValueError, match="scheduler_config.json is damaged.*NaN is no number"):
+        read_model_config(folder)
+    rewrite_json(folder / "vae" / "config.json", {"scaling_factor": float("inf")})
+    with pytest.raises(ValueError, match="vae/config.json is damaged.*Infinity is no number"):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize("zeros", ["false", None, 0])
+def test_what_is_neither_true_nor_false_is_refused(xl_folder, zeros):
+    rewrite_json(xl_folder[0] / "model_index.json", {"force_zeros_for_empty_prompt": zeros})
+    with pytest.raises(ValueError, match="model_index.json: force_zeros_for_empty_prompt = .*true"):
+        read_model_config(xl_folder[0])
+
+
 def test_a_latent_consistency_model_is_read_under_its_own_name(folder):
     rewrite_json(folder / "model_index.json", {"_class_name": "LatentConsistencyModelPipeline"})
     rewrite_json(folder / "unet" / "config.json", {"time_cond_proj_dim": 32})
@@ -172,7 +201,7 @@ def test_a_latent_consistency_model_is_read_under_its_own_name(folder):
             {"projection_dim": 16},
             "unet pooled text = 20 must equal text_encoder_2 projection_dim = 16",
         ),
-        ("text_encoder_2", {"vocab_size": 500}, "text_encoder_2: the tokenizer has 514 entries"),
+        ("text_encoder_2", {"vocab_size": 500}, "text_encoder_2: the tokenizer has ids up to 513"),
         ("unet", {"in_channels": 9}, "in_channels = 9 must equal vae latent_channels = 4"),
     ],
 )
@@ -196,4 +225,57 @@ def test_tokenizers_that_differ_in_more_than_padding_are_refused(xl_folder):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="tokenizer and tokenizer_2 differ in vocab"):
+        read_model_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "parts"),
+    [
+        (
+            "StableDiffusion3Pipeline",
+            {
+                "transformer": ["diffusers", "SD3Transformer2DModel"],
+                "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
+                "text_encoder_3": ["transformers", "T5EncoderModel"],
+                "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            },
+        ),
+        ("FluxPipeline", {"transformer": ["diffusers", "FluxTransformer2DModel"]}),
+        ("StableDiffusionXLImg2ImgPipeline", {"text_encoder": [None, None]}),
+        ("StableDiffusionInpaintPipeline", {}),
+        ("StableDiffusionDepth2ImgPipeline", {"depth_estimator": ["transformers", "DPT"]}),
+    ],
+)
+def test_families_that_are_not_supported_are_refused_with_the_file_and_advice(
+    folder, pipeline, parts
+):
+    """Their folders have no other part that a Stable Diffusion folder has; none is asked for."""
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["unet"]
+    shutil.rmtree(folder / "unet")
+    index |= {"_class_name": pipeline, **parts}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError) as caught:
+        read_model_config(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / 'model_index.json'}: {pipeline}")
+    assert " is not supported, only StableDiffusionPipeline" in message
+    assert message.endswith("name a text-to-image checkpoint of one of them")
+
+
+def test_a_capture_that_does_not_fit_is_refused_with_its_file(folder):
+    rewrite_json(folder / "unet" / "config.json", {"sample_size": 8})
+    (folder / "capture.json").write_text('{"self_layers": ["x"], "cross_layers": []}')
+    path = re.escape(str(folder / "capture.json"))
+    with pytest.raises(ValueError, match=f"^{path}: capture: no layer 'x'"):
+        read_model_config(folder)
+
+
+def test_the_largest_token_id_counts_not_the_number_of_tokens(folder):
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary[next(iter(vocabulary))] = 10**6
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer has ids up to 1000000, the text encoder below"):
         read_model_config(folder)

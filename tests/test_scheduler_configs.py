@@ -89,6 +89,7 @@ def test_with_kind_keeps_all_that_the_other_kind_knows():
             "'HeunDiscreteScheduler'.*DDIMScheduler, PNDM.*choose.*euler_ancestral",
         ),
         ({"_class_name": None}, "None is not supported"),
+        ({"_class_name": ["DDIMScheduler"]}, r"\['DDIMScheduler'\] is not supported"),
         ({"solver_name": "sde", "order": 2}, "unknown options order, solver_name"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'.*'squaredcos_cap_v2'"),
         ({"prediction_type": "sample"}, "prediction_type='sample'"),
@@ -99,7 +100,10 @@ def test_with_kind_keeps_all_that_the_other_kind_knows():
         ({"num_train_timesteps": "1000"}, "num_train_timesteps='1000' must be of type int"),
         ({"skip_prk_steps": 1}, "skip_prk_steps=1 must be of type bool"),
         ({"steps_offset": True}, "steps_offset=True must be of type int"),
-        ({"steps_offset": -1}, "steps_offset=-1 at least 0"),
+        ({"steps_offset": -1}, "steps_offset=-1 must be at least 0"),
+        ({"steps_offset": 1000}, "steps_offset=1000 must be at least 0 and below"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps=0 must lie in 1..100000"),
+        ({"num_train_timesteps": 10**12}, "=1000000000000 must lie in 1..100000"),
         ({"beta_start": 0.02}, "0 < beta_start <= beta_end < 1"),
     ],
 )
@@ -225,7 +229,15 @@ def test_what_would_be_another_solver_is_refused(change, message):
             {"kind": "lcm", "original_inference_steps": 0},
             "original_inference_steps=0 must lie in 1",
         ),
+        (
+            {"kind": "lcm", "original_inference_steps": 10**12},
+            "original_inference_steps=1000000000000 must lie in 1..1000",
+        ),
         ({"kind": "lcm", "timestep_scaling": 0}, "timestep_scaling=0 must be above 0"),
+        ({"kind": "lcm", "timestep_scaling": float("nan")}, "=nan must be above 0 and at most 1"),
+        ({"kind": "lcm", "timestep_scaling": 1e5}, "=100000.0 must be above 0 and at most 10000"),
+        ({"kind": "ddim", "clip_sample_range": 10**400}, "must be above 0 and at most 10000"),
+        ({"kind": "ddpm", "clip_sample_range": float("inf")}, "=inf must be above 0 and at most"),
     ],
 )
 def test_options_that_make_another_sampler_are_refused(options, message):

@@ -152,6 +152,23 @@ def test_version_2_without_a_prediction_type_is_told_what_to_give(second, monkey
     assert model.scheduler_config.prediction_type == "v_prediction"
 
 
+def test_a_fused_projection_with_rows_too_many_is_refused(second, monkeypatch, tmp_path):
+    """Its thirds would be cut out of it in other places than they are."""
+    folder, family, tensors = second
+    monkeypatch.setitem(FAMILIES, "sd2", family)
+    name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias"
+    save_file(tensors | {name: np.zeros(3 * 24 + 1, np.float32)}, tmp_path / "model.safetensors")
+    options = {"tokenizer": folder / "tokenizer", "prediction_type": "epsilon"}
+    message = refusal(tmp_path / "model.safetensors", **options)
+    assert "layers.0.self_attn.k_proj.bias (73,): the config says (24,)" in message
+
+
+def test_a_first_convolution_without_axes_is_refused(small_first):
+    _, tensors, path = small_first
+    save_file(tensors | {f"{UNET}input_blocks.0.0.weight": np.zeros((), np.float32)}, path)
+    assert f"{path}: its UNet takes no channels" in refusal(path)
+
+
 def test_all_differences_are_reported_by_their_names(small_first):
     folder, tensors, path = small_first
     del tensors[f"{UNET}input_blocks.2.0.op.bias"]

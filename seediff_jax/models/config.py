@@ -196,10 +196,11 @@ def unet_config(json: Mapping[str, Any], source: str = "unet/config.json") -> UN
     json.pop("attention_head_dim", None)
     layers = json.pop("transformer_layers_per_block", 1)
     fields = known_fields(UNetConfig, json, source, _UNET_WITHOUT_EFFECT, set())
-    blocks = fields.get("down_block_types", ())
-    fields["num_attention_heads"] = per_block(source, "attention_head_dim", heads, len(blocks))
+    blocks = fields.get("down_block_types")
+    count = len(blocks) if isinstance(blocks, tuple) else 0  # build names what it is
+    fields["num_attention_heads"] = per_block(source, "attention_head_dim", heads, count)
     fields["transformer_layers_per_block"] = per_block(
-        source, "transformer_layers_per_block", layers, len(blocks)
+        source, "transformer_layers_per_block", layers, count
     )
     config = build(UNetConfig, fields, source)
     _check_unet(config, source)
@@ -213,12 +214,14 @@ def vae_config(json: Mapping[str, Any], source: str = "vae/config.json") -> VaeC
         ValueError: a key is missing, unknown, or asks for something that is not supported.
     """
     json = dict(json)
-    for key, kind in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
-        blocks, widths = json.pop(key, None), json.get("block_out_channels", ())
-        for block in () if blocks is None else per_block(source, key, blocks, len(widths)):
-            require_one_of(source, key, block, (f"{kind}Block2D",))
+    blocks = {key: json.pop(key, None) for key in ("down_block_types", "up_block_types")}
     fields = known_fields(VaeConfig, json, source, _VAE_WITHOUT_EFFECT, _VAE_IGNORED)
     config = build(VaeConfig, fields, source)
+    for key, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
+        kinds = blocks[key]
+        count = len(config.block_out_channels)
+        for kind in () if kinds is None else per_block(source, key, kinds, count):
+            require_one_of(source, key, kind, (f"{block}Block2D",))
     for channels in config.block_out_channels:
         require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
     return config
@@ -259,14 +262,28 @@ def _check_unet(config: UNetConfig, source: str) -> None:
         require_one_of(source, "down_block_types", block, _DOWN_BLOCKS)
     for block in config.up_block_types:
         require_one_of(source, "up_block_types", block, _UP_BLOCKS)
-    if "CrossAttnUpBlock2D" not in config.up_block_types:
+    depths = zip(config.up_block_types, config.transformer_layers_per_block[::-1], strict=True)
+    if not any(block == "CrossAttnUpBlock2D" and depth for block, depth in depths):
         raise ValueError(
-            f"{source}: no CrossAttnUpBlock2D, so there is no attention to read masks from"
+            f"{source}: no CrossAttnUpBlock2D with a transformer, so there is no attention to read "
+            "masks from"
         )
     for channels, heads in zip(config.block_out_channels, config.num_attention_heads, strict=True):
         require_divisible(source, "block_out_channels", channels, config.norm_num_groups)
         require_divisible(source, "block_out_channels", channels, heads)
+    _check_sinusoids(config, source)
     _check_added_conditions(config, source)
+
+
+def _check_sinusoids(config: UNetConfig, source: str) -> None:
+    """A sinusoidal embedding has as many sines as cosines, at more than one frequency."""
+    for key, width in (
+        ("block_out_channels", config.block_out_channels[0]),
+        ("addition_time_embed_dim", config.addition_time_embed_dim),
+        ("time_cond_proj_dim", config.time_cond_proj_dim),
+    ):
+        if width is not None and (width % 2 or width < 4):
+            raise ValueError(f"{source}: {key} = {width}, needed an even number of at least 4")
 
 
 def _check_added_conditions(config: UNetConfig, source: str) -> None:

@@ -6,6 +6,8 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from seediff_jax.models.bounds import check_bounds
+
 
 def known_fields(
     cls: type,
@@ -42,10 +44,10 @@ def known_fields(
 
 
 def build(cls: type, fields: Mapping[str, Any], source: str) -> Any:
-    """Makes a dataclass of `fields`, whose types are checked.
+    """Makes a dataclass of `fields`, whose types and bounds are checked.
 
     Raises:
-        ValueError: a field is missing or of another type.
+        ValueError: a field is missing, of another type, or beyond its bounds.
     """
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     if missing := sorted(required - fields.keys()):
@@ -62,15 +64,19 @@ def build(cls: type, fields: Mapping[str, Any], source: str) -> Any:
         if isinstance(value, tuple) != is_list or not all(_is(item, wanted) for item in items):
             kind = f"a list of {wanted.__name__}" if is_list else f"one {wanted.__name__}"
             raise ValueError(f"{source}: {field.name} = {value!r}, needed {kind}")
-    return cls(**fields)
+    config = cls(**fields)
+    check_bounds(config, source)
+    return config
 
 
 def per_block(source: str, key: str, value: Any, num_blocks: int) -> tuple[Any, ...]:
     """One value a block: a list of that length, or a number that all blocks share.
 
     Raises:
-        ValueError: the list is of another length.
+        ValueError: it is neither, or the list is of another length.
     """
+    if not isinstance(value, int | list | tuple):
+        raise ValueError(f"{source}: {key} = {value!r}, needed a number or a list of them")
     values = (value,) * num_blocks if isinstance(value, int) else tuple(value)
     if len(values) != num_blocks:
         raise ValueError(

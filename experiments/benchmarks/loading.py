@@ -1,0 +1,158 @@
+"""Seconds and memory of loading a model of Stable Diffusion 1.4's size, beside diffusers' load.
+
+    python -m experiments.benchmarks.loading [--model=sd1] [--repeats=3]
+
+Each load has a process of its own, reads the same folder from a warm page cache, and then reads all
+weights once: torch may map the files and read them no sooner. Peak memory is resident memory; that
+of mapped files is part of it, and can be had back at any time, so the anonymous part stands beside
+it. It is sampled, every 5 ms.
+"""
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from experiments.benchmarks.measuring import (
+    GIB,
+    in_own_process,
+    machine_line,
+    print_table,
+    use_cores,
+)
+
+LOADS = (("float32", "float32"), ("float16", "float16"), ("float16", "bfloat16"))
+"""The dtype of the stored weights and that of the loaded ones."""
+
+
+def write_model(model: str, folder: str, dtype: str) -> dict[str, Any]:
+    """Writes a folder of random weights; "bytes" are those of its weights."""
+    from experiments.benchmarks.networks import make_random_model
+    from seediff_jax.model import save_model
+
+    save_model(make_random_model(model), folder, dtype=dtype)
+    return {"bytes": sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))}
+
+
+def load_ours(folder: str, dtype: str) -> dict[str, Any]:
+    """Loads a folder by `load_model`."""
+    import jax
+    import numpy as np
+
+    from seediff_jax.model import load_model
+
+    with measured() as figures:
+        model = load_model(folder, dtype=dtype)
+        figures["load"] = time.perf_counter()
+        # The arrays of a CPU are NumPy's; a sum by JAX would have to be compiled.
+        for leaf in jax.tree.leaves(model.params):
+            np.asarray(leaf).view(np.uint8).max()
+    return figures
+
+
+def load_diffusers(folder: str, dtype: str) -> dict[str, Any]:
+    """Loads a folder by diffusers' pipeline."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    with measured() as figures:
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
+        figures["load"] = time.perf_counter()
+        for part in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
+            for parameter in part.parameters():
+                parameter.data.view(torch.uint8).max()
+    return figures
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[dict[str, Any]]:
+    """Yields a dict, in which the block puts the time when the model is there.
+
+    It then holds seconds under "load" and "read", bytes under "before" (resident before the
+    block), "peak" (the most resident in this process) and "anonymous" (its largest sample).
+    """
+    figures: dict[str, Any] = {"before": resident("VmRSS")}
+    done = threading.Event()
+    samples = []
+
+    def watch():
+        while not done.wait(0.005):
+            samples.append(resident("RssAnon"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        yield figures
+    finally:
+        end = time.perf_counter()
+        done.set()
+        watcher.join()
+    figures["read"] = end - figures["load"]
+    figures["load"] -= start
+    figures["peak"] = resident("VmHWM")
+    figures["anonymous"] = max(samples)
+
+
+def resident(field: str) -> int:
+    """Bytes of a line of this process's /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
+
+
+def fastest(load: Any, folder: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """Figures of the fastest of several loads, and the seconds of its process from start to end."""
+    runs = []
+    for _ in range(repeats):
+        for path in Path(folder).rglob("*.safetensors"):  # into the page cache
+            with open(path, "rb") as file:
+                while file.read(2**24):
+                    pass
+        start = time.perf_counter()
+        figures = in_own_process(load, folder=folder, dtype=dtype)
+        runs.append(figures | {"process": time.perf_counter() - start})
+    return min(runs, key=lambda run: run["load"] + run["read"])
+
+
+def make_rows(model: str, scratch: Path, repeats: int) -> Iterator[list[str]]:
+    """Measures every loader on every folder."""
+    stored_sizes: dict[str, int] = {}
+    for stored, loaded in LOADS:
+        folder = str(scratch / stored)
+        if stored not in stored_sizes:
+            written = in_own_process(write_model, model=model, folder=folder, dtype=stored)
+            stored_sizes[stored] = written["bytes"]
+        size = stored_sizes[stored]
+        for name, load in (("seediff_jax", load_ours), ("diffusers", load_diffusers)):
+            run = fastest(load, folder, loaded, repeats)
+            yield [
+                f"{stored}, {size / GIB:.2f} GiB",
+                loaded,
+                name,
+                *(f"{run[key]:.1f}" for key in ("load", "read", "process")),
+                *(f"{run[key] / GIB:.2f}" for key in ("before", "peak", "anonymous")),
+                f"{run['peak'] / size:.2f}",
+            ]
+
+
+def main(_) -> None:
+    """Prints the table."""
+    values = flags.FLAGS
+    use_cores(values.cores)
+    print(f"{machine_line()}\n")
+    header = ["stored", "loaded", "by", "load s", "then read s", "process s"]
+    header += ["GiB before", "peak GiB", "anonymous GiB", "peak / file"]
+    with tempfile.TemporaryDirectory() as scratch:
+        print_table(header, list(make_rows(values.model, Path(scratch), values.repeats)))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_enum("model", "sd1", ["sd1", "small"], "Size of the model.")
+    flags.DEFINE_integer("repeats", 3, "Processes for each row, of which the fastest counts.")
+    flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
+    app.run(main)
