@@ -240,7 +240,7 @@ def test_thousands_of_tokenizers(folder, data):
 
 
 @pytest.mark.slow
-@settings(LONG, max_examples=300)
+@settings(LONG, max_examples=100)
 @given(data=st.data())
 def test_weights_of_a_changed_config_are_refused_by_name_or_read(folder, data):
     """A config that is sound for itself is compared with the weights, in little time and memory."""
