@@ -193,7 +193,7 @@ def test_a_model_that_records_nothing_is_refused_before_sampling(model):
 
 def test_more_classes_than_labels_are_refused_before_sampling(model, monkeypatch):
     too_many = np.zeros((1, 255, 12), bool)
-    monkeypatch.setattr(seediff_jax.pipeline, "class_token_mask", lambda *unused: too_many)
+    monkeypatch.setattr(seediff_jax.pipeline, "mark_classes", lambda *unused: too_many)
     with pytest.raises(ValueError, match="255 classes, a label map holds 254"):
         run(model, ["a cat"], [["cat"]])
 
