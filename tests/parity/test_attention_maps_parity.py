@@ -59,7 +59,7 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[(16, 16), (16, 24), (24, 16)], ids=str)
+@pytest.fixture(scope="module", params=[(16, 16), (24, 16)], ids=str)
 def size(request):
     return request.param
 
@@ -98,7 +98,8 @@ def assert_maps_equal(maps, capture, probs, rows, size, token_weights=None):
         height = round(np.sqrt(expected.shape[-1] * size[0] / size[1]))
         got = maps.self_attention[height]
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-        assert expected.max() > 0.5  # far from uniform, else the comparison would say little
+        # Far from uniform, else the comparison would say little.
+        assert expected.max() > 1.5 * expected.mean()
 
 
 def test_published_layers_of_all_rows_and_tokens(case, inputs, size):

@@ -44,8 +44,7 @@ def make_lcm(folder):
 
 
 def make_xl(folder):
-    unet = {"layers_per_block": 1, "transformer_layers_per_block": [1, 1, 2]}
-    return random_xl_pipeline(folder, unet=unet)
+    return random_xl_pipeline(folder)
 
 
 # Maker, what both are given, and what each calls by another name.

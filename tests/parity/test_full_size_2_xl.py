@@ -42,8 +42,9 @@ SIZES = np.array([[1024, 768, 16, 32, 1024, 1024]], np.int32)
 
 
 def options(json):
-    """What diffusers takes as arguments."""
-    return {name: value for name, value in json.items() if not name.startswith("_")}
+    """What diffusers and transformers take as arguments; all is float32 here."""
+    skipped = ("_", "torch_dtype")
+    return {name: value for name, value in json.items() if not name.startswith(skipped)}
 
 
 # For each family: who makes it, its networks, small ones that fit beside them, the latent side.
