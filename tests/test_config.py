@@ -318,7 +318,7 @@ def test_what_the_vae_cannot_do_is_refused_by_name(change, message):
         ({"num_attention_heads": 7}, "hidden_size = 768 is not a multiple of 7"),
         ({"model_type": "t5"}, "model_type = 't5' is not supported"),
         ({"rope_theta": 1.0}, "unknown option 'rope_theta'"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, needed 1 to 64"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000, needed 0 to 64"),
         ({"vocab_size": 10**9}, "vocab_size = 1000000000, needed 1 to 1048576"),
         ({"layer_norm_eps": float("inf")}, "layer_norm_eps = inf, needed a finite number"),
     ],
@@ -326,3 +326,7 @@ def test_what_the_vae_cannot_do_is_refused_by_name(change, message):
 def test_what_the_text_encoder_cannot_do_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         clip_text_config(SD1_TEXT | change)
+
+
+def test_a_text_encoder_may_be_embeddings_alone():
+    assert clip_text_config({**SD1_TEXT, "num_hidden_layers": 0}).num_hidden_layers == 0

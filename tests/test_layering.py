@@ -24,7 +24,8 @@ DISTRIBUTIONS = {
 }
 # What the user runs, and what these have in common.
 PROGRAMS = {"commands.py", "convert.py", "main.py"}
-COMMANDS = {"ruff"}
+# Distributions that are run, not imported.
+COMMANDS = {"pytest_xdist", "ruff"}
 
 
 @dataclasses.dataclass(frozen=True)

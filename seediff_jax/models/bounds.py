@@ -13,7 +13,7 @@ _OF_FIELD = {
     "eos_token_id": (0, 2**20),
     "freq_shift": (0, 1),
     "layers_per_block": (1, 4),
-    "num_hidden_layers": (1, 64),
+    "num_hidden_layers": (0, 64),  # the embedded model's text encoder is embeddings alone
     "sample_size": (1, 2**12),
     "transformer_layers_per_block": (0, 16),
     "vocab_size": (1, 2**20),
