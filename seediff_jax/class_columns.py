@@ -82,8 +82,8 @@ def _mark(
     synonyms: Mapping[str, Sequence[str]] | None,
 ) -> list[Bool[np.ndarray, "c l"]]:
     """Token masks of each text, which may have no class."""
-    masks = []
-    for text, names in zip(texts, classes, strict=True):
-        one = mark_classes(model, [text], [names], synonyms)[0] if names else None
-        masks.append(np.zeros((0, model.tokenizer.max_length), bool) if one is None else one)
-    return masks
+    no_class = np.zeros((0, model.tokenizer.max_length), bool)
+    return [
+        mark_classes(model, [text], [names], synonyms)[0] if names else no_class
+        for text, names in zip(texts, classes, strict=True)
+    ]

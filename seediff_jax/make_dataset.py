@@ -13,12 +13,12 @@ from tqdm import tqdm
 from seediff_jax.class_columns import class_columns
 from seediff_jax.dataset import DatasetWriter, require_resumable
 from seediff_jax.model import Model, load_model
+from seediff_jax.noise import latent_size
 from seediff_jax.pictures import method_strip
 from seediff_jax.pipeline import Pairs, generate
 from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.prompts import PromptRecord
 from seediff_jax.run_config import RunConfig
-from seediff_jax.sampling import latent_size
 from seediff_jax.schedulers import make_steps
 from seediff_jax.seeds import find_seeds, seed_map
 

@@ -22,9 +22,10 @@ from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import IGNORE_INDEX, label_map
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
 from seediff_jax.model import Model
+from seediff_jax.noise import latent_size
 from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.refinement import refine
-from seediff_jax.sampling import SampleConfig, Samples, latent_size, require_finite, sample
+from seediff_jax.sampling import SampleConfig, Samples, require_finite, sample
 from seediff_jax.seeds import find_seeds, seed_map
 
 PUBLISHED = MaskConfig()

@@ -136,6 +136,13 @@ def test_cross_layers_off_the_seed_level_are_refused():
         check_capture(capture, SD1)
 
 
+def test_a_cross_layer_that_stands_twice_is_refused():
+    published = published_capture(SD1)
+    twice = dataclasses.replace(published, cross_layers=published.cross_layers[:1] * 2)
+    with pytest.raises(ValueError, match="a layer stands twice in .*down_blocks.2"):
+        check_capture(twice, SD1)
+
+
 def test_latents_too_small_to_keep_the_levels_apart_are_refused():
     check_capture(published_capture(SD1), SD1, latent_side=3)
     with pytest.raises(ValueError, match=r"got sides \[1, 1, 2\]"):

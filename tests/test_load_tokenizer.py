@@ -13,31 +13,16 @@ from seediff_jax.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tokenizers")
-    return {name: write_tokenizer(root / name, name) for name in VOCABULARIES}
+def folder(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizers") / "small")
 
 
 @pytest.fixture(scope="module")
-def tokenizers(folders):
-    return {name: load_tokenizer(folder) for name, folder in folders.items()}
+def small(folder):
+    return load_tokenizer(folder)
 
 
-@pytest.fixture(scope="module", params=VOCABULARIES)
-def vocabulary(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tokenizers, vocabulary):
-    return tokenizers[vocabulary]
-
-
-@pytest.fixture(scope="module")
-def small(tokenizers):
-    return tokenizers["small"]
-
-
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
 def test_padding_is_the_token_that_the_files_name(tmp_path, vocabulary):
     sd1 = load_tokenizer(write_tokenizer(tmp_path / "sd1", vocabulary))
     sd2 = load_tokenizer(write_tokenizer(tmp_path / "sd2", vocabulary, SD1, SD2_MAP))
@@ -63,11 +48,11 @@ def test_length_is_what_the_config_says_or_what_is_passed(tmp_path):
             load_tokenizer(folder)
 
 
-def test_tokenizers_are_equal_by_content(tmp_path, small, folders):
-    again = load_tokenizer(folders["small"])
+def test_tokenizers_are_equal_by_content(tmp_path, small, folder):
+    again = load_tokenizer(folder)
     assert again == small
     assert hash(again) == hash(small)
-    assert load_tokenizer(folders["small"], max_length=16) != small
+    assert load_tokenizer(folder, max_length=16) != small
     other_padding = write_tokenizer(tmp_path / "sd2", "small", SD1, SD2_MAP)
     assert load_tokenizer(other_padding) != small
     other_merges = write_tokenizer(tmp_path / "other", "small")
@@ -77,10 +62,12 @@ def test_tokenizers_are_equal_by_content(tmp_path, small, folders):
     assert load_tokenizer(other_merges) != small
 
 
-def test_tokenizer_json_alone_gives_the_same_tokenizer(tmp_path, tokenizer):
-    tokenizer.backend.save_pretrained(tmp_path)
-    assert not (tmp_path / "vocab.json").exists()
-    again = load_tokenizer(tmp_path)
+@pytest.mark.parametrize("vocabulary", VOCABULARIES)
+def test_tokenizer_json_alone_gives_the_same_tokenizer(tmp_path, vocabulary):
+    tokenizer = load_tokenizer(write_tokenizer(tmp_path / "own", vocabulary))
+    tokenizer.backend.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "vocab.json").exists()
+    again = load_tokenizer(tmp_path / "saved")
     assert again == tokenizer
     prompts = ["a photo of an aeroplane!", ""]
     np.testing.assert_array_equal(again.encode(prompts), tokenizer.encode(prompts))
@@ -165,7 +152,7 @@ def test_a_damaged_or_foreign_file_is_named(tmp_path, damage, message):
         load_tokenizer(folder)
 
 
-def test_loading_needs_no_torch_and_prints_nothing(folders):
+def test_loading_needs_no_torch_and_prints_nothing(folder):
     # A process of its own, with PyTorch hidden: transformers is imported once a process.
     script = f"""
 import importlib.util, os, sys
@@ -173,7 +160,7 @@ find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "torch" else find_spec(name, *rest)
 import seediff_jax.tokenizer
 assert "transformers" not in sys.modules
-seediff_jax.tokenizer.load_tokenizer({str(folders["small"])!r}).encode(["a dog " * 20])
+seediff_jax.tokenizer.load_tokenizer({str(folder)!r}).encode(["a dog " * 20])
 assert "torch" not in sys.modules
 assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in os.environ
 """

@@ -18,13 +18,12 @@ from random_models import (
 )
 
 from seediff_jax.model import decode_latents, encode_text, make_model, predict_noise
+from seediff_jax.noise import initial_latents, latent_size
 from seediff_jax.sampling import (
     SampleConfig,
     Samples,
     class_token_weights,
     decode_in_chunks,
-    initial_latents,
-    latent_size,
     require_finite,
     sample,
     to_uint8,

@@ -9,7 +9,8 @@ import pytest
 from random_models import quick_jit, random_params, relative_difference, small_config
 
 from seediff_jax.model import make_model
-from seediff_jax.sampling import SampleConfig, initial_latents, require_finite, sample, step_noise
+from seediff_jax.noise import initial_latents, step_noise
+from seediff_jax.sampling import SampleConfig, require_finite, sample
 from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.tokenizer import class_token_mask
 

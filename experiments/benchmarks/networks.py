@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.shapes import recipe
+from seediff_jax.families import SD1
 from seediff_jax.model import Model, make_model
 from seediff_jax.model_config import ModelConfig, init_params
 from seediff_jax.models.capture import published_capture
@@ -19,42 +20,14 @@ from seediff_jax.tokenizer import load_tokenizer
 
 TOKENS = 77
 
-SD1_UNET = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-UNETS = {
-    "sd1": SD1_UNET,
-    "small": {k: v for k, v in recipe.UNET_JSON.items() if not k.startswith("_")},
-}
+_SD1 = SD1.folder_configs()
+UNETS = {"sd1": _SD1["unet/config.json"], "small": recipe.UNET_JSON}
 """UNets by name: Stable Diffusion 1, and that of the embedded model for a quick check."""
 
-SD1_TEXT = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": TOKENS,
+PARTS = {
+    "sd1": (_SD1["text_encoder/config.json"], _SD1["vae/config.json"]),
+    "small": (recipe.text_encoder_json(), recipe.VAE_JSON),
 }
-SD1_VAE = {
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "in_channels": 3,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-    "out_channels": 3,
-    "sample_size": 512,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-}
-PARTS = {"sd1": (SD1_TEXT, SD1_VAE), "small": (recipe.text_encoder_json(), recipe.VAE_JSON)}
 """Text encoder and VAE beside each of UNETS."""
 
 

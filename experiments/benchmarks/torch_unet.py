@@ -7,9 +7,9 @@ from experiments.benchmarks.networks import UNetInputs
 
 
 def make_unet(options: dict) -> UNet2DConditionModel:
-    """Makes a UNet that attends by scaled_dot_product_attention, its default."""
+    """Makes a UNet of a JSON config that attends by scaled_dot_product_attention, its default."""
     torch.manual_seed(0)
-    return UNet2DConditionModel(**options).eval()
+    return UNet2DConditionModel.from_config(options).eval()
 
 
 def to_torch(inputs: UNetInputs) -> tuple[torch.Tensor, ...]:

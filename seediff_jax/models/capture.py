@@ -130,7 +130,7 @@ def check_capture(
 
     Raises:
         ValueError: a layer does not exist (the message lists those that do), two self layers share
-            a side, or a cross layer is not at the seed level.
+            a side, a cross layer stands twice, or one is not at the seed level.
     """
     sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
     for names, kind in ((capture.self_layers, "attn1"), (capture.cross_layers, "attn2")):
@@ -139,6 +139,8 @@ def check_capture(
             if block not in sides or suffix != kind:
                 known = "\n  ".join(f"{known}.{kind}" for known in sides)
                 raise ValueError(f"capture: no layer {name!r}; this UNet has\n  {known}")
+    if len(set(capture.cross_layers)) < len(capture.cross_layers):
+        raise ValueError(f"capture: a layer stands twice in {list(capture.cross_layers)}")
     self_sides = [sides[name.rpartition(".")[0]] for name in capture.self_layers]
     if len(set(self_sides)) != len(self_sides):
         raise ValueError(f"capture: self layers need one side each, got sides {self_sides}")

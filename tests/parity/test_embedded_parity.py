@@ -10,8 +10,8 @@ from diffusers import StableDiffusionPipeline
 from torch_models import to_torch
 
 from seediff_jax.model import load_model
+from seediff_jax.noise import initial_latents
 from seediff_jax.pipeline import generate_images
-from seediff_jax.sampling import initial_latents
 
 FOLDER = Path(str(importlib.resources.files("seediff_jax"))) / "assets" / "shapes"
 PROMPTS = ["a photo of a star", "a picture of a ring and a cross"]

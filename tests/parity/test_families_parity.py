@@ -9,9 +9,9 @@ from torch_models import blocks, capture_probs, random_pipeline, random_xl_pipel
 
 from seediff_jax.guidance import SizeCondition
 from seediff_jax.model import load_model
+from seediff_jax.noise import initial_latents
 from seediff_jax.pipeline import generate
 from seediff_jax.prompt_tokens import mark_classes
-from seediff_jax.sampling import initial_latents
 
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
 NUM_STEPS, RNG_SEED = 6, 5

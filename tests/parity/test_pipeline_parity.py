@@ -11,8 +11,8 @@ from diffusers_schedulers import own_noise
 from torch_models import blocks, capture_probs, random_pipeline, to_torch
 
 from seediff_jax.model import load_model, save_model
+from seediff_jax.noise import initial_latents, step_noise
 from seediff_jax.pipeline import generate
-from seediff_jax.sampling import initial_latents, step_noise
 from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.tokenizer import class_token_mask
 
