@@ -18,11 +18,17 @@ from absl import flags
 
 from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.expansion import AFFINITIES
+from seediff_jax.formats import FORMATS
+from seediff_jax.hosts import join_hosts
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
-from seediff_jax.pipeline import REFINED_THRESHOLD
+from seediff_jax.pair_settings import REFINED_THRESHOLD
 from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
 from seediff_jax.scheduler_configs import CLASS_NAMES
+from seediff_jax.sharding import PARTITIONS, parse_mesh
+
+SOME_FAILED = 3
+"""Exit status of a complete run of which some samples failed."""
 
 CACHE = "~/.cache/seediff_jax/xla"
 
@@ -30,7 +36,7 @@ CACHE = "~/.cache/seediff_jax/xla"
 def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
-    parts = (_define_content, _define_sampling, _define_masks, _define_run)
+    parts = (_define_content, _define_sampling, _define_masks, _define_output, _define_run)
     for define in (define_source_flags, *parts):
         define(values)
     return values
@@ -47,7 +53,6 @@ def _define_content(values: flags.FlagValues) -> None:
     text("template", None, f'Prompt for a class; by default "{DEFAULT_TEMPLATE}".')
     images = "Images in all, going round the prompts; by default one a prompt."
     whole("num_images", None, images, lower_bound=1)
-    text("output", None, "Folder to write; by default outputs/ and the model's name.")
 
 
 def _define_sampling(values: flags.FlagValues) -> None:
@@ -91,9 +96,30 @@ def _define_masks(values: flags.FlagValues) -> None:
     names("dilations", ["1"], "Distances in pixels of the neighbours in it, as in 1,2,4.")
 
 
+def _define_output(values: flags.FlagValues) -> None:
+    text, names, enum, switch, whole = kinds(values, "string", "list", "enum", "bool", "integer")
+    text("output", None, "Folder or URL to write; by default outputs/ and the model's name.")
+    listed = f"What to write, with commas between: {', '.join(FORMATS)}."
+    names("format", ["files"], listed)
+    soft = "Keep soft masks too, as arrays or as pictures of 16 bits."
+    enum("soft_masks", None, ["npz", "png"], soft)
+    switch("seed_maps", False, "Keep the seed maps too.")
+    whole("shard_size", 1000, "Images of a shard file.", lower_bound=1)
+
+
 def _define_run(values: flags.FlagValues) -> None:
-    text, whole = kinds(values, "string", "integer")
-    whole("batch_size", 4, "Images at a time.", lower_bound=1)
+    text, whole, enum, switch = kinds(values, "string", "integer", "enum", "bool")
+    whole("batch_size", 4, "Images at a time on each device.", lower_bound=1)
+    mesh = "How devices share the work: data is samples, model splits weights that are too large "
+    text("mesh", "data:-1", mesh + "for one device, as in data:-1,model:2.")
+    enum("partition", "shard_map", [*PARTITIONS], "How JAX runs the programs on all devices.")
+    logs = "Folder for a log of JSON lines and curves for TensorBoard; by default none."
+    text("log_dir", None, logs)
+    switch("profile", False, "Write a JAX profile of one round of the run to --log_dir.")
+    address = "host:port of process 0; TPU pods, GKE, Slurm and Open MPI need none of these three."
+    text("coordinator", None, address)
+    whole("num_processes", None, "Processes of the run.", lower_bound=1)
+    whole("process_id", None, "Which of them this is, from 0.", lower_bound=0)
     cache = "Folder that keeps compiled programs between runs; empty to keep none."
     text("compilation_cache", CACHE, cache)
 
@@ -120,9 +146,17 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     return RunConfig(
         records=records,
         class_names=class_names,
-        output=Path(values.output or Path("outputs") / name),
+        output=values.output or str(Path("outputs") / name),
         num_images=values.num_images or len(records),
         batch_size=values.batch_size,
+        formats=tuple(values.format),
+        soft_masks=values.soft_masks,
+        seed_maps=values.seed_maps,
+        shard_size=values.shard_size,
+        mesh=parse_mesh(values.mesh),
+        partition=values.partition,
+        log_dir=values.log_dir,
+        profile=values.profile,
         model=values.model,
         revision=values.revision,
         tokenizer=values.tokenizer,
@@ -169,11 +203,12 @@ def main(argv: Sequence[str]) -> int:
     return run_command("seediff", __doc__, define_flags(), argv, _work)
 
 
-def _work(values: flags.FlagValues) -> None:
+def _work(values: flags.FlagValues) -> int:
+    join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
         _use_compilation_cache(values.compilation_cache)
-    make_dataset(config)
+    return SOME_FAILED if make_dataset(config) else 0
 
 
 def run() -> None:

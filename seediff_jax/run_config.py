@@ -8,17 +8,20 @@ alone; so the number of images, the batch size and the folder are no settings of
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
-import math
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+import jax
+
 import seediff_jax
+from seediff_jax.folder_settings import VERSIONS
 from seediff_jax.label_maps import IGNORE_INDEX
-from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig
+from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
-from seediff_jax.pipeline import REFINED_THRESHOLD
+from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
 from seediff_jax.prompts import (
     COCO_CLASSES,
     SHAPES_CLASSES,
@@ -28,6 +31,8 @@ from seediff_jax.prompts import (
     read_prompts,
     require_unnamed,
 )
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.sharding import MeshShape
 
 DEFAULT_TEMPLATE = "a photo of a {class}"
 CLASS_LISTS = {"shapes": SHAPES_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES}
@@ -41,7 +46,17 @@ class RunConfig:
     Attributes:
         records: the prompts with their classes, in the order in which the images cycle through.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
+        output: folder or URL.
         num_images: images in the finished folder.
+        batch_size: images at a time on each device.
+        formats: names out of `formats.FORMATS`.
+        soft_masks: "npz" or "png", to keep soft masks too, or None.
+        seed_maps: whether to keep seed maps too.
+        shard_size: samples of a shard file.
+        mesh: how devices share the work, see `make_mesh`.
+        partition: see `PairPrograms`.
+        log_dir: see `monitor`; None for no log.
+        profile: whether to write a profile there.
         revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
             the checkpoint's own.
         height: of the images in pixels; None is the side that the model was trained for.
@@ -54,9 +69,17 @@ class RunConfig:
 
     records: tuple[PromptRecord, ...]
     class_names: tuple[str, ...]
-    output: Path
+    output: str | os.PathLike[str]
     num_images: int
     batch_size: int = 4
+    formats: tuple[str, ...] = ("files",)
+    soft_masks: str | None = None
+    seed_maps: bool = False
+    shard_size: int = 1000
+    mesh: MeshShape = MeshShape()
+    partition: str = "shard_map"
+    log_dir: str | None = None
+    profile: bool = False
     model: str = "shapes"
     revision: str | None = None
     tokenizer: str | None = None
@@ -80,34 +103,30 @@ class RunConfig:
     refined_threshold: float = REFINED_THRESHOLD
 
     def __post_init__(self):
-        threshold, uncertain = self.thresholds
-        last = self.refined_threshold if self.refine_iterations else threshold
-        if not 0 <= threshold <= 1 or not 0 <= last <= 1:
-            raise ValueError(f"the thresholds {threshold} and {last} must lie in 0..1")
-        if uncertain is not None and not 0 <= uncertain <= last:
-            raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale={self.guidance_scale} is not a finite number")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale} must lie in 0..1")
-        if not self.dilations or min(self.dilations) < 1:
-            raise ValueError(f"dilations={list(self.dilations)} must be whole numbers from 1 on")
+        ShardLayout(self.num_images, self.shard_size, self.batch_size)
+        _ = self.pair_settings
+        if self.profile and self.log_dir is None:
+            raise ValueError("profile needs log_dir, the folder to write it to")
 
     @property
-    def thresholds(self) -> tuple[float, float | None]:
-        """`threshold` and `uncertain` as they are applied."""
-        if self.threshold is not None:
-            return self.threshold, self.uncertain
-        threshold, uncertain = PUBLISHED_THRESHOLDS[self.mask_config.method]
-        return threshold, uncertain if self.uncertain is None else self.uncertain
+    def pair_settings(self) -> PairSettings:
+        """The settings of `generate`."""
+        names = [field.name for field in dataclasses.fields(PairSettings)]
+        return PairSettings(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     def record(self, index: int) -> PromptRecord:
         """The prompt of image `index`, which may lie beyond `num_images`."""
         return self.records[index % len(self.records)]
 
+    def unnamed_classes(self, records: Sequence[PromptRecord]) -> list[tuple[str, ...]] | None:
+        """Unnamed classes of some prompts; None if no prompt of the run has any."""
+        if not any(record.unnamed for record in self.records):
+            return None
+        return [record.unnamed for record in records]
+
     def settings(self) -> dict[str, Any]:
         """Settings of a sample that are known without the model, as JSON values."""
-        threshold, uncertain = self.thresholds
+        threshold, uncertain = self.pair_settings.thresholds
         records = [[record.prompt, record.named, record.unnamed] for record in self.records]
         return {
             "seediff_jax_version": seediff_jax.__version__,
@@ -135,6 +154,10 @@ class RunConfig:
             "refined_threshold": self.refined_threshold,
             "num_prompts": len(records),
             "prompts_sha256": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+            "formats": list(self.formats),
+            "soft_masks": self.soft_masks,
+            "seed_maps": self.seed_maps,
+            "shard_size": self.shard_size,
             "class_names": list(self.class_names),
         }
 
@@ -146,7 +169,16 @@ class RunConfig:
             "prediction_type": model.scheduler_config.prediction_type,
             "weights_hash": model.weights_hash,
             "config_hash": config_hash,
+            VERSIONS: {
+                name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")
+            },
         }
+
+    def row_settings(self, model: Model) -> dict[str, Any]:
+        """The settings that stand in the record of every sample."""
+        left_out = ("class_names", "formats", "shard_size")
+        settings = {k: v for k, v in self.settings_with(model).items() if k not in left_out}
+        return settings | {"device": jax.devices()[0].device_kind}
 
 
 def make_records(

@@ -1,0 +1,107 @@
+"""The journal of a shard: its finished samples, until the shard is complete and can be sealed.
+
+    shards/00012.journal/012004+4     samples 12004 to 12007: their records, and what formats that
+                                      pack samples into shard files need of them
+
+A file is written when its samples are done and never changed, so a run that is killed loses what
+was in flight and nothing else. The names alone tell what is there.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import msgpack
+
+from seediff_jax.encoding import EncodedSample
+from seediff_jax.storage import Folder
+
+_CHUNK = 16
+
+
+class Journal:
+    """The journal of one shard.
+
+    Args:
+        folder: of the dataset.
+        shard: its number.
+    """
+
+    def __init__(self, folder: Folder, shard: int):
+        self._folder, self._path = folder, f"shards/{shard:05d}.journal"
+
+    def entries(self) -> list[tuple[int, int]]:
+        """First index and number of samples of each file, in order."""
+        found = (re.fullmatch(r"(\d+)\+(\d+)", name) for name in self._folder.names(self._path))
+        return sorted((int(match[1]), int(match[2])) for match in found if match)
+
+    def indices(self) -> set[int]:
+        """Samples that are there."""
+        return {first + k for first, count in self.entries() for k in range(count)}
+
+    def add(self, samples: Sequence[EncodedSample]) -> None:
+        """Writes finished samples, a file for each run of successive ones."""
+        runs: list[list[EncodedSample]] = []
+        for sample in samples:
+            if not runs or sample.index != runs[-1][-1].index + 1:
+                runs.append([])
+            runs[-1].append(sample)
+        for run in runs:
+            content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in run])
+            self._folder.write(self._name(run[0].index, len(run)), content)
+
+    def samples(self) -> Iterator[EncodedSample]:
+        """Reads the samples in order, each once, a file at a time.
+
+        Raises:
+            ValueError: a file is damaged; it is removed, so that its samples are made again.
+        """
+        after = -1
+        for first, count in self.entries():
+            if first + count <= after:
+                continue
+            for sample in self._read(first, count):
+                if sample.index >= after:
+                    yield sample
+            after = first + count
+
+    def compact(self) -> None:
+        """Writes what is there in files that do not depend on how it came to be."""
+        kept, chunk = set(), []
+        for sample in self.samples():
+            if chunk and sample.index // _CHUNK != chunk[0].index // _CHUNK:
+                kept.add(self._write_chunk(chunk))
+                chunk = []
+            chunk.append(sample)
+        if chunk:
+            kept.add(self._write_chunk(chunk))
+        for name in self._folder.names(self._path):
+            if f"{self._path}/{name}" not in kept:
+                self._folder.remove(f"{self._path}/{name}")
+
+    def remove(self) -> None:
+        """Removes the journal."""
+        self._folder.remove(self._path)
+
+    def _write_chunk(self, chunk: Sequence[EncodedSample]) -> str:
+        name = self._name(chunk[0].index, len(chunk))
+        if not self._folder.exists(name):
+            self.add(chunk)
+        return name
+
+    def _name(self, first: int, count: int) -> str:
+        return f"{self._path}/{first:06d}+{count}"
+
+    def _read(self, first: int, count: int) -> list[EncodedSample]:
+        name = self._name(first, count)
+        try:
+            rows = msgpack.unpackb(self._folder.read(name), strict_map_key=False)
+            samples = [EncodedSample(index, record, files) for index, record, files in rows]
+            if [s.index for s in samples] != list(range(first, first + count)):
+                raise ValueError("other samples than its name says")
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            self._folder.remove(name)
+            raise ValueError(
+                f"{self._folder.path(name)} was damaged ({error}) and has been removed; give the "
+                "same command again, and its samples are made again"
+            ) from error
+        return samples
