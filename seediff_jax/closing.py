@@ -10,25 +10,27 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seediff_jax.dataset import FAILED, Dataset, json_line
+from seediff_jax.dataset import FAILED, Dataset, describe_file, json_line
 from seediff_jax.pictures import contact_sheet
 from seediff_jax.storage import Folder
 
 MANIFEST, SHEET = "manifest.jsonl", "contact_sheet.png"
-_CLOSED = "shards/closed.json"
+CLOSED = "shards/closed.json"
+"""Written last of all: how many samples there are, and the hashes of the whole lists."""
+
 _SHEET_SAMPLES = 24
 
 
 def is_closed(folder: Folder) -> int | None:
     """Number of samples of a complete folder, or None."""
-    if not folder.exists(_CLOSED):
+    if not folder.exists(CLOSED):
         return None
-    return int(json.loads(folder.read(_CLOSED))["num_images"])
+    return int(json.loads(folder.read(CLOSED))["num_images"])
 
 
 def reopen(folder: Folder) -> None:
     """Marks a folder as incomplete, before samples are added."""
-    folder.remove(_CLOSED)
+    folder.remove(CLOSED)
 
 
 def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str, int]:
@@ -60,12 +62,14 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
     if not counts["failed"]:
         lists.pop("failed.jsonl").unlink()
         folder.remove("failed.jsonl")
-    for name, path in (files | lists).items():
+    files |= lists
+    made = {name: describe_file(path) for name, path in files.items()}
+    for name, path in files.items():
         folder.put(name, path)
     good_records = (r for r in dataset.records() if FAILED not in r)
     _write_sheet(folder, good_records, counts["samples"], class_names, model)
-    content = {"num_images": dataset.layout.num_images} | counts
-    folder.write(_CLOSED, (json.dumps(content) + "\n").encode())
+    content = {"num_images": dataset.layout.num_images, **counts, "files": made}
+    folder.write(CLOSED, (json.dumps(content, indent=1) + "\n").encode())
     return counts
 
 

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from seediff_jax.encoding import EncodedSample
-from seediff_jax.formats import Format
-from seediff_jax.journal import Journal
+from seediff_jax.formats import FORMATS, Format
+from seediff_jax.journal import DamagedEntry, Journal
 from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.storage import Folder
 
@@ -97,10 +97,18 @@ class Dataset:
         A shard that a longer run would add to keeps its journal, and is sealed again every time.
 
         Raises:
-            ValueError: the journal is damaged.
+            ValueError: a file of the journal was damaged; it is gone, and its samples with it.
             OSError: a file cannot be written.
         """
-        journal = self._journal(shard)
+        try:
+            self._seal(shard, self._journal(shard))
+        except DamagedEntry as error:
+            self.folder.remove(error.name)
+            raise ValueError(
+                f"{error} and was removed; give the same command again to make its samples again"
+            ) from error
+
+    def _seal(self, shard: int, journal: Journal) -> None:
         files = {f"shards/{shard:05d}.jsonl": self._write_lines(shard, journal)}
         for each in self.formats:
             files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)
@@ -151,6 +159,28 @@ class Dataset:
             for sample in journal.samples():
                 file.write(json_line(sample.record))
         return path
+
+
+def make_formats(
+    names: Sequence[str], class_names: Sequence[str], soft: str | None, seeds: bool
+) -> list[Format]:
+    """Makes formats by their names.
+
+    Args:
+        names: out of FORMATS, each once.
+        class_names: of the run.
+        soft: how soft masks are kept, see `Format`.
+        seeds: whether seed maps are kept.
+
+    Raises:
+        ValueError: there is no such format, or a library of one is not installed.
+    """
+    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
+        raise ValueError(f"format={','.join(names)} must be of {', '.join(FORMATS)}, each once")
+    formats = [FORMATS[name](class_names, soft, seeds) for name in names]
+    for each in formats:
+        each.require_available()
+    return formats
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
             )
         return []
     old = read_settings(folder)
-    if not folder.names("shards"):
+    if not any(name.endswith((".journal", ".json")) for name in folder.names("shards")):
         return []
     changes = _differences(old, settings)
     refused = [text for name, text in changes.items() if name != VERSIONS]

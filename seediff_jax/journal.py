@@ -18,6 +18,18 @@ from seediff_jax.storage import Folder
 _CHUNK = 16
 
 
+class DamagedEntry(ValueError):
+    """A file of a journal that does not hold what its name says.
+
+    Attributes:
+        name: of the file, in the dataset folder.
+    """
+
+    def __init__(self, folder: Folder, name: str, reason: object):
+        super().__init__(f"{folder.path(name)} is damaged ({reason})")
+        self.name = name
+
+
 class Journal:
     """The journal of one shard.
 
@@ -53,7 +65,7 @@ class Journal:
         """Reads the samples in order, each once, a file at a time.
 
         Raises:
-            ValueError: a file is damaged; it is removed, so that its samples are made again.
+            DamagedEntry: a file is damaged.
         """
         after = -1
         for first, count in self.entries():
@@ -99,9 +111,5 @@ class Journal:
             if [s.index for s in samples] != list(range(first, first + count)):
                 raise ValueError("other samples than its name says")
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
-            self._folder.remove(name)
-            raise ValueError(
-                f"{self._folder.path(name)} was damaged ({error}) and has been removed; give the "
-                "same command again, and its samples are made again"
-            ) from error
+            raise DamagedEntry(self._folder, name, error) from error
         return samples

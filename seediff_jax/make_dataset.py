@@ -17,9 +17,8 @@ import numpy as np
 from seediff_jax import hosts
 from seediff_jax.class_columns import class_columns
 from seediff_jax.closing import SHEET, close, is_closed, reopen
-from seediff_jax.dataset import Dataset
+from seediff_jax.dataset import Dataset, make_formats
 from seediff_jax.folder_settings import SETTINGS, require_resumable, write_settings
-from seediff_jax.formats import make_formats
 from seediff_jax.model import Model, load_model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_maker import PairMaker

@@ -7,7 +7,7 @@ Every function is compiled with the model as its first argument; its weights can
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,10 @@ from seediff_jax.sources import find_source, read_source_config, read_source_lea
 from seediff_jax.tokenizer import Tokenizer
 
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+Placement = jax.sharding.Sharding | Callable[[tuple[int, ...]], jax.sharding.Sharding]
+"""Where weights go: one sharding of all, or one for each shape."""
 
 
 @struct.dataclass
@@ -96,7 +100,7 @@ def load_model(
     revision: str | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     capture: str | CaptureConfig | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Placement | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
@@ -119,8 +123,8 @@ def load_model(
         capture: attention layers to record: "published", "coarse" (without the finest level), a
             JSON file with lists of layers, or a CaptureConfig; by default the folder's
             `capture.json`, or what was published.
-        sharding: of every weight, each of which goes there as soon as it is read; by default JAX's
-            default device.
+        sharding: of every weight, or a function from a weight's shape to its sharding; each goes
+            there as soon as it is read. By default JAX's default device.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, its files are
@@ -311,7 +315,7 @@ def _put_together(
     config: ModelConfig,
     leaves: Leaves,
     dtype: DTypeLike,
-    sharding: jax.sharding.Sharding | None,
+    sharding: Placement | None,
     model_id: str,
 ) -> Model:
     """Places the leaves one by one, so that there is no second copy of them all."""
@@ -325,7 +329,7 @@ def _put_together(
                 "bfloat16 or float32"
             )
         # Waits, lest weights pile up here while they are on their way.
-        placed[path] = jax.device_put(cast, sharding).block_until_ready()
+        placed[path] = _place(cast, sharding).block_until_ready()
     return Model(
         params=unflatten_dict(placed),
         text_config=config.text_encoder,
@@ -346,3 +350,12 @@ def _put_together(
 def _cast(leaf: Any, dtype: DTypeLike) -> Any:
     with np.errstate(over="ignore"):  # infinity is reported with the weight's name
         return leaf.astype(dtype if leaf.ndim > 1 else jnp.float32, copy=False)
+
+
+def _place(leaf: np.ndarray, sharding: Placement | None) -> Array:
+    if callable(sharding):
+        sharding = sharding(leaf.shape)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    # device_put would compare the weight among all hosts first.
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

@@ -32,7 +32,7 @@ from seediff_jax.prompts import (
     require_unnamed,
 )
 from seediff_jax.shard_layout import ShardLayout
-from seediff_jax.sharding import MeshShape
+from seediff_jax.sharding import ALL_DEVICES, MeshShape
 
 DEFAULT_TEMPLATE = "a photo of a {class}"
 CLASS_LISTS = {"shapes": SHAPES_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES}
@@ -76,7 +76,7 @@ class RunConfig:
     soft_masks: str | None = None
     seed_maps: bool = False
     shard_size: int = 1000
-    mesh: MeshShape = MeshShape()
+    mesh: MeshShape = ALL_DEVICES
     partition: str = "shard_map"
     log_dir: str | None = None
     profile: bool = False

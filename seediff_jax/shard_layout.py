@@ -6,7 +6,7 @@
 
 A device makes a block at a time. Blocks begin at fixed places, whatever is still missing: rounding
 may depend on the place in a batch, and so a run that was stopped ends with the same bits as one
-that was not. A block that is cut short, by a shard's end or the run's, is made in full all the same.
+that was not. A block that is cut short, by the end of a shard or the run, is made in full too.
 """
 
 import dataclasses

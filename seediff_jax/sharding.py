@@ -1,4 +1,4 @@
-"""Devices: the mesh of a run, where weights and samples lie on it, and the two programs split over it.
+"""The devices of a run: their mesh, and the two programs split over it.
 
     --mesh=data:-1,model:2     data: samples, which have nothing to do with one another
                                model: weights, for models that do not fit on one device
@@ -37,6 +37,10 @@ class MeshShape(NamedTuple):
 
     data: int = -1
     model: int = 1
+
+
+ALL_DEVICES = MeshShape()
+"""Every device makes samples of its own."""
 
 
 @struct.dataclass
@@ -80,8 +84,8 @@ def parse_mesh(text: str) -> MeshShape:
     return MeshShape(**sizes)
 
 
-def make_mesh(shape: MeshShape = MeshShape(), devices: Sequence[Any] | None = None) -> Mesh:
-    """Lays devices out as data x model; a row, which shares one copy of the weights, is in one host.
+def make_mesh(shape: MeshShape = ALL_DEVICES, devices: Sequence[Any] | None = None) -> Mesh:
+    """Lays devices out as data x model; a row shares one copy of the weights and is in one host.
 
     Args:
         shape: devices along each axis.
@@ -122,11 +126,6 @@ def weight_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     count = mesh.shape[MODEL]
     splits = count > 1 and np.prod(shape) >= _SMALL_WEIGHT and shape[-1] % count == 0
     return NamedSharding(mesh, P(*[None] * (len(shape) - 1), MODEL) if splits else P())
-
-
-def place(value: np.ndarray, sharding: NamedSharding) -> Array:
-    """Puts an array that every host has in whole where `sharding` says."""
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 class PairPrograms:

@@ -104,7 +104,8 @@ class Folder:
     def make(self, folder: str = "") -> None:
         """Makes a folder where there is none."""
         with self._named(folder):
-            self.filesystem.makedirs(f"{self.root}/{folder}" if folder else self.root, exist_ok=True)
+            path = f"{self.root}/{folder}" if folder else self.root
+            self.filesystem.makedirs(path, exist_ok=True)
 
     @contextmanager
     def _replacing(self, name: str) -> Iterator[Path]:
