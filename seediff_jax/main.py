@@ -15,20 +15,30 @@ from pathlib import Path
 
 import jax
 from absl import flags
+from tqdm import tqdm
 
 from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.dataset import Dataset
 from seediff_jax.expansion import AFFINITIES
+from seediff_jax.folder_settings import require_resumable
 from seediff_jax.formats import FORMATS
-from seediff_jax.hosts import join_hosts
-from seediff_jax.make_dataset import make_dataset
+from seediff_jax.hosts import gather, is_first, join_hosts
+from seediff_jax.make_dataset import make_dataset, prepare
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.pair_settings import REFINED_THRESHOLD
+from seediff_jax.planning import describe_plan
+from seediff_jax.regenerate import measure, regenerate
 from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
+from seediff_jax.run_lock import hold_lock
 from seediff_jax.scheduler_configs import CLASS_NAMES
-from seediff_jax.sharding import PARTITIONS, parse_mesh
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.sharding import PARTITIONS, local_rows_of, make_mesh, parse_mesh
+from seediff_jax.storage import Folder, open_folder
+from seediff_jax.verify import repair, verify
 
-SOME_FAILED = 3
-"""Exit status of a complete run of which some samples failed."""
+SOME_FAILED, DIFFERENT = 3, 4
+"""Exit status of a complete run of which some samples failed; of --verify or --regenerate where
+something is not as it was written."""
 
 CACHE = "~/.cache/seediff_jax/xla"
 
@@ -37,7 +47,7 @@ def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
     parts = (_define_content, _define_sampling, _define_masks, _define_output, _define_run)
-    for define in (define_source_flags, *parts):
+    for define in (define_source_flags, *parts, _define_modes):
         define(values)
     return values
 
@@ -107,6 +117,17 @@ def _define_output(values: flags.FlagValues) -> None:
     whole("shard_size", 1000, "Images of a shard file.", lower_bound=1)
 
 
+def _define_modes(values: flags.FlagValues) -> None:
+    whole, number, switch = kinds(values, "integer", "float", "bool")
+    switch("plan", False, "Tell what would be made, how long it takes and what it needs; no more.")
+    number("rate", None, "Images a second on a device, for --plan; by default measured.", 1e-9)
+    switch("dry_run", False, "Do everything but the UNet's calls: images are decoded noise.")
+    switch("verify", False, "Read all of --output again and list what is not as it was written.")
+    switch("repair", False, "The same, and forget what is damaged, so that it is made again.")
+    again = "Make the sample of this index again and compare it with the stored one."
+    whole("regenerate", None, again, lower_bound=0)
+
+
 def _define_run(values: flags.FlagValues) -> None:
     text, whole, enum, switch = kinds(values, "string", "integer", "enum", "bool")
     whole("batch_size", 4, "Images at a time on each device.", lower_bound=1)
@@ -131,7 +152,6 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
-    name = Path(values.model).name.removesuffix(".safetensors")
     records, class_names = make_records(
         values.model,
         values.prompts,
@@ -146,7 +166,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     return RunConfig(
         records=records,
         class_names=class_names,
-        output=values.output or str(Path("outputs") / name),
+        output=_output(values),
         num_images=values.num_images or len(records),
         batch_size=values.batch_size,
         formats=tuple(values.format),
@@ -155,6 +175,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         shard_size=values.shard_size,
         mesh=parse_mesh(values.mesh),
         partition=values.partition,
+        dry_run=values.dry_run,
         log_dir=values.log_dir,
         profile=values.profile,
         model=values.model,
@@ -186,6 +207,11 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     )
 
 
+def _output(values: flags.FlagValues) -> str:
+    name = Path(values.model).name.removesuffix(".safetensors")
+    return values.output or str(Path("outputs") / name)
+
+
 def _use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
     path = Path(folder).expanduser()
@@ -204,11 +230,51 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _work(values: flags.FlagValues) -> int:
+    if values.verify or values.repair:
+        return _verify(open_folder(_output(values)), values.repair)
     join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
         _use_compilation_cache(values.compilation_cache)
+    if values.regenerate is not None:
+        return _regenerate(config, values.regenerate)
+    if values.plan:
+        return _plan(config, values.rate)
     return SOME_FAILED if make_dataset(config) else 0
+
+
+def _verify(folder: Folder, repairs: bool) -> int:
+    with tqdm(unit="sample") as progress:
+        problems = verify(folder, progress.update)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{folder}: all is as it was written")
+        return 0
+    if repairs:
+        with hold_lock(folder):
+            count = repair(folder, problems)
+        print(f"{count} shards were forgotten; give the command of the run to make them again")
+    return DIFFERENT
+
+
+def _regenerate(config: RunConfig, index: int) -> int:
+    differences = regenerate(config, *prepare(config), index)
+    for line in differences or [f"sample {index} is the same to the byte"]:
+        print(line)
+    return DIFFERENT if differences else 0
+
+
+def _plan(config: RunConfig, rate: float | None) -> int:
+    folder = open_folder(config.output)
+    require_resumable(folder, config.settings())
+    layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
+    existing = int(Dataset(folder, layout, [], Path()).scan().sum())
+    rows = gather(len(local_rows_of(make_mesh(config.mesh))))
+    measured = measure(config, *prepare(config)) if rate is None else None
+    if is_first():
+        print(describe_plan(config, rows, existing, rate=rate, measured=measured))
+    return 0
 
 
 def run() -> None:

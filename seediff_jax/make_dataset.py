@@ -1,7 +1,7 @@
 """From a RunConfig to a finished dataset folder, on all devices of all hosts.
 
-    RunConfig -> load_model -> PairPrograms -+
-    Dataset.scan -> blocks of this host -----+-> WorkLoop -> Dataset.seal -> close
+RunConfig -> load_model -> PairPrograms -+
+Dataset.scan -> blocks of this host -----+-> WorkLoop -> Dataset.seal -> close
 """
 
 import contextlib
@@ -48,18 +48,19 @@ def make_dataset(config: RunConfig) -> int:
     with hosts.ending_together():
         if hosts.is_first():
             require_resumable(folder, config.settings())
-        mesh = make_mesh(config.mesh)
-        model = load_run_model(config, lambda shape: weight_sharding(mesh, shape))
-        require_fit(model, config)
-        programs = PairPrograms(model, config.pair_settings, mesh, config.partition)
-        with _opened(folder, config.settings_with(model)):
-            with _scratch(folder) as scratch:
-                return _Run(config, model, folder, programs, scratch).make()
+        model, programs = prepare(config)
+        with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
+            return _Run(config, model, folder, programs, scratch).make()
 
 
-def load_run_model(config: RunConfig, sharding: Any = None) -> Model:
-    """Loads the model of a run."""
-    return load_model(
+def prepare(config: RunConfig) -> tuple[Model, PairPrograms]:
+    """Loads the model of a run onto the devices, and makes the programs.
+
+    Raises:
+        ValueError: the model, the mesh, the prompts and the settings do not go together.
+    """
+    mesh = make_mesh(config.mesh)
+    model = load_model(
         config.model,
         dtype=config.dtype,
         scheduler=config.scheduler,
@@ -68,8 +69,10 @@ def load_run_model(config: RunConfig, sharding: Any = None) -> Model:
         revision=config.revision,
         loras=config.loras,
         capture=config.capture,
-        sharding=sharding,
+        sharding=lambda shape: weight_sharding(mesh, shape),
     )
+    require_fit(model, config)
+    return model, PairPrograms(model, config.pair_settings, mesh, config.partition)
 
 
 def require_fit(model: Model, config: RunConfig) -> None:

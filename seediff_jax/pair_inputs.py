@@ -72,9 +72,7 @@ def pair_inputs(
         negative_token_ids=encode_prompts(model, [negative_prompt]).repeat(len(prompts), axis=0),
         class_token_mask=columns.token_mask,
         indices=np.asarray(indices, np.int32),
-        unnamed_token_ids=(
-            None if columns.texts is None else encode_prompts(model, columns.texts)
-        ),
+        unnamed_token_ids=(None if columns.texts is None else encode_prompts(model, columns.texts)),
         unnamed_token_mask=columns.text_token_mask,
     )
 

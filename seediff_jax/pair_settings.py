@@ -44,7 +44,7 @@ class PairScalars:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairSettings:
-    """Settings of `generate`, which documents them.
+    """Settings of `generate`, which documents them; `dry_run` is `SampleConfig.dry`.
 
     Raises:
         ValueError: a value is out of range.
@@ -64,6 +64,7 @@ class PairSettings:
     refine_iterations: int = 0
     dilations: Sequence[int] = (1,)
     refined_threshold: float = REFINED_THRESHOLD
+    dry_run: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "dilations", tuple(self.dilations))
@@ -113,6 +114,7 @@ class PairSettings:
             use_guidance=self.guidance_scale != 1,
             capture=capture,
             latent_size=latent_size(model, self.height, self.width),
+            dry=self.dry_run,
         )
 
     def _require_thresholds(self) -> None:

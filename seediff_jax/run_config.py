@@ -55,6 +55,7 @@ class RunConfig:
         shard_size: samples of a shard file.
         mesh: how devices share the work, see `make_mesh`.
         partition: see `PairPrograms`.
+        dry_run: make no UNet call, see `SampleConfig`.
         log_dir: see `monitor`; None for no log.
         profile: whether to write a profile there.
         revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
@@ -78,6 +79,7 @@ class RunConfig:
     shard_size: int = 1000
     mesh: MeshShape = ALL_DEVICES
     partition: str = "shard_map"
+    dry_run: bool = False
     log_dir: str | None = None
     profile: bool = False
     model: str = "shapes"
@@ -158,6 +160,7 @@ class RunConfig:
             "soft_masks": self.soft_masks,
             "seed_maps": self.seed_maps,
             "shard_size": self.shard_size,
+            "dry_run": self.dry_run,
             "class_names": list(self.class_names),
         }
 

@@ -53,6 +53,7 @@ class SampleConfig:
         capture: whether attention is recorded; without, the AttentionMaps are empty.
         latent_size: height and width of the latents; None is the side in the UNet's config.
         decode_batch: most images that the VAE decodes at once, which bounds its memory.
+        dry: no UNet call is made; noise is decoded, and random numbers stand in for attention.
 
     Raises:
         ValueError: num_steps or decode_batch below 1.
@@ -63,6 +64,7 @@ class SampleConfig:
     capture: bool = True
     latent_size: tuple[int, int] | None = None
     decode_batch: int = 4
+    dry: bool = False
 
     def __post_init__(self):
         for name in ("num_steps", "decode_batch"):
@@ -149,20 +151,22 @@ def sample(
             watched=encode_text(model, unnamed_token_ids),
             watched_weights=class_token_weights(unnamed_token_mask),
         )
-    latents, attention_maps = denoise(
+    run = functools.partial(
+        denoise,
         model,
-        latents,
-        text,
-        negative_text,
-        columns,
-        guidance_scale,
-        config.num_steps,
+        num_steps=config.num_steps,
         rng_seed=rng_seed,
         indices=indices,
         conditions=conditions,
         negative_conditions=negative_conditions,
         guidance_rescale=guidance_rescale,
     )
+    arguments = (latents, text, negative_text, columns, guidance_scale)
+    if config.dry:
+        _, shapes = jax.eval_shape(run, *arguments)
+        attention_maps = _random_maps(shapes, rng_seed, indices)
+    else:
+        latents, attention_maps = run(*arguments)
     images = decode_in_chunks(model, latents, config.decode_batch)
     stages = zip(STAGES, (text, latents, images), strict=True)
     return Samples(
@@ -257,6 +261,19 @@ def denoise(
     )
     (latents, _, total), _ = jax.lax.scan(call, (latents, state, total), xs)
     return latents, jax.tree.map(lambda leaf: leaf / float(recorded.sum()), total)
+
+
+def _random_maps(shapes: AttentionMaps, rng_seed: Array, indices: Array) -> AttentionMaps:
+    """Numbers in [0, 1) in the place of attention, a key a sample."""
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> Array:
+        def row(index):
+            key = jax.random.fold_in(jax.random.key(rng_seed), index)
+            return jax.random.uniform(key, leaf.shape[1:], leaf.dtype)
+
+        return jax.vmap(row)(indices)
+
+    return jax.tree.map(draw, shapes)
 
 
 def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:

@@ -155,7 +155,7 @@ class PairPrograms:
         config = settings.sample_config(model)
         sampling = functools.partial(_sample, config=config, settings=settings)
         masking = functools.partial(_mask, settings=settings)
-        split = _with_shard_map if partition == "shard_map" else _with_pmap
+        split = _ShardMap if partition == "shard_map" else _Pmap
         self._sample, self._mask = split(sampling, mesh), split(masking, mesh)
 
     def __call__(self, inputs: PairInputs) -> PairRows:
@@ -202,55 +202,53 @@ def _mask(_: None, scalars: PairScalars, samples: Samples, *, settings: PairSett
     )
 
 
-Program = Callable[[Any, PairScalars, Any], Any]
+class _ShardMap:
+    """A program split over the data axis by `jax.shard_map`."""
 
-
-def _with_shard_map(kernel: Program, mesh: Mesh) -> Program:
-    rows = NamedSharding(mesh, P(DATA))
-    program = jax.jit(
-        jax.shard_map(
+    def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
+        self._rows = NamedSharding(mesh, P(DATA))
+        split = jax.shard_map(
             kernel,
             mesh=mesh,
             in_specs=(P(), P(), P(DATA)),
             out_specs=P(DATA),
             axis_names={DATA},
         )
-    )
+        self._program = jax.jit(split)
 
-    def run(model, scalars, batch):
-        def spread(leaf):
-            if isinstance(leaf, jax.Array):
-                return leaf
-            return jax.make_array_from_process_local_data(rows, leaf)
+    def __call__(self, model: Any, scalars: PairScalars, batch: Any) -> Any:
+        return self._program(model, scalars, jax.tree.map(self._spread, batch))
 
-        return program(model, scalars, jax.tree.map(spread, batch))
-
-    return run
+    def _spread(self, leaf: Array | np.ndarray) -> Array:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        return jax.make_array_from_process_local_data(self._rows, leaf)
 
 
-def _with_pmap(kernel: Program, mesh: Mesh) -> Program:
-    devices = list(mesh.devices[:, 0])
-    local = len(local_rows_of(mesh))
-    # The weights are on all devices already: pmap gets every device's own copy, not a broadcast.
-    program = jax.pmap(kernel, axis_name=DATA, in_axes=(0, None, 0), devices=devices)
+class _Pmap:
+    """A program split over the data axis by `jax.pmap`."""
 
-    def own_copies(array: Array) -> Array:
+    def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
+        self._devices = list(mesh.devices[:, 0])
+        self._local = len(local_rows_of(mesh))
+        self._copies: Any = None
+        self._program = jax.pmap(
+            kernel, axis_name=DATA, in_axes=(0, None, 0), devices=self._devices
+        )
+
+    def __call__(self, model: Any, scalars: PairScalars, batch: Any) -> Any:
+        if self._copies is None:
+            # Each device has the weights already: it gets its own, and nothing is sent.
+            self._copies = jax.tree.map(self._own_copies, model)
+        return self._program(self._copies, scalars, jax.tree.map(self._split, batch))
+
+    def _own_copies(self, array: Array) -> Array:
         copies = [shard.data[None] for shard in array.addressable_shards]
-        sharding = NamedSharding(Mesh(np.array(devices), (DATA,)), P(DATA))
-        shape = (len(devices), *array.shape)
+        sharding = NamedSharding(Mesh(np.array(self._devices), (DATA,)), P(DATA))
+        shape = (len(self._devices), *array.shape)
         return jax.make_array_from_single_device_arrays(shape, sharding, copies)
 
-    placed = {}
-
-    def run(model, scalars, batch):
-        if "model" not in placed:
-            placed["model"] = jax.tree.map(own_copies, model)
-
-        def split(leaf):
-            if isinstance(leaf, jax.Array):
-                return leaf
-            return leaf.reshape(local, -1, *leaf.shape[1:])
-
-        return program(placed["model"], scalars, jax.tree.map(split, batch))
-
-    return run
+    def _split(self, leaf: Array | np.ndarray) -> Array | np.ndarray:
+        if isinstance(leaf, jax.Array):
+            return leaf
+        return leaf.reshape(self._local, -1, *leaf.shape[1:])

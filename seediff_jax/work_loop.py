@@ -20,7 +20,6 @@ DEPTH = 3
 """Rounds between their start on the devices and their last write."""
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Stages:
     """What a loop does with its blocks; each function may raise, which ends the loop.
