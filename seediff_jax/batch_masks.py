@@ -83,7 +83,7 @@ def class_scores(
     How sure a mask is of itself; low values tell of masks that are worth a look.
     """
     classes = jnp.arange(1, soft_masks.shape[1] + 1, dtype=jnp.uint8)
-    own = label_maps[:, None] == classes[:, None, None]
+    own = label_maps[:, None] == classes[None, :, None, None]
     total = jnp.sum(jnp.where(own, soft_masks, 0), axis=(2, 3))
     return total / jnp.maximum(jnp.sum(own, axis=(2, 3)), 1)
 

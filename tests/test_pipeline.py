@@ -10,13 +10,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from random_models import quick_jit, random_params, small_config
 
 import seediff_jax
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.class_columns import ClassColumns
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import label_map
 from seediff_jax.masks import MaskConfig, class_soft_mask
 from seediff_jax.model import make_model
 from seediff_jax.models.capture import NO_CAPTURE
-from seediff_jax.batch_masks import make_masks
 from seediff_jax.pipeline import generate, generate_images
 from seediff_jax.refinement import refine
 from seediff_jax.seeds import find_seeds, seed_map

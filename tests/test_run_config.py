@@ -74,7 +74,8 @@ def test_images_cycle_through_the_prompts():
     ],
 )
 def test_thresholds_that_are_not_given_are_the_published_ones(method, options, expected):
-    assert make_config(mask_config=MaskConfig(method=method), **options).thresholds == expected
+    config = make_config(mask_config=MaskConfig(method=method), **options)
+    assert config.pair_settings.thresholds == expected
 
 
 def test_settings_survive_json():

@@ -1,4 +1,4 @@
-"""The loop of a host: all stages at work at the same time, within bounds, and errors that end it."""
+"""The loop of a host: all stages at work at the same time, bounds, and errors that end it."""
 
 import threading
 
