@@ -11,7 +11,8 @@ from seediff_jax.formats import FORMATS
 CLASS_NAMES = ("cat", "dog", "zebra")
 SHARD_SIZE = 3
 FAILED = 4
-NO_CLASS, ONLY_IGNORED = 2, 7
+NO_CLASS, ONLY_IGNORED = 6, 7
+OPTIONS = {"soft": "npz", "seeds": True}
 SIZES = ((24, 16), (16, 24), (9, 35))
 
 
@@ -40,6 +41,7 @@ def make_sample(index):
         "classes": [CLASS_NAMES[k - 1] for k in ids],
         "class_ids": ids.tolist(),
         "seed_counts": rng.integers(0, 99, len(ids)).tolist(),
+        "empty": [CLASS_NAMES[k - 1] for k in ids if not (mask == k).any()],
     }
     return Sample(
         index,

@@ -55,6 +55,12 @@ def test_mask_is_a_palette_picture_of_class_ids_with_the_colours_of_voc():
     assert (colours[SAMPLE.mask == 255] == [192, 224, 224]).all()
 
 
+def test_grey_mask_has_the_ids_as_values_without_a_palette():
+    picture = opened("mask_grey.png")
+    assert picture.mode == "L"
+    np.testing.assert_array_equal(np.asarray(picture), SAMPLE.mask)
+
+
 def test_decoded_mask_has_the_ids_of_the_sample():
     for sample in SAMPLES.values():
         np.testing.assert_array_equal(decode_mask(encoded("mask.png", sample)), sample.mask)
