@@ -28,8 +28,8 @@ from seediff_jax.arrays import Float, UInt8, typechecked
 from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.pictures import PALETTE, overlay
 
-# Run lengths alone, after PNG's filters: on photographs smaller and faster than the default strategy
-# at any level, on label maps as small as its level 6 and four times as fast.
+# Run lengths alone, after PNG's filters: on photographs smaller and faster than the default
+# strategy at any level, on label maps as small as its level 6 and four times as fast.
 _PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _JPEG = {"quality": 95, "subsampling": 0}
 # A mean of values in [0, 1], as refinement takes them, may end a few units of float32 beyond.
