@@ -85,7 +85,8 @@ def class_scores(
     classes = jnp.arange(1, soft_masks.shape[1] + 1, dtype=jnp.uint8)
     own = label_maps[:, None] == classes[None, :, None, None]
     total = jnp.sum(jnp.where(own, soft_masks, 0), axis=(2, 3))
-    return total / jnp.maximum(jnp.sum(own, axis=(2, 3)), 1)
+    count = jnp.sum(own, axis=(2, 3), dtype=jnp.float32)
+    return total / jnp.maximum(count, 1)
 
 
 @jax.jit

@@ -175,12 +175,17 @@ def make_formats(
     Raises:
         ValueError: there is no such format, or a library of one is not installed.
     """
-    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
-        raise ValueError(f"format={','.join(names)} must be of {', '.join(FORMATS)}, each once")
+    require_formats(names)
     formats = [FORMATS[name](class_names, soft, seeds) for name in names]
     for each in formats:
         each.require_available()
     return formats
+
+
+def require_formats(names: Sequence[str]) -> None:
+    """Raises a ValueError unless `names` are formats, each once."""
+    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
+        raise ValueError(f"format={','.join(names)} must be of {', '.join(FORMATS)}, each once")
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

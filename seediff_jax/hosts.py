@@ -20,7 +20,7 @@ def join_hosts(
     """Joins the processes of a run; call it before any other use of JAX.
 
     With no argument, TPU pods, GKE, Slurm and Open MPI are recognised by JAX, and anything else is
-    a run of one process.
+    a run of one process; so is a program that has used JAX before, unless it joined them itself.
 
     Args:
         coordinator: `host:port` of process 0, on a port that is free there.
@@ -48,11 +48,9 @@ def join_hosts(
             # Else every interface of the machine is listened on.
             coordinator_bind_address=coordinator if process_id == 0 else None,
         )
-    except ValueError:
-        if coordinator is not None:
-            raise
-        return  # no cluster: the only process
-    except jax.errors.JaxRuntimeError as error:
+    except (ValueError, RuntimeError) as error:
+        if coordinator is None and not isinstance(error, jax.errors.JaxRuntimeError):
+            return  # no cluster, or too late to look for one
         raise ValueError(
             f"the processes of the run did not come together at {coordinator or 'the coordinator'}"
             f": {str(error).splitlines()[0]}"

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 import seediff_jax
+from seediff_jax.dataset import require_formats
 from seediff_jax.folder_settings import VERSIONS
 from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.masks import MaskConfig
@@ -107,6 +108,7 @@ class RunConfig:
     def __post_init__(self):
         ShardLayout(self.num_images, self.shard_size, self.batch_size)
         _ = self.pair_settings
+        require_formats(self.formats)
         if self.profile and self.log_dir is None:
             raise ValueError("profile needs log_dir, the folder to write it to")
 

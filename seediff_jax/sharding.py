@@ -25,7 +25,7 @@ from seediff_jax.model import Model
 from seediff_jax.pair_inputs import PairInputs
 from seediff_jax.pair_settings import PairScalars, PairSettings
 from seediff_jax.pipeline import mask_samples, sample_inputs
-from seediff_jax.sampling import Samples
+from seediff_jax.sampling import SampleConfig, Samples
 
 DATA, MODEL = "data", "model"
 PARTITIONS = ("shard_map", "pmap")
@@ -153,10 +153,15 @@ class PairPrograms:
         self._partition = partition
         self._model, self._scalars = model, settings.scalars()
         config = settings.sample_config(model)
-        sampling = functools.partial(_sample, config=config, settings=settings)
-        masking = functools.partial(_mask, settings=settings)
-        split = _ShardMap if partition == "shard_map" else _Pmap
-        self._sample, self._mask = split(sampling, mesh), split(masking, mesh)
+        # Only what is static tells programs apart, so that another run finds them compiled.
+        static = PairSettings(
+            size_condition=settings.size_condition,
+            mask_config=settings.mask_config,
+            refine_iterations=settings.refine_iterations,
+            dilations=settings.dilations,
+        )
+        self._sample = _split_program(partition, mesh, _sample, config, static)
+        self._mask = _split_program(partition, mesh, _mask, config, static)
 
     def __call__(self, inputs: PairInputs) -> PairRows:
         """Starts the programs on this host's rows and returns their results, not waiting for them.
@@ -183,14 +188,34 @@ class PairPrograms:
         return jax.tree.map(local, results)
 
 
+@functools.lru_cache(maxsize=8)
+def _split_program(
+    partition: str,
+    mesh: Mesh,
+    kernel: Callable[..., Any],
+    config: SampleConfig,
+    static: PairSettings,
+) -> "_ShardMap | _Pmap":
+    split = _ShardMap if partition == "shard_map" else _Pmap
+    return split(functools.partial(kernel, config=config, static=static), mesh)
+
+
 def _sample(
-    model: Model, scalars: PairScalars, inputs: PairInputs, *, config: Any, settings: PairSettings
+    model: Model,
+    scalars: PairScalars,
+    inputs: PairInputs,
+    *,
+    config: SampleConfig,
+    static: PairSettings,
 ) -> Samples:
-    return sample_inputs(model, scalars, inputs, config, settings.size_condition)
+    return sample_inputs(model, scalars, inputs, config, static.size_condition)
 
 
-def _mask(_: None, scalars: PairScalars, samples: Samples, *, settings: PairSettings) -> PairRows:
-    soft_masks, label_maps, seed_counts = mask_samples(scalars, samples, settings)
+def _mask(
+    _: None, scalars: PairScalars, samples: Samples, *, config: SampleConfig, static: PairSettings
+) -> PairRows:
+    del config
+    soft_masks, label_maps, seed_counts = mask_samples(scalars, samples, static)
     return PairRows(
         images=samples.images,
         label_maps=label_maps,
@@ -231,15 +256,16 @@ class _Pmap:
     def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
         self._devices = list(mesh.devices[:, 0])
         self._local = len(local_rows_of(mesh))
+        self._model: Any = None
         self._copies: Any = None
         self._program = jax.pmap(
             kernel, axis_name=DATA, in_axes=(0, None, 0), devices=self._devices
         )
 
     def __call__(self, model: Any, scalars: PairScalars, batch: Any) -> Any:
-        if self._copies is None:
+        if self._model is not model:
             # Each device has the weights already: it gets its own, and nothing is sent.
-            self._copies = jax.tree.map(self._own_copies, model)
+            self._model, self._copies = model, jax.tree.map(self._own_copies, model)
         return self._program(self._copies, scalars, jax.tree.map(self._split, batch))
 
     def _own_copies(self, array: Array) -> Array:

@@ -155,7 +155,7 @@ def test_a_run_can_grow(inputs, made, tmp_path):
 
 
 # Two files open a folder; then come the strip, and for each block its files and its journal.
-@pytest.mark.parametrize("writes", [3, 5, 7, 12, 20, 25, 30])
+@pytest.mark.parametrize("writes", [3, 5, 7, 12, 20, 25])
 def test_a_run_that_was_stopped_ends_with_the_same_files(
     inputs, made, tmp_path, monkeypatch, writes
 ):
@@ -213,10 +213,10 @@ def test_another_scheduler_is_refused(inputs, made, capsys):
 
 
 def test_running_out_of_device_memory_is_one_line(inputs, tmp_path, monkeypatch, capsys):
-    def sample(*_, **__):
+    def run(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(sharding, "sample_inputs", sample)
+    monkeypatch.setattr(sharding.PairPrograms, "__call__", run)
     assert main(command(inputs, tmp_path / "out")) == 2
     assert "smaller --batch_size" in error_line(capsys)
 
@@ -229,8 +229,8 @@ def test_samples_that_are_not_finite_are_tried_twice_and_told_at_the_end(
     def poisoned(programs, results):
         rows = fetch(programs, results)
         fetched.append(rows)
-        if len(fetched) in (1, 4):  # of indices 0, 2, 4, and 0 again
-            rows.is_finite["latents"] = np.array([True, False])
+        if len(fetched) in (1, 2):  # the eight devices make all blocks at once, then one again
+            rows.is_finite["latents"][1] = False
         return rows
 
     monkeypatch.setattr(sharding.PairPrograms, "fetch", poisoned)
@@ -250,7 +250,7 @@ def test_a_sample_that_failed_once_is_made_by_the_second_try(inputs, made, tmp_p
         rows = fetch(programs, results)
         fetched.append(rows)
         if len(fetched) == 1:
-            rows.is_finite["images"] = np.array([False, True])
+            rows.is_finite["images"][0] = False
         return rows
 
     monkeypatch.setattr(sharding.PairPrograms, "fetch", poisoned)
