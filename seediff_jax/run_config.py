@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import seediff_jax
+from seediff_jax.class_names import require_unnamed
 from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig
 from seediff_jax.model import Model
@@ -26,7 +27,6 @@ from seediff_jax.prompts import (
     PromptRecord,
     make_prompts,
     read_prompts,
-    require_unnamed,
 )
 
 DEFAULT_TEMPLATE = "a photo of a {class}"
