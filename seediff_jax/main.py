@@ -16,12 +16,14 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from seediff_jax.class_lists import CLASS_LISTS
 from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.pipeline import REFINED_THRESHOLD
-from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
+from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
+from seediff_jax.run_config import RunConfig
 from seediff_jax.scheduler_configs import CLASS_NAMES
 
 CACHE = "~/.cache/seediff_jax/xla"
@@ -38,15 +40,26 @@ def define_flags() -> flags.FlagValues:
 
 def _define_content(values: flags.FlagValues) -> None:
     text, names, whole = kinds(values, "string", "list", "integer")
-    lines = 'Prompt file: .txt, or .jsonl with {"prompt": "...", "classes": [...]} in each line.'
-    text("prompts", None, lines)
-    lists = f"Class names with commas between, or one of the lists {', '.join(CLASS_LISTS)}: "
-    names("classes", None, lists + "what to look for in --prompts, or else to make prompts of.")
+    many, switch = kinds(values, "multi_string", "bool")
+    text("prompts", None, "Prompt file: .txt, .jsonl, .csv, or a .json of Dataset Diffusion.")
+    lists = f"Class names with commas between, one of the lists {', '.join(CLASS_LISTS)}, or a "
+    lists += ".txt file with a name a line: what to look for in --prompts, or else to make prompts "
+    names("classes", None, lists + "of.")
     unnamed = "Classes to look for in every image though no prompt names them, commas between."
     names("unnamed_classes", None, unnamed)
-    text("template", None, f'Prompt for a class; by default "{DEFAULT_TEMPLATE}".')
-    images = "Images in all, going round the prompts; by default one a prompt."
+    template = f'Prompt for a class; by default "{DEFAULT_TEMPLATE}". Takes {{subclass}}, too; can '
+    many("template", None, template + "be repeated, or be a .txt file with a template a line.")
+    subclasses = "File with the words for {subclass}: .txt with `dog: puppy, terrier` lines, or "
+    text("subclasses", None, subclasses + ".json; by default the built-in ones of VOC and COCO.")
+    images = "Images in all, going round the prompts; by default one round."
     whole("num_images", None, images, lower_bound=1)
+    each = "Images in succession that show the same prompt; by default 1."
+    whole("images_per_prompt", None, each, lower_bound=1)
+    switch("shuffle", False, "Show the prompts in a random order, the same in each round.")
+    shuffle = "Seed of that order; by default --seed."
+    whole("shuffle_seed", None, shuffle, lower_bound=0, upper_bound=2**32 - 1)
+    balance = "Repeat prompts of the classes that were shown least, so that all are shown equally."
+    switch("balance_classes", False, balance)
     text("output", None, "Folder to write; by default outputs/ and the model's name.")
 
 
@@ -106,22 +119,17 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         FileNotFoundError: there is no such prompt file.
     """
     name = Path(values.model).name.removesuffix(".safetensors")
-    records, class_names = make_records(
-        values.model,
-        values.prompts,
-        values.classes,
-        values.template,
-        values.unnamed_classes or (),
-    )
+    source = _make_source(values)
+    plan, class_names = make_plan(source)
     try:
         dilations = tuple(int(text) for text in values.dilations)
     except ValueError:
         raise ValueError(f"dilations={values.dilations} must be whole numbers") from None
     return RunConfig(
-        records=records,
+        plan=plan,
         class_names=class_names,
         output=Path(values.output or Path("outputs") / name),
-        num_images=values.num_images or len(records),
+        num_images=count_images(plan, source, values.num_images),
         batch_size=values.batch_size,
         model=values.model,
         revision=values.revision,
@@ -149,6 +157,23 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         refine_iterations=values.refine_iterations,
         dilations=dilations,
         refined_threshold=values.refined_threshold,
+    )
+
+
+def _make_source(values: flags.FlagValues) -> PromptSource:
+    if values.shuffle_seed is not None and not values.shuffle:
+        raise ValueError(f"--shuffle_seed={values.shuffle_seed} needs --shuffle")
+    shuffle_seed = values.seed if values.shuffle_seed is None else values.shuffle_seed
+    return PromptSource(
+        model=values.model,
+        prompts=values.prompts,
+        classes=values.classes,
+        unnamed_classes=values.unnamed_classes or (),
+        templates=values.template or (),
+        subclasses=values.subclasses,
+        images_per_prompt=values.images_per_prompt,
+        shuffle_seed=shuffle_seed if values.shuffle else None,
+        balance_classes=values.balance_classes,
     )
 
 

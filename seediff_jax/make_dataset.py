@@ -46,7 +46,7 @@ def make_dataset(config: RunConfig) -> None:
     missing = [i for i in range(config.num_images) if i not in writer.rows]
     done = config.num_images - len(missing)
     print(
-        f"{config.num_images} images of {len(config.records)} prompts with {model.model_id} on "
+        f"{config.num_images} images of {len(config.plan)} prompts with {model.model_id} on "
         f"{jax.devices()[0].device_kind}, {done} of them there already"
     )
     with tqdm(total=config.num_images, initial=done, unit="image") as progress:
@@ -73,10 +73,11 @@ def _require_fit(model: Model, config: RunConfig) -> None:
     steps = make_steps(model.scheduler_config, config.num_steps)
     model.capture.recorded_calls(len(steps.timesteps))
     latent_size(model, config.height, config.width)
-    prompts = [record.prompt for record in config.records]
+    prompts = [record.prompt for record in config.plan.records]
     encode_prompts(model, [*prompts, config.negative_prompt])
-    named = [record.named for record in config.records]
-    class_columns(model, prompts, named, _unnamed_classes(config, config.records))
+    named = [record.named for record in config.plan.records]
+    unnamed = _unnamed_classes(config, config.plan.records)
+    class_columns(model, prompts, named, unnamed, config.plan.synonyms)
 
 
 def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
@@ -87,6 +88,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         [record.prompt for record in records],
         [record.named for record in records],
         unnamed_classes=_unnamed_classes(config, records),
+        synonyms=config.plan.synonyms,
         rng_seed=config.rng_seed,
         first_index=first,
         num_steps=config.num_steps,
@@ -101,7 +103,7 @@ def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
         refine_iterations=config.refine_iterations,
         dilations=config.dilations,
         refined_threshold=config.refined_threshold,
-        num_classes=max(len(record.classes) for record in config.records),
+        num_classes=config.plan.max_classes,
     )
 
 
@@ -109,7 +111,7 @@ def _unnamed_classes(
     config: RunConfig, records: Sequence[PromptRecord]
 ) -> list[tuple[str, ...]] | None:
     """Unnamed classes of some prompts; None if no prompt of the run has any."""
-    if not any(record.unnamed for record in config.records):
+    if not config.plan.has_unnamed:
         return None
     return [record.unnamed for record in records]
 
