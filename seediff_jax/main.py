@@ -15,30 +15,24 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
+from seediff_jax.class_lists import CLASS_LISTS
 from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
-from seediff_jax.dataset import Dataset
 from seediff_jax.expansion import AFFINITIES
-from seediff_jax.folder_settings import require_resumable
 from seediff_jax.formats import FORMATS
-from seediff_jax.hosts import gather, is_first, join_hosts
-from seediff_jax.make_dataset import make_dataset, prepare
+from seediff_jax.hosts import join_hosts
+from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
+from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
 from seediff_jax.pair_settings import REFINED_THRESHOLD
-from seediff_jax.planning import describe_plan
-from seediff_jax.regenerate import measure, regenerate
-from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
-from seediff_jax.run_lock import hold_lock
+from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
+from seediff_jax.run_config import RunConfig
 from seediff_jax.scheduler_configs import CLASS_NAMES
-from seediff_jax.shard_layout import ShardLayout
-from seediff_jax.sharding import PARTITIONS, local_rows_of, make_mesh, parse_mesh
-from seediff_jax.storage import Folder, open_folder
-from seediff_jax.verify import repair, verify
+from seediff_jax.sharding import PARTITIONS, parse_mesh
+from seediff_jax.storage import open_folder
 
-SOME_FAILED, DIFFERENT = 3, 4
-"""Exit status of a complete run of which some samples failed; of --verify or --regenerate where
-something is not as it was written."""
+SOME_FAILED = 3
+"""Exit status of a complete run of which some samples failed."""
 
 CACHE = "~/.cache/seediff_jax/xla"
 
@@ -54,15 +48,26 @@ def define_flags() -> flags.FlagValues:
 
 def _define_content(values: flags.FlagValues) -> None:
     text, names, whole = kinds(values, "string", "list", "integer")
-    lines = 'Prompt file: .txt, or .jsonl with {"prompt": "...", "classes": [...]} in each line.'
-    text("prompts", None, lines)
-    lists = f"Class names with commas between, or one of the lists {', '.join(CLASS_LISTS)}: "
-    names("classes", None, lists + "what to look for in --prompts, or else to make prompts of.")
+    many, switch = kinds(values, "multi_string", "bool")
+    text("prompts", None, "Prompt file: .txt, .jsonl, .csv, or a .json of Dataset Diffusion.")
+    lists = f"Class names with commas between, one of the lists {', '.join(CLASS_LISTS)}, or a "
+    lists += ".txt file with a name a line: what to look for in --prompts, or else to make prompts "
+    names("classes", None, lists + "of.")
     unnamed = "Classes to look for in every image though no prompt names them, commas between."
     names("unnamed_classes", None, unnamed)
-    text("template", None, f'Prompt for a class; by default "{DEFAULT_TEMPLATE}".')
-    images = "Images in all, going round the prompts; by default one a prompt."
+    template = f'Prompt for a class; by default "{DEFAULT_TEMPLATE}". Takes {{subclass}}, too; can '
+    many("template", None, template + "be repeated, or be a .txt file with a template a line.")
+    subclasses = "File with the words for {subclass}: .txt with `dog: puppy, terrier` lines, or "
+    text("subclasses", None, subclasses + ".json; by default the built-in ones of VOC and COCO.")
+    images = "Images in all, going round the prompts; by default one round."
     whole("num_images", None, images, lower_bound=1)
+    each = "Images in succession that show the same prompt; by default 1."
+    whole("images_per_prompt", None, each, lower_bound=1)
+    switch("shuffle", False, "Show the prompts in a random order, the same in each round.")
+    shuffle = "Seed of that order; by default --seed."
+    whole("shuffle_seed", None, shuffle, lower_bound=0, upper_bound=2**32 - 1)
+    balance = "Repeat prompts of the classes that were shown least, so that all are shown equally."
+    switch("balance_classes", False, balance)
 
 
 def _define_sampling(values: flags.FlagValues) -> None:
@@ -152,22 +157,17 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
-    records, class_names = make_records(
-        values.model,
-        values.prompts,
-        values.classes,
-        values.template,
-        values.unnamed_classes or (),
-    )
+    source = _make_source(values)
+    plan, class_names = make_plan(source)
     try:
         dilations = tuple(int(text) for text in values.dilations)
     except ValueError:
         raise ValueError(f"dilations={values.dilations} must be whole numbers") from None
     return RunConfig(
-        records=records,
+        plan=plan,
         class_names=class_names,
         output=_output(values),
-        num_images=values.num_images or len(records),
+        num_images=count_images(plan, source, values.num_images),
         batch_size=values.batch_size,
         formats=tuple(values.format),
         soft_masks=values.soft_masks,
@@ -212,6 +212,23 @@ def _output(values: flags.FlagValues) -> str:
     return values.output or str(Path("outputs") / name)
 
 
+def _make_source(values: flags.FlagValues) -> PromptSource:
+    if values.shuffle_seed is not None and not values.shuffle:
+        raise ValueError(f"--shuffle_seed={values.shuffle_seed} needs --shuffle")
+    shuffle_seed = values.seed if values.shuffle_seed is None else values.shuffle_seed
+    return PromptSource(
+        model=values.model,
+        prompts=values.prompts,
+        classes=values.classes,
+        unnamed_classes=values.unnamed_classes or (),
+        templates=values.template or (),
+        subclasses=values.subclasses,
+        images_per_prompt=values.images_per_prompt,
+        shuffle_seed=shuffle_seed if values.shuffle else None,
+        balance_classes=values.balance_classes,
+    )
+
+
 def _use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
     path = Path(folder).expanduser()
@@ -231,50 +248,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _work(values: flags.FlagValues) -> int:
     if values.verify or values.repair:
-        return _verify(open_folder(_output(values)), values.repair)
+        return verify_folder(open_folder(_output(values)), values.repair)
     join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
         _use_compilation_cache(values.compilation_cache)
     if values.regenerate is not None:
-        return _regenerate(config, values.regenerate)
+        return regenerate_sample(config, values.regenerate)
     if values.plan:
-        return _plan(config, values.rate)
+        return tell_plan(config, values.rate)
     return SOME_FAILED if make_dataset(config) else 0
-
-
-def _verify(folder: Folder, repairs: bool) -> int:
-    with tqdm(unit="sample") as progress:
-        problems = verify(folder, progress.update)
-    for problem in problems:
-        print(problem)
-    if not problems:
-        print(f"{folder}: all is as it was written")
-        return 0
-    if repairs:
-        with hold_lock(folder):
-            count = repair(folder, problems)
-        print(f"{count} shards were forgotten; give the command of the run to make them again")
-    return DIFFERENT
-
-
-def _regenerate(config: RunConfig, index: int) -> int:
-    differences = regenerate(config, *prepare(config), index)
-    for line in differences or [f"sample {index} is the same to the byte"]:
-        print(line)
-    return DIFFERENT if differences else 0
-
-
-def _plan(config: RunConfig, rate: float | None) -> int:
-    folder = open_folder(config.output)
-    require_resumable(folder, config.settings())
-    layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
-    existing = int(Dataset(folder, layout, [], Path()).scan().sum())
-    rows = gather(len(local_rows_of(make_mesh(config.mesh))))
-    measured = measure(config, *prepare(config)) if rate is None else None
-    if is_first():
-        print(describe_plan(config, rows, existing, rate=rate, measured=measured))
-    return 0
 
 
 def run() -> None:

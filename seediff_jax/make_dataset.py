@@ -85,10 +85,11 @@ def require_fit(model: Model, config: RunConfig) -> None:
     model.capture.recorded_calls(len(steps.timesteps))
     require_capture(model)
     config.pair_settings.sample_config(model)
-    prompts = [record.prompt for record in config.records]
+    records = config.plan.records
+    prompts = [record.prompt for record in records]
     encode_prompts(model, [*prompts, config.negative_prompt])
-    named = [record.named for record in config.records]
-    class_columns(model, prompts, named, config.unnamed_classes(config.records))
+    named = [record.named for record in records]
+    class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
 
 
 class _Run:
@@ -119,7 +120,7 @@ class _Run:
             self._say(f"all {count} images are in {self.folder} already; nothing to do")
             return 0
         self._say(
-            f"{count} images of {len(self.config.records)} prompts with {self.model.model_id} on "
+            f"{count} images of {len(self.config.plan)} prompts with {self.model.model_id} on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {done} of them there already"
         )
         if hosts.is_first():

@@ -75,7 +75,6 @@ class PairMaker:
         self._missing = [int(self._is_needed[r.start : r.stop].sum()) for r in shards]
         self._parts = sorted({part for each in dataset.formats for part in each.parts})
         self._row_settings = config.row_settings(model)
-        self._num_classes = max(len(record.classes) for record in config.records)
 
     def stages(self, monitor: Monitor) -> Stages:
         """What a WorkLoop does with the blocks."""
@@ -110,7 +109,8 @@ class PairMaker:
             indices,
             negative_prompt=self._config.negative_prompt,
             unnamed_classes=self._config.unnamed_classes(records),
-            num_classes=self._num_classes,
+            synonyms=self._config.plan.synonyms,
+            num_classes=self._config.plan.max_classes,
         )
         return Round(blocks, inputs, self._programs(inputs))
 

@@ -40,6 +40,11 @@ def no_model(monkeypatch):
         ("dog", "'dog' is no flag"),
         ("--prompts=missing.jsonl", "missing.jsonl"),
         ("--template=a {class}", "give one"),
+        ("--subclasses=kinds.txt", "give one"),
+        ("--classes=missing.txt", "missing.txt: no such file"),
+        ("--images_per_prompt=0", "images_per_prompt"),
+        ("--images_per_prompt=1", "num_images=5 is more than 3 prompts have"),
+        ("--shuffle_seed=1", "--shuffle_seed=1 needs --shuffle"),
         ("--threshold=1.5", "threshold"),
         ("--uncertain=0.7", "uncertain=0.7 must lie in 0..0.5"),
         ("--dilations=1,x", "whole numbers"),
@@ -140,6 +145,28 @@ def test_importing_the_driver_registers_no_flag():
 )
 def test_loras_are_given_with_their_weights(texts, expected):
     assert parse_loras(texts) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "seed"),
+    [
+        ([], None),
+        (["--shuffle"], 7),
+        (["--shuffle", "--shuffle_seed=0"], 0),
+        (["--noshuffle"], None),
+    ],
+)
+def test_prompts_are_shuffled_by_the_seed_unless_they_have_their_own(options, seed):
+    values = define_flags()
+    values(["seediff", "--classes=voc", "--seed=7", *options])
+    assert make_config(values).plan.shuffle_seed == seed
+
+
+def test_templates_are_repeated_and_not_split_at_commas():
+    values = define_flags()
+    values(["seediff", "--classes=dog", "--template=a {class}, lit", "--template=the {class}"])
+    records = make_config(values).plan.records
+    assert [record.prompt for record in records] == ["a dog, lit", "the dog"]
 
 
 def test_the_output_of_a_single_file_is_named_without_its_ending(tmp_path):

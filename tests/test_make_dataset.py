@@ -212,6 +212,21 @@ def test_another_scheduler_is_refused(inputs, made, capsys):
     assert 'scheduler: "pndm" there, "ddim" now' in error_line(capsys)
 
 
+def test_a_word_of_a_sub_class_gets_the_mask_of_its_class(inputs, tmp_path):
+    kinds = tmp_path / "kinds.txt"
+    kinds.write_text("dog: cur, pug\n")
+    options = {"model": inputs / "model", "classes": "dog,cat", "subclasses": kinds}
+    options |= {"template": "{subclass}", "num_steps": 2, "output": tmp_path / "out"}
+    options |= {"images_per_prompt": 2, "num_images": 5, "compilation_cache": ""}
+    line = ["seediff", *(f"--{name}={value}" for name, value in options.items())]
+    assert main(line) == 0
+    shown = [(row["prompt"], *row["class_ids"]) for row in rows(tmp_path / "out")]
+    assert shown == [*[("cur", DOG)] * 2, *[("pug", DOG)] * 2, ("kitten", CAT)]
+    assert all(row["seed_counts"][0] > 0 for row in rows(tmp_path / "out"))
+    kinds.write_text("dog: cur, tyke\n")
+    assert main(line) == 2
+
+
 def test_running_out_of_device_memory_is_one_line(inputs, tmp_path, monkeypatch, capsys):
     def run(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
