@@ -51,6 +51,8 @@ class Monitor:
         self._busy = self._busy_since = 0.0
         self._begin = self._last_line = time.monotonic()
         self._log_dir = None if log_dir is None else Path(log_dir)
+        self._log: Any = None
+        self._curves: Any = None
         self._profiled = min(1, rounds - 1) if profile and rounds else None
         name = f"host {self._host}" if jax.process_count() > 1 else None
         shown = (own, 0) if name else (total, done)
@@ -59,7 +61,6 @@ class Monitor:
         )
 
     def __enter__(self) -> "Monitor":
-        self._log = self._curves = None
         if self._log_dir is not None:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             name = f"host-{self._host:04d}"

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "absl": "absl_py",
     "cv2": "opencv_python_headless",
     "orbax": "orbax_checkpoint",
+    "tensorboardX": "tensorboardx",
 }
 # What the user runs, and what these have in common.
 PROGRAMS = {"commands.py", "convert.py", "main.py"}

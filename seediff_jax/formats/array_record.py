@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 from PIL import Image
 
@@ -23,7 +24,7 @@ class ArrayRecord(Format):
     """
 
     name = "array_record"
-    libraries = ("array_record", "msgpack")
+    libraries = ("array_record",)
 
     def __init__(self, class_names: Sequence[str], soft: str | None = None, seeds: bool = False):
         super().__init__(class_names, soft, seeds)
@@ -33,7 +34,6 @@ class ArrayRecord(Format):
         self, number: int, samples: Iterator[EncodedSample], scratch: Path
     ) -> dict[str, Path]:
         """Writes the ArrayRecord file of a shard."""
-        import msgpack
         from array_record.python.array_record_module import ArrayRecordWriter
 
         path = f"array_record/data-{number:05d}.array_record"
@@ -59,12 +59,7 @@ def parse_record(content: bytes) -> dict[str, Any]:
         "image" uint8 `[H, W, 3]`; "mask" uint8 `[H, W]`, class ids, 0 background, 255 ignore;
         "record", the manifest's row; where they are stored "soft_masks" float32 `[c, H, W]` in
         [0, 1] and "seed_maps" float32 `[c, h, w]`, a map for each of `record["classes"]`.
-
-    Raises:
-        ImportError: msgpack is not installed.
     """
-    import msgpack
-
     parts = msgpack.unpackb(content)
     with Image.open(io.BytesIO(parts["image.jpg"])) as image:
         sample = {"image": np.asarray(image), "mask": decode_mask(parts["mask.png"])}
