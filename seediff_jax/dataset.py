@@ -24,8 +24,10 @@ from seediff_jax.encoding import EncodedSample
 from seediff_jax.formats import FORMATS, Format
 from seediff_jax.journal import DamagedEntry, Journal
 from seediff_jax.shard_layout import ShardLayout
-from seediff_jax.storage import Folder
+from seediff_jax.storage import TEMPORARY, Folder
 
+SCRATCH = "scratch-"
+"""Begins the name of a host's folder in `shards` for files in the making."""
 FAILED = "failed"
 """Key of a record that says why there is no sample of its index."""
 
@@ -52,21 +54,20 @@ class Dataset:
         Raises:
             ValueError: there are samples beyond the run's.
         """
-        exists = np.zeros(self.layout.num_images, bool)
+        size, count = self.layout.shard_size, self.layout.num_images
+        found = [np.zeros(0, int)]
         for shard, is_sealed in self._shards().items():
-            indices = self.layout.indices(shard)
-            if is_sealed:
-                last = (shard + 1) * self.layout.shard_size - 1
-                found = np.arange(indices.start, last + 1)
-            else:
-                found = np.array(sorted(self._journal(shard).indices()), int)
-            if len(found) and found[-1] >= self.layout.num_images:
-                raise ValueError(
-                    f"{self.folder} has samples up to {found[-1]}, beyond "
-                    f"num_images={self.layout.num_images}; ask for at least as many, or choose "
-                    "another folder"
-                )
-            exists[found] = True
+            every = range(shard * size, (shard + 1) * size)
+            indices = every if is_sealed else list(self._journal(shard).indices())
+            found.append(np.array(indices, int))
+        there = np.concatenate(found)
+        if there.size and there.max() >= count:
+            raise ValueError(
+                f"{self.folder} has samples up to {there.max()}, beyond num_images={count}; ask "
+                "for at least as many, or choose another folder"
+            )
+        exists = np.zeros(count, bool)
+        exists[there] = True
         return exists
 
     def unsealed(self, exists: np.ndarray) -> list[int]:
@@ -159,6 +160,20 @@ class Dataset:
             for sample in journal.samples():
                 file.write(json_line(sample.record))
         return path
+
+
+def tidy(folder: Folder) -> None:
+    """Removes what killed runs left in `shards`; no run may be at work there.
+
+    That is scratch folders, files that were being written, and journals of sealed shards, which
+    are removed after the seal is there.
+    """
+    names = folder.names("shards")
+    for name in names:
+        number, _, kind = name.partition(".")
+        is_replaced = kind in ("journal", "open.json") and f"{number}.json" in names
+        if is_replaced or name.endswith(TEMPORARY) or name.startswith(SCRATCH):
+            folder.remove(f"shards/{name}")
 
 
 def make_formats(

@@ -4,10 +4,12 @@
                                       pack samples into shard files need of them
 
 A file is written when its samples are done and never changed, so a run that is killed loses what
-was in flight and nothing else. The names alone tell what is there.
+was in flight and nothing else. The names alone tell what is there. A file begins with the CRC-32 of
+the rest: what is read from it goes into shards whose hashes are taken afterwards.
 """
 
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 
 import msgpack
@@ -16,6 +18,7 @@ from seediff_jax.encoding import EncodedSample
 from seediff_jax.storage import Folder
 
 _CHUNK = 16
+_CHECKSUM_BYTES = 4
 
 
 class DamagedEntry(ValueError):
@@ -59,7 +62,7 @@ class Journal:
             runs[-1].append(sample)
         for run in runs:
             content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in run])
-            self._folder.write(self._name(run[0].index, len(run)), content)
+            self._folder.write(self._name(run[0].index, len(run)), _checksum(content) + content)
 
     def samples(self) -> Iterator[EncodedSample]:
         """Reads the samples in order, each once, a file at a time.
@@ -80,7 +83,7 @@ class Journal:
         """Writes what is there in files that do not depend on how it came to be."""
         kept, chunk = set(), []
         for sample in self.samples():
-            if chunk and sample.index // _CHUNK != chunk[0].index // _CHUNK:
+            if chunk and not _belongs(sample, chunk):
                 kept.add(self._write_chunk(chunk))
                 chunk = []
             chunk.append(sample)
@@ -106,10 +109,24 @@ class Journal:
     def _read(self, first: int, count: int) -> list[EncodedSample]:
         name = self._name(first, count)
         try:
-            rows = msgpack.unpackb(self._folder.read(name), strict_map_key=False)
+            stored = self._folder.read(name)
+            content = stored[_CHECKSUM_BYTES:]
+            if stored[:_CHECKSUM_BYTES] != _checksum(content):
+                raise ValueError("its checksum is another one")
+            rows = msgpack.unpackb(content, strict_map_key=False)
             samples = [EncodedSample(index, record, files) for index, record, files in rows]
             if [s.index for s in samples] != list(range(first, first + count)):
                 raise ValueError("other samples than its name says")
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise DamagedEntry(self._folder, name, error) from error
         return samples
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def _belongs(sample: EncodedSample, chunk: Sequence[EncodedSample]) -> bool:
+    """Whether a sample goes into the file of the chunk: it is the next one, in the same part."""
+    is_next = sample.index == chunk[-1].index + 1
+    return is_next and sample.index // _CHUNK == chunk[0].index // _CHUNK

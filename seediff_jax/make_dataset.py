@@ -17,7 +17,7 @@ import numpy as np
 from seediff_jax import hosts
 from seediff_jax.class_columns import class_columns
 from seediff_jax.closing import SHEET, close, is_closed, reopen
-from seediff_jax.dataset import Dataset, make_formats
+from seediff_jax.dataset import SCRATCH, Dataset, make_formats, tidy
 from seediff_jax.folder_settings import SETTINGS, require_resumable, write_settings
 from seediff_jax.model import Model, load_model
 from seediff_jax.monitor import Monitor
@@ -218,6 +218,7 @@ def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
                 print(f"note: {notice}; new images may differ by rounding", flush=True)
             write_settings(folder, settings)
             folder.make("shards")
+            tidy(folder)
         hosts.wait_for_all("folder opened")
         if not folder.exists(SETTINGS):
             raise ValueError(f"{folder} must be on storage that all hosts share; this one is not")
@@ -231,8 +232,7 @@ def _scratch(folder: Folder) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as path:
             yield Path(path)
         return
-    path = folder.local / "shards" / f"scratch-{jax.process_index()}"
-    shutil.rmtree(path, ignore_errors=True)
+    path = folder.local / "shards" / f"{SCRATCH}{jax.process_index()}"
     path.mkdir()
     try:
         yield path
