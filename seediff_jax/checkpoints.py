@@ -11,7 +11,6 @@ mis-shaped is reported at once.
 """
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -25,18 +24,26 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from seediff_jax.leaves import Leaves, WeightsDigest, in_order, read_ahead
-from seediff_jax.model_config import ModelConfig, init_params, write_model_config
+from seediff_jax.model_config import ModelConfig, write_model_config
 from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
+from seediff_jax.models.param_shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
 
 Params = dict[str, Any]
 _ORBAX = "params"
 
 
-@functools.lru_cache(8)  # tracing the networks takes seconds
 def expected_shapes(config: ModelConfig) -> Params:
-    """The shapes of all weights, as params; callers share them."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    """The shapes of all weights, as params of float32 `jax.ShapeDtypeStruct`."""
+    shapes = {
+        "text_encoder": text_encoder_shapes(config.text_encoder),
+        "unet": unet_shapes(config.unet),
+        "vae": vae_shapes(config.vae),
+    }
+    if config.is_xl:
+        shapes["text_encoder_2"] = text_encoder_shapes(config.text_encoder_2)
+    leaves = flatten_dict(shapes).items()
+    return unflatten_dict({p: jax.ShapeDtypeStruct(shape, np.float32) for p, shape in leaves})
 
 
 def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
