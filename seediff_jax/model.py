@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints import write_folder, write_orbax
-from seediff_jax.leaves import Leaves, WeightsDigest, in_order
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order, make_leaf
 from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
@@ -54,7 +54,7 @@ class Model:
         tokenizer: the checkpoint's tokenizer.
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
-        weights_hash: SHA-256 of the stored weights, see `leaves.WeightsDigest`.
+        weights_hash: BLAKE3 of the stored weights, see `leaves.WeightsDigest`.
         text_config_2: config of the second text encoder of Stable Diffusion XL.
         tokenizer_2: its tokenizer.
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
@@ -141,7 +141,7 @@ def load_model(
         tokenizer=tokenizer,
         capture=capture,
     )
-    leaves = read_source_leaves(source, config, loras)
+    leaves = read_source_leaves(source, config, dtype, loras)
     return _put_together(config, leaves, dtype, sharding, str(name_or_path))
 
 
@@ -156,8 +156,11 @@ def make_model(
         dtype: of the weights and the computation.
         model_id: its name, written beside what it generates.
     """
-    leaves = in_order(flatten_dict(params))
+    arrays = in_order(flatten_dict(params))
     del params  # so that a leaf is freed once it is cast, where no one else holds it
+    leaves = (
+        (path, make_leaf(path, array, config.dtype_of(path[0], dtype))) for path, array in arrays
+    )
     return _put_together(config, leaves, dtype, None, model_id)
 
 
@@ -322,14 +325,13 @@ def _put_together(
     digest, placed = WeightsDigest(), {}
     for path, leaf in leaves:
         digest.add(path, leaf)
-        cast = _cast(leaf, config.dtype_of(path[0], dtype))
-        if cast.dtype == jnp.float16 and not np.isfinite(cast).all():
+        if leaf.overflows:
             raise ValueError(
                 f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "
                 "bfloat16 or float32"
             )
         # Waits, lest weights pile up here while they are on their way.
-        placed[path] = _place(cast, sharding).block_until_ready()
+        placed[path] = _place(leaf.array, sharding).block_until_ready()
     return Model(
         params=unflatten_dict(placed),
         text_config=config.text_encoder,
@@ -345,11 +347,6 @@ def _put_together(
         tokenizer_2=config.tokenizer_2,
         force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
     )
-
-
-def _cast(leaf: Any, dtype: DTypeLike) -> Any:
-    with np.errstate(over="ignore"):  # infinity is reported with the weight's name
-        return leaf.astype(dtype if leaf.ndim > 1 else jnp.float32, copy=False)
 
 
 def _place(leaf: np.ndarray, sharding: Placement | None) -> Array:

@@ -6,11 +6,12 @@
 Tensors that belong to no component (noise schedules, EMA copies of the UNet) are left alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -53,16 +54,17 @@ class ComponentReader:
         """Whether the tensor holds floating-point numbers that can be read."""
         return self._reader.is_number(self._origins[name].name)
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor of this name in float32."""
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[np.ndarray]:
+        """Yields the tensor of this name as it is stored: a view of the file, read-only."""
         origin = self._origins[name]
-        tensor = self._reader.read(origin.name)
-        if origin.third is not None:
-            rows = len(tensor) // 3
-            tensor = tensor[origin.third * rows : (origin.third + 1) * rows]
-        if origin.transposed:
-            tensor = tensor.T
-        return tensor.reshape(self.shapes[name])
+        with self._reader.borrow(origin.name) as tensor:
+            if origin.third is not None:
+                rows = len(tensor) // 3
+                tensor = tensor[origin.third * rows : (origin.third + 1) * rows]
+            if origin.transposed:
+                tensor = tensor.T
+            yield tensor.reshape(self.shapes[name])
 
 
 def read_family(path: Path, prediction_type: str | None = None) -> tuple[Family, dict[str, Json]]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
 from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
-from seediff_jax.leaves import Leaves
-from seediff_jax.lora import find_lora, open_merge
+from seediff_jax.leaves import Leaves, Merges
+from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import (
     ModelConfig,
     check_model_config,
@@ -110,6 +111,7 @@ def read_source_config(
 def read_source_leaves(
     source: Path,
     config: ModelConfig,
+    dtype: DTypeLike,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Leaves:
     """Reads the weights of a model one by one, each with the LoRAs merged.
@@ -117,6 +119,7 @@ def read_source_leaves(
     Args:
         source: of `find_source`.
         config: of `read_source_config`.
+        dtype: of the model.
         loras: files, and what their changes are multiplied by.
 
     Yields:
@@ -125,20 +128,21 @@ def read_source_leaves(
     Raises:
         ValueError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
     """
-    with _open_merge(config, loras) as merged:
-        for path, leaf in _read_leaves(source, config):
-            yield path, merged(path, leaf)
+    with _open_merges(config, loras) as merges:
+        yield from _read_leaves(source, config, dtype, merges)
 
 
-def _read_leaves(source: Path, config: ModelConfig) -> Leaves:
+def _read_leaves(source: Path, config: ModelConfig, dtype: DTypeLike, merges: Merges) -> Leaves:
     if not source.is_file():
-        yield from read_leaves(source, config)
+        yield from read_leaves(source, config, dtype, merges)
         return
     with open_weights([source]) as reader:
         yield from read_component_leaves(
             lambda component, names: component_reader(reader, component, names, config),
             config,
             lambda component: f"{source}: {component}",
+            dtype,
+            merges,
         )
 
 
@@ -146,14 +150,14 @@ def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelCon
     return dataclasses.replace(config, capture=choose_capture(capture, config.unet))
 
 
-def _open_merge(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
-    """`open_merge`, which looks into the LoRAs before a weight of the model is read."""
+def _open_merges(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
+    """`open_merges`, which looks into the LoRAs before a weight of the model is read."""
     found = [find_lora(path, strength) for path, strength in loras]
     shapes = {}
     if found:
         expected = flatten_dict(expected_shapes(config))
         shapes = {path: leaf.shape for path, leaf in expected.items()}
-    return open_merge(found, shapes, config.unet)
+    return open_merges(found, shapes, config.unet)
 
 
 def _find_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
