@@ -1,11 +1,12 @@
 """The loop of a run on one host: devices, encoding and disk at work at the same time.
 
-    main thread        start a round on the devices, at most `depth` rounds ahead of the disk
-    one thread         wait for a round, copy it to the host
-    a thread a core    encode a block, write it
-    one thread         seal shards that are complete
+main thread        start a round on the devices, at most `depth` rounds ahead of their results
+one thread         wait for a round, copy it to the host, queue its blocks
+`workers` threads  encode a block, write it
+one thread         seal shards that are complete
 
-The devices wait only where encoding or the disk is slower than they are. No thread of this module
+A device has its next round before it is done with the last, and waits only where encoding or the
+disk is slower: then the queue is full, and no round leaves the devices. No thread of this module
 knows what a model is.
 """
 
@@ -13,11 +14,14 @@ import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-DEPTH = 3
-"""Rounds between their start on the devices and their last write."""
+DEPTH = 2
+"""Rounds on the devices: one that is made, and one that is ready to follow."""
+
+_DISK_WAITERS = 2
+"""Threads, beside one a core, that encode while others wait for the disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +51,13 @@ class WorkLoop:
     Args:
         stages: what to do.
         workers: threads that encode and write.
-        depth: rounds in flight.
+        depth: rounds that were started and not fetched.
     """
 
     def __init__(self, stages: Stages, workers: int | None = None, depth: int = DEPTH):
         self._stages = stages
-        self._workers, self._depth = workers or os.cpu_count() or 1, depth
+        self._workers = workers or (os.cpu_count() or 1) + _DISK_WAITERS
+        self._depth = depth
 
     def run(
         self, rounds: Iterable[Sequence[int]], should_stop: Callable[[int], bool]
@@ -71,7 +76,8 @@ class WorkLoop:
         """
         failed: list[Any] = []
         errors: list[BaseException] = []
-        lock, slots = threading.Lock(), threading.Semaphore(self._depth)
+        lock, on_devices = threading.Lock(), threading.Semaphore(self._depth)
+        queued = threading.Semaphore(2 * self._workers)
         stopped = False
 
         def attempt(task: Callable[..., Any], *arguments: Any) -> Any:
@@ -95,22 +101,13 @@ class WorkLoop:
 
         def fetch(blocks: Sequence[int], handle: Any) -> None:
             contents = attempt(self._stages.fetch, handle)
+            on_devices.release()
             if contents is None:
-                slots.release()
                 return
-            left = len(blocks)
-
-            def release_after_the_last(_: Future) -> None:
-                nonlocal left
-                with lock:
-                    left -= 1
-                    is_last = left == 0
-                if is_last:
-                    slots.release()
-
             for first, content in zip(blocks, contents, strict=True):
-                future = writers.submit(attempt, write, first, content)
-                future.add_done_callback(release_after_the_last)
+                queued.acquire()
+                writing = writers.submit(attempt, write, first, content)
+                writing.add_done_callback(lambda _: queued.release())
 
         with (
             ThreadPoolExecutor(1, "seal") as sealer,
@@ -121,7 +118,7 @@ class WorkLoop:
                 for number, blocks in enumerate(rounds):
                     if stopped := should_stop(number):
                         break
-                    slots.acquire()
+                    on_devices.acquire()
                     if errors:
                         break
                     fetcher.submit(fetch, blocks, self._stages.start(blocks))

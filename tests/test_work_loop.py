@@ -1,6 +1,7 @@
 """The loop of a host: all stages at work at the same time, bounds, and errors that end it."""
 
 import threading
+import time
 
 import pytest
 
@@ -58,28 +59,49 @@ def test_the_devices_start_the_next_rounds_while_the_first_is_written():
         assert third_started.wait(WAIT)
         return 1, []
 
-    WorkLoop(Recorder(start=start, write=write).stages, depth=3).run([[0], [1], [2], [3]], never)
+    loop = WorkLoop(Recorder(start=start, write=write).stages, workers=1, depth=1)
+    loop.run([[0], [1], [2], [3]], never)
     assert started == [[0], [1], [2], [3]]
 
 
-def test_no_more_rounds_are_in_flight_than_allowed():
-    lock, in_flight, most = threading.Lock(), 0, 0
+def test_a_device_has_its_next_round_before_it_is_done_with_the_last():
+    second_started = threading.Event()
 
     def start(blocks):
-        nonlocal in_flight, most
-        with lock:
-            in_flight += 1
-            most = max(most, in_flight)
+        if blocks == [1]:
+            second_started.set()
         return blocks
 
-    def watch(written, failed):
-        nonlocal in_flight
-        with lock:
-            in_flight -= 1
+    def fetch(blocks):
+        assert second_started.wait(WAIT)
+        return blocks
 
-    rounds = [[i] for i in range(40)]
-    WorkLoop(Recorder(start=start, watch=watch).stages, depth=2).run(rounds, never)
-    assert most == 2 and in_flight == 0
+    WorkLoop(Recorder(start=start, fetch=fetch).stages).run([[0], [1], [2]], never)
+
+
+@pytest.mark.parametrize(("depth", "workers"), [(1, 1), (2, 1), (2, 3)])
+def test_a_slow_disk_lets_no_more_rounds_be_started_than_have_a_place(depth, workers):
+    started, counts = [], []
+
+    def start(blocks):
+        started.extend(blocks)
+        counts.append(len(started) - len(recorder.seen))
+        return blocks
+
+    def write(first, content):
+        time.sleep(0.01)  # the devices take no time at all
+        return 1, []
+
+    recorder = Recorder(start=start, write=write)
+    WorkLoop(recorder.stages, workers, depth).run([[i] for i in range(40)], never)
+    # On the devices; written, or waiting for it; and the one that was fetched and has no place yet.
+    assert len(recorder.seen) == 40 and max(counts) <= depth + 2 * workers + 1
+
+
+def test_rounds_without_a_block_take_no_place_for_ever():
+    recorder = Recorder()
+    WorkLoop(recorder.stages).run([[], [], [], [], [], [0, 1], [], []], never)
+    assert sorted(recorder.written) == [0, 1]
 
 
 def test_blocks_are_encoded_by_several_threads_at_once():
@@ -120,6 +142,6 @@ def test_what_was_written_before_an_error_stays_written():
 
     recorder.stages = Recorder(start=start, write=recorder.write).stages
     with pytest.raises(ValueError, match="the device is gone"):
-        WorkLoop(recorder.stages).run([[i] for i in range(100)], never)
-    # Those in flight may be given up, no others.
-    assert set(range(45)) <= set(recorder.written) <= set(range(50))
+        WorkLoop(recorder.stages, workers=2).run([[i] for i in range(100)], never)
+    # Those in flight may be given up, no others: 2 on the devices, 4 queued, 1 between.
+    assert set(range(43)) <= set(recorder.written) <= set(range(50))
