@@ -83,14 +83,18 @@ class Dataset:
         Raises:
             OSError: a file cannot be written; what was written before stays valid.
         """
+        files: dict[str, bytes] = {}
         entries = []
         for sample in samples:
             record = dict(sample.record)
             if FAILED not in record:
-                record = self._write_files(sample) | record
+                own, facts = self._own_files(sample)
+                files |= own
+                record = facts | record
             kept = {k: v for k, v in sample.files.items() if k in self._staged_parts}
             entries.append(EncodedSample(sample.index, record, kept))
-        self._journal(self.layout.shard_of(samples[0].index)).add(entries)
+        journal = self._journal(self.layout.shard_of(samples[0].index))
+        self.folder.write_all(files, journal.contents(entries))
 
     def seal(self, shard: int) -> None:
         """Makes the files of a shard, of which all samples exist.
@@ -144,15 +148,16 @@ class Dataset:
     def _journal(self, shard: int) -> Journal:
         return Journal(self.folder, shard)
 
-    def _write_files(self, sample: EncodedSample) -> dict[str, Any]:
-        """Writes a sample's own files; returns where they are and the hashes of all its parts."""
+    def _own_files(self, sample: EncodedSample) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """A sample's own files; and where they are, with the hashes of all its parts."""
+        files: dict[str, bytes] = {}
         places: dict[str, Any] = {}
         for each in self.formats:
             for name, part in each.sample_files(sample.index).items():
-                self.folder.write(name, sample.files[part])
+                files[name] = sample.files[part]
                 places.setdefault(part.split(".")[0], name)
         hashes = {part: hashlib.sha256(sample.files[part]).hexdigest() for part in sample.files}
-        return {"index": sample.index, **places, "sha256": hashes}
+        return files, {"index": sample.index, **places, "sha256": hashes}
 
     def _write_lines(self, shard: int, journal: Journal) -> Path:
         path = self.scratch / f"{shard:05d}.jsonl"

@@ -53,16 +53,18 @@ class Journal:
         """Samples that are there."""
         return {first + k for first, count in self.entries() for k in range(count)}
 
-    def add(self, samples: Sequence[EncodedSample]) -> None:
-        """Writes finished samples, a file for each run of successive ones."""
+    def contents(self, samples: Sequence[EncodedSample]) -> dict[str, bytes]:
+        """Content by name of the files that hold samples, one for each run of successive ones."""
         runs: list[list[EncodedSample]] = []
         for sample in samples:
             if not runs or sample.index != runs[-1][-1].index + 1:
                 runs.append([])
             runs[-1].append(sample)
-        for run in runs:
-            content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in run])
-            self._folder.write(self._name(run[0].index, len(run)), _checksum(content) + content)
+        return {self._name(run[0].index, len(run)): _packed(run) for run in runs}
+
+    def add(self, samples: Sequence[EncodedSample]) -> None:
+        """Writes finished samples."""
+        self._folder.write_all({}, self.contents(samples))
 
     def samples(self) -> Iterator[EncodedSample]:
         """Reads the samples in order, each once, a file at a time.
@@ -120,6 +122,11 @@ class Journal:
         except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
             raise DamagedEntry(self._folder, name, error) from error
         return samples
+
+
+def _packed(samples: Sequence[EncodedSample]) -> bytes:
+    content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in samples])
+    return _checksum(content) + content
 
 
 def _checksum(content: bytes) -> bytes:

@@ -5,9 +5,12 @@ fsspec, where the bucket's client is installed) an object appears when its uploa
 """
 
 import dataclasses
+import errno
+import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import fsspec
 TEMPORARY = ".part"
 """Ends the names of files that are being written on a disk; a stopped run may leave some."""
 
+# Threads that wait for a disk or a bucket, which take little longer over many files than over one.
+_WAITING = ThreadPoolExecutor(16, "storage")
 _CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 
 
@@ -50,14 +55,29 @@ class Folder:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file, or replaces the old one."""
-        with self._named(name):
-            if self.local is None:
-                self.filesystem.pipe_file(f"{self.root}/{name}", content)
-                return
-            with self._replacing(name) as part, open(part, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        self.write_all({}, {name: content})
+
+    def write_all(self, files: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+        """Writes files, or replaces the old ones; those of `after` appear when the others are safe.
+
+        A file of `after` that is there, even when the power has failed, vouches for `files`.
+
+        Args:
+            files: content by name.
+            after: the same; not empty.
+        """
+        if self.local is None:
+            for group in (files, after):
+                self._at_once({n: functools.partial(self._upload, n, c) for n, c in group.items()})
+            return
+        with self._parts(files) as parts:
+            self._at_once(_writes(parts, files))
+            self._replace(parts)
+        folders = {name.rpartition("/")[0] for name in files}
+        syncs = {folder: functools.partial(_sync, f"{self.root}/{folder}") for folder in folders}
+        with self._parts(after) as parts:
+            self._at_once(_writes(parts, after) | syncs)
+            self._replace(parts)
 
     def put(self, name: str, source: Path) -> None:
         """Moves a finished file of this machine here, or replaces the old one."""
@@ -66,10 +86,10 @@ class Folder:
                 self.filesystem.put_file(str(source), f"{self.root}/{name}")
                 source.unlink()
                 return
-            with self._replacing(name) as part:
-                shutil.move(source, part)
-                with open(part, "rb") as file:
-                    os.fsync(file.fileno())
+            with self._parts([name]) as parts:
+                shutil.move(source, parts[name])
+                _sync(parts[name])
+                self._replace(parts)
 
     def read(self, name: str) -> bytes:
         """Content of a file."""
@@ -107,18 +127,38 @@ class Folder:
             path = f"{self.root}/{folder}" if folder else self.root
             self.filesystem.makedirs(path, exist_ok=True)
 
+    def _upload(self, name: str, content: bytes) -> None:
+        self.filesystem.pipe_file(f"{self.root}/{name}", content)
+
+    def _at_once(self, tasks: Mapping[str, Callable[[], None]]) -> None:
+        """Does something for each of some files and waits for all; an error names its file."""
+
+        def attempt(name: str, task: Callable[[], None]) -> None:
+            with self._named(name):
+                task()
+
+        futures = [_WAITING.submit(attempt, name, task) for name, task in tasks.items()]
+        wait(futures)
+        for future in futures:
+            future.result()
+
     @contextmanager
-    def _replacing(self, name: str) -> Iterator[Path]:
-        """A path beside that of a file, whose content takes its place if all goes well."""
-        place = Path(self.root) / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        part = place.with_name(place.name + TEMPORARY)
+    def _parts(self, names: Iterable[str]) -> Iterator[dict[str, Path]]:
+        """Paths beside those of files, for what is to take their places; none is left behind."""
+        parts = {name: Path(self.root, name + TEMPORARY) for name in names}
+        for folder in {part.parent for part in parts.values()}:
+            folder.mkdir(parents=True, exist_ok=True)
         try:
-            yield part
-            os.replace(part, place)
+            yield parts
         except BaseException:
-            part.unlink(missing_ok=True)
+            for part in parts.values():
+                part.unlink(missing_ok=True)
             raise
+
+    def _replace(self, parts: Mapping[str, Path]) -> None:
+        for name, part in parts.items():
+            with self._named(name):
+                os.replace(part, f"{self.root}/{name}")
 
     @contextmanager
     def _named(self, name: str) -> Iterator[None]:
@@ -134,6 +174,30 @@ class Folder:
         # What a client of a bucket raises is its own affair.
         except Exception as error:
             raise OSError(f"{self.path(name)}: {type(error).__name__}: {error}") from error
+
+
+def _writes(parts: Mapping[str, Path], files: Mapping[str, bytes]) -> dict[str, Callable[[], None]]:
+    return {name: functools.partial(_write, part, files[name]) for name, part in parts.items()}
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    """Waits until what was written to a file, or which files are in a folder, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network filesystems know no such wish for a folder.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def open_folder(url: str | os.PathLike[str]) -> Folder:

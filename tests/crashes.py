@@ -4,6 +4,7 @@ The calls of a run are numbered in their order, so that a test can go through al
 """
 
 import os
+import stat
 from contextlib import contextmanager
 
 import pytest
@@ -30,7 +31,7 @@ def killed_at(number):
         def count(*arguments, **options):
             if len(made) >= number:
                 if name == "fsync" and len(made) == number:
-                    os.truncate(arguments[0], os.fstat(arguments[0]).st_size // 2)
+                    _tear(arguments[0])
                 made.append("killed")
                 raise Killed
             made.append(name)
@@ -47,6 +48,13 @@ def killed_at(number):
             yield made
         except Killed:
             pass
+
+
+def _tear(descriptor):
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode):
+        # By its path, for it may be open for reading alone.
+        os.truncate(os.readlink(f"/proc/self/fd/{descriptor}"), status.st_size // 2)
 
 
 def tree(folder):

@@ -154,7 +154,7 @@ def test_an_error_of_a_file_that_cannot_be_written_leaves_what_was_written(place
     dataset = place.dataset(folder, Run().layout)
     dataset.write([encoded(0), encoded(1)])
     with monkeypatch.context() as patch:
-        patch.setattr(type(folder), "write", _full)
+        patch.setattr(type(folder), "write_all", _full)
         with pytest.raises(OSError, match="No space left"):
             dataset.write([encoded(2)])
     assert dataset.scan().tolist() == [True, True, *[False] * 6]
