@@ -161,16 +161,16 @@ def run_driver(
 
     with (
         mock.patch.object(make_dataset, "PairPrograms", programs),
-        mock.patch.object(make_dataset, "load_run_model", _load_model),
+        mock.patch.object(make_dataset, "load_model", _load_model),
     ):
         make_dataset.make_dataset(config)
     lines = Path(config.log_dir, "host-0000.jsonl").read_text().splitlines()
     return devices[0], json.loads(lines[-1])
 
 
-def _load_model(config: RunConfig, *_: Any) -> Model:
+def _load_model(name: str, **options: Any) -> Model:
     """The embedded model with prompts as long as those of Stable Diffusion."""
-    model = load_model(config.model)
+    model = load_model(name, **options)
     tokenizer = dataclasses.replace(model.tokenizer, max_length=CLIP_LENGTH)
     return model.replace(tokenizer=tokenizer)
 
