@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,8 @@ from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 30
 """A host that was not heard of for so long ends the others."""
+ALIGN_ROUNDS = 8
+"""Rounds between two moments at which hosts wait for one another, the first after they compiled."""
 
 
 def join_hosts(
@@ -93,10 +96,12 @@ class Stopper:
     def __call__(self, number: int) -> bool:
         """Whether to stop before this round; every host asks before each of its rounds."""
         self._rounds += 1
-        if jax.process_count() > 1:
-            # JAX's own handler of SIGTERM tells all hosts of a round that none has begun.
-            return multihost_utils.reached_preemption_sync_point(self._rounds)
-        return self._asked
+        if jax.process_count() == 1:
+            return self._asked
+        if self._rounds % ALIGN_ROUNDS == 2:
+            # All stop before the same round, one that none has begun: no host may be far ahead.
+            wait_for_all("rounds")
+        return multihost_utils.reached_preemption_sync_point(self._rounds)
 
     @contextmanager
     def listen(self) -> Iterator[None]:
@@ -117,9 +122,10 @@ class Stopper:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends the process at once where it fails among several, so that the others notice.
+    """Ends the process where it fails among several, so that the others notice.
 
-    Unwinding would wait for hosts that wait for this one.
+    Unwinding would wait for hosts that wait for this one. Where the reason may be another host that
+    is gone, JAX has the time to miss its heartbeats, which ends the process with that host's name.
     """
     try:
         yield
@@ -128,4 +134,6 @@ def ending_together() -> Iterator[None]:
             raise
         print(f"seediff: host {jax.process_index()}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            time.sleep(1.5 * HEARTBEAT_SECONDS)
         os._exit(2)

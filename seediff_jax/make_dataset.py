@@ -127,8 +127,7 @@ class _Run:
             reopen(self.folder)
         stopper = hosts.Stopper()
         with stopper.listen():
-            is_stopped = self._make_missing(stopper)
-        return self._end(is_stopped)
+            return self._end(self._make_missing(stopper))
 
     def _make_missing(self, stopper: hosts.Stopper) -> bool:
         """Makes what is missing, and once more what failed; returns whether it was stopped."""
