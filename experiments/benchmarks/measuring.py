@@ -75,10 +75,15 @@ def in_own_process(variant: Callable[..., dict[str, Any]], **arguments: Any) -> 
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a Markdown table."""
+    lines = (header, ["---"] * len(header), *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a Markdown table."""
-    for row in (header, ["---"] * len(header), *rows):
-        print(f"| {' | '.join(row)} |")
+    print(markdown_table(header, rows))
 
 
 def _main(module: str, function: str, arguments: str) -> None:

@@ -1,5 +1,6 @@
 """Models with random weights in the sizes that are measured: time does not depend on the values."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from experiments.shapes import recipe
 from seediff_jax.families import SD1
@@ -15,8 +17,9 @@ from seediff_jax.model import Model, make_model
 from seediff_jax.model_config import ModelConfig, init_params
 from seediff_jax.models.capture import published_capture
 from seediff_jax.models.config import UNetConfig, clip_text_config, unet_config, vae_config
+from seediff_jax.programs import abstract_model
 from seediff_jax.scheduler_configs import scheduler_config
-from seediff_jax.tokenizer import load_tokenizer
+from seediff_jax.tokenizer import CLIP_LENGTH, load_tokenizer
 
 TOKENS = 77
 
@@ -74,12 +77,30 @@ def make_unet_config(name: str) -> UNetConfig:
 
 def make_random_model(name: str) -> Model:
     """A whole model with random weights: "sd1", or "small" with the embedded model's config."""
+    config = _model_config(name)
+    params = random_params(lambda: init_params(config, jax.random.key(0)))
+    return make_model(config, params, model_id=name)
+
+
+def make_abstract_model(name: str, dtype: DTypeLike = jnp.float32) -> Model:
+    """The same without weights, with prompts of 77 tokens and the PNDM of Stable Diffusion 1."""
+    config = _model_config(name)
+    config = dataclasses.replace(
+        config,
+        text_encoder=dataclasses.replace(config.text_encoder, max_position_embeddings=CLIP_LENGTH),
+        tokenizer=dataclasses.replace(config.tokenizer, max_length=CLIP_LENGTH),
+        scheduler=scheduler_config(_SD1["scheduler/scheduler_config.json"]),
+    )
+    return abstract_model(config, dtype)
+
+
+def _model_config(name: str) -> ModelConfig:
     text, vae = PARTS[name]
     unet = make_unet_config(name)
     with tempfile.TemporaryDirectory() as folder:
         recipe.write_tokenizer(Path(folder))
         tokenizer = load_tokenizer(Path(folder))
-    config = ModelConfig(
+    return ModelConfig(
         text_encoder=clip_text_config(text),
         unet=unet,
         vae=vae_config(vae),
@@ -87,5 +108,3 @@ def make_random_model(name: str) -> Model:
         tokenizer=tokenizer,
         capture=published_capture(unet),
     )
-    params = random_params(lambda: init_params(config, jax.random.key(0)))
-    return make_model(config, params, model_id=name)

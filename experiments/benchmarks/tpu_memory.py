@@ -1,0 +1,109 @@
+"""HBM of a TPU chip against the batch size, from the compiler alone: no TPU is needed.
+
+    JAX_PLATFORMS=cpu python -m experiments.benchmarks.tpu_memory [--topologies=v5e:1x1]
+
+Compiles sampling and masks of Stable Diffusion 1.4 (bfloat16, 512 x 512, 50 PNDM steps, guidance,
+published capture, one class) ahead of time, each slice and batch in a process of its own, and
+writes docs/tpu_memory.json after each, then docs/tpu_memory.md. What the JSON file has is not
+compiled again. Needs libtpu: pip install 'seediff_jax[tpu_compile]'.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.benchmarks.measuring import in_own_process
+from experiments.benchmarks.networks import make_abstract_model
+from experiments.benchmarks.tpu_memory_table import JSON_FILE, MARKDOWN_FILE, key_of, render
+from experiments.benchmarks.tpu_topologies import (
+    TOPOLOGIES,
+    collectives_in,
+    make_topology_mesh,
+    refused_gib,
+)
+from seediff_jax.batch_size import QUICK
+from seediff_jax.programs import abstract_programs, program_memory
+
+EFFORTS = {"quick": QUICK, "full": {}}
+"""Compiler options; "full" is what runs on a TPU, and takes ten times as long."""
+
+
+def measure(topology: str, batch: int, effort: str) -> dict[str, Any]:
+    """Compiles both programs for `batch` images a chip; figures of each by its name."""
+    mesh, model = make_topology_mesh(topology), make_abstract_model("sd1", jnp.bfloat16)
+    figures = {
+        "topology": topology,
+        "kind": mesh.devices.flat[0].device_kind,
+        "chips": mesh.size,
+        "batch": batch,
+        "effort": effort,
+    }
+    programs = abstract_programs(mesh, model, batch * mesh.size)
+    for name, lowered in programs._asdict().items():
+        start = time.perf_counter()
+        try:
+            compiled = lowered.compile(EFFORTS[effort])
+        except jax.errors.JaxRuntimeError as error:
+            if (gib := refused_gib(str(error))) is None:
+                raise
+            return figures | {name: {"needed_gib": gib[0]}}
+        figures[name] = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "flops": compiled.cost_analysis()["flops"],
+            "collectives": collectives_in(compiled.as_text()),
+            "memory": dataclasses.asdict(program_memory(compiled, model, name == "sample")),
+        }
+    return figures
+
+
+def find_available(topology: str) -> dict[str, Any]:
+    """GiB of HBM that programs may take: the compiler says it when it refuses a huge one."""
+    sharding = NamedSharding(make_topology_mesh(topology), P())
+    huge = jax.ShapeDtypeStruct((2**18, 2**18), jnp.float32, sharding=sharding)
+    try:
+        jax.jit(lambda x: jnp.sum(x @ x.T, axis=1)).lower(huge).compile()
+    except jax.errors.JaxRuntimeError as error:
+        return {"gib": refused_gib(str(error))[1]}
+    raise RuntimeError(f"{topology}: a matrix of 256 GiB was not refused")
+
+
+def main(_) -> None:
+    """Compiles what is missing, and writes both files."""
+    values = flags.FLAGS
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    empty = {"versions": versions, "available_gib": {}, "results": {}}
+    content = json.loads(JSON_FILE.read_text()) if JSON_FILE.exists() else empty
+    if content["versions"] != versions:
+        raise RuntimeError(f"{JSON_FILE} is of {content['versions']}, installed are {versions}")
+
+    def save() -> None:
+        JSON_FILE.write_text(json.dumps(content, indent=1) + "\n")
+
+    for topology in values.topologies:
+        if topology not in content["available_gib"]:
+            found = in_own_process(find_available, topology=topology)
+            content["available_gib"][topology] = found["gib"]
+            save()
+        for batch in map(int, values.batches):
+            key = key_of(topology, batch, values.effort)
+            if key not in content["results"]:
+                content["results"][key] = in_own_process(
+                    measure, topology=topology, batch=batch, effort=values.effort
+                )
+                save()
+    MARKDOWN_FILE.write_text(render(content))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("topologies", [*TOPOLOGIES], "Slices, of tpu_topologies.TOPOLOGIES.")
+    flags.DEFINE_list("batches", ["1", "2", "4", "8", "16", "32", "64"], "Images a chip.")
+    flags.DEFINE_enum("effort", "quick", [*EFFORTS], "How hard the compiler works.")
+    app.run(main)

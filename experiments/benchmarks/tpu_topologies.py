@@ -1,0 +1,65 @@
+"""TPUs that are not there: their devices, for which the compiler of libtpu makes programs.
+
+Needs libtpu of the package registry (`pip install 'seediff_jax[tpu_compile]'`), and no TPU.
+"""
+
+import os
+import re
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from seediff_jax.programs import AXIS
+
+_ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
+TOPOLOGIES = {
+    "v5e:1x1": _ONE_CHIP,
+    "v5e:2x2": {},
+    "v5e:16x16": {},
+    "v6e:1x1": _ONE_CHIP,
+    "v5p:2x2x1": {},
+}
+"""The compiler's name of a slice -> options that it needs. They have 1, 4, 256, 1 and 4 chips."""
+
+_COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+# libtpu asks the cloud about its machine, and takes one process at a time, unless told otherwise.
+_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
+
+
+def make_topology_mesh(name: str) -> Mesh:
+    """A mesh of one axis, "data", over the chips of one of TOPOLOGIES.
+
+    Raises:
+        RuntimeError: there is no libtpu.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    try:
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **TOPOLOGIES[name]
+        )
+    except Exception as error:
+        raise RuntimeError(
+            "programs for TPUs are compiled by libtpu: pip install 'seediff_jax[tpu_compile]'"
+        ) from error
+    return Mesh(np.array(described.devices), (AXIS,))
+
+
+def collectives_in(program: str) -> list[str]:
+    """Names of the instructions of a compiled program's text that exchange data between devices."""
+    return [name for name in _COLLECTIVES if re.search(rf"\s{name}(-start)?\(", program)]
+
+
+def refused_gib(error: str) -> tuple[float, float] | None:
+    """GiB that a refused program needs and that there are, of the compiler's message."""
+    numbers = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", error)
+    return (float(numbers[1]), float(numbers[2])) if numbers else None

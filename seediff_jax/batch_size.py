@@ -1,0 +1,169 @@
+"""The batch size that fits: memory of the compiled programs against the memory of the device.
+
+    model, ProgramConfig -> bytes of batches of 1 and 2 -> line -> guess -> compiled, up or down
+
+What a program holds is asked of the compiler, which runs nothing. It is not quite linear in the
+batch, since the compiler fuses more where memory is short: a guess is compiled before it is taken.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from seediff_jax.families import SD1
+from seediff_jax.model import Model
+from seediff_jax.models.capture import published_capture
+from seediff_jax.models.config import clip_text_config, unet_config, vae_config
+from seediff_jax.programs import AXIS, ProgramConfig, Programs, abstract_programs, program_memory
+from seediff_jax.sampling import SampleConfig
+
+DEFAULT_BATCH = 4
+"""Where memory is not the limit, on a CPU, or is not known."""
+
+MAX_BATCH = 32
+"""64 rows in a UNet call fill any device: beyond, a batch costs memory and gains no time."""
+
+FREE_SHARE = 0.05
+"""Share of the memory that stays free, for what the compiler's figures leave out."""
+
+QUICK = {"exec_time_optimization_effort": -1.0}
+"""Compiler options: a program of nearly the same memory in a tenth of the time."""
+
+SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 32, "TPU v5": 32}
+"""Kind of device -> batch of Stable Diffusion 1 in bfloat16, from docs/tpu_memory.md."""
+
+MEASURED_CLASSES = 20
+"""Classes of an image up to which SD1_BATCHES holds."""
+
+
+class MemoryLine(NamedTuple):
+    """Bytes of a batch on a device: `fixed + per_image * batch`."""
+
+    fixed: float
+    per_image: float
+
+
+def auto_batch_size(model: Model, config: ProgramConfig, device: jax.Device) -> int:
+    """The number of images that a device takes at a time.
+
+    It is DEFAULT_BATCH on a CPU, and else the largest power of two, up to MAX_BATCH, whose programs
+    leave FREE_SHARE of the memory free. Stable Diffusion 1 in bfloat16 was measured for TPUs; other
+    programs are compiled here, three or four times, each in about a minute.
+
+    Args:
+        model: the model, or one with the shapes of its weights alone.
+        config: of its programs.
+        device: one of those that will run them.
+
+    Raises:
+        ValueError: not even one image fits.
+    """
+    if device.platform == "cpu":
+        return DEFAULT_BATCH
+    if device.device_kind in SD1_BATCHES and is_measured(model, config):
+        return SD1_BATCHES[device.device_kind]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None:
+        return DEFAULT_BATCH
+    mesh = Mesh(np.array([device]), (AXIS,))
+
+    def measure(batch_size: int) -> int | None:
+        return programs_bytes(model, abstract_programs(mesh, model, batch_size, config))
+
+    return search_batch_size(measure, (1 - FREE_SHARE) * memory)
+
+
+def is_measured(model: Model, config: ProgramConfig) -> bool:
+    """Whether SD1_BATCHES holds for these programs; the number of steps takes no memory."""
+    folder = SD1.folder_configs()
+    unet = unet_config(folder["unet/config.json"])
+    side = unet.sample_size
+    measured = (
+        clip_text_config(folder["text_encoder/config.json"]),
+        unet,
+        vae_config(folder["vae/config.json"]),
+        published_capture(unet),
+        jnp.bfloat16,
+        (side, side),
+    )
+    given = (model.text_config, model.unet_config, model.vae_config, model.capture, model.dtype)
+    latents = config.sample.latent_size or (side, side)
+    plain = ProgramConfig(
+        sample=SampleConfig(
+            num_steps=config.sample.num_steps, latent_size=config.sample.latent_size
+        ),
+        num_classes=min(config.num_classes, MEASURED_CLASSES),
+    )
+    return (*given, latents) == measured and config == plain
+
+
+def programs_bytes(
+    model: Model, programs: Programs, compiler_options: Mapping[str, float] = QUICK
+) -> int | None:
+    """Bytes of the program that takes more on each device, or None where the compiler refuses.
+
+    Raises:
+        jax.errors.JaxRuntimeError: it fails for another reason than memory.
+    """
+    try:
+        sample, masks = (lowered.compile(dict(compiler_options)) for lowered in programs)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None
+    memories = program_memory(sample, model, True), program_memory(masks, model, False)
+    return max(memory.total for memory in memories)
+
+
+def fit_line(measured: Mapping[int, int]) -> MemoryLine:
+    """The line through the bytes of two batches."""
+    (first, low), (second, high) = sorted(measured.items())
+    per_image = (high - low) / (second - first)
+    return MemoryLine(low - per_image * first, per_image)
+
+
+def predict_batch_size(line: MemoryLine, usable: float) -> int:
+    """The largest power of two up to MAX_BATCH that a line puts into so many bytes; at least 1."""
+    batch_size = MAX_BATCH
+    while batch_size > 1 and line.fixed + line.per_image * batch_size > usable:
+        batch_size //= 2
+    return batch_size
+
+
+def search_batch_size(measure: Callable[[int], int | None], usable: float) -> int:
+    """The largest power of two up to MAX_BATCH whose bytes are at most `usable`.
+
+    Args:
+        measure: batch size -> bytes, or None where it cannot be compiled; called seldom.
+        usable: bytes.
+
+    Raises:
+        ValueError: one image does not fit.
+    """
+    measured: dict[int, int | None] = {}
+
+    def fits(batch_size: int) -> bool:
+        if batch_size not in measured:
+            measured[batch_size] = measure(batch_size)
+        taken = measured[batch_size]
+        return taken is not None and taken <= usable
+
+    if not fits(1):
+        taken = measured[1]
+        needed = "more than that" if taken is None else f"{taken / 2**30:.2f} GiB"
+        raise ValueError(
+            f"one image needs {needed}, usable are {usable / 2**30:.2f} GiB of the device; use "
+            "dtype bfloat16, a smaller image or --capture=coarse"
+        )
+    if not fits(2):
+        return 1
+    batch_size = max(2, predict_batch_size(fit_line({1: measured[1], 2: measured[2]}), usable))
+    while not fits(batch_size):
+        batch_size //= 2
+    while batch_size < MAX_BATCH and fits(2 * batch_size):
+        batch_size *= 2
+    return batch_size
