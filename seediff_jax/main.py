@@ -135,7 +135,8 @@ def _define_modes(values: flags.FlagValues) -> None:
 
 def _define_run(values: flags.FlagValues) -> None:
     text, whole, enum, switch = kinds(values, "string", "integer", "enum", "bool")
-    whole("batch_size", 4, "Images at a time on each device.", lower_bound=1)
+    size = "Images at a time on each device; auto takes the most that fit."
+    text("batch_size", "4", size)
     mesh = "How devices share the work: data is samples, model splits weights that are too large "
     text("mesh", "data:-1", mesh + "for one device, as in data:-1,model:2.")
     enum("partition", "shard_map", [*PARTITIONS], "How JAX runs the programs on all devices.")
@@ -168,7 +169,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         class_names=class_names,
         output=_output(values),
         num_images=count_images(plan, source, values.num_images),
-        batch_size=values.batch_size,
+        batch_size=_batch_size(values.batch_size),
         formats=tuple(values.format),
         soft_masks=values.soft_masks,
         seed_maps=values.seed_maps,
@@ -205,6 +206,14 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         dilations=dilations,
         refined_threshold=values.refined_threshold,
     )
+
+
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"batch_size={text} must be a whole number from 1 on, or auto")
+    return int(text)
 
 
 def _output(values: flags.FlagValues) -> str:

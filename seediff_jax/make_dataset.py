@@ -5,6 +5,7 @@ Dataset.scan -> blocks of this host -----+-> WorkLoop -> Dataset.seal -> close
 """
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from seediff_jax import hosts
+from seediff_jax.batch_size import auto_batch_size
 from seediff_jax.class_columns import class_columns
 from seediff_jax.closing import SHEET, close, is_closed, reopen
 from seediff_jax.dataset import SCRATCH, Dataset, make_formats, tidy
@@ -23,6 +25,7 @@ from seediff_jax.model import Model, load_model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_maker import PairMaker
 from seediff_jax.pipeline import require_capture
+from seediff_jax.programs import ProgramConfig
 from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.run_config import RunConfig
 from seediff_jax.run_lock import hold_lock
@@ -48,13 +51,16 @@ def make_dataset(config: RunConfig) -> int:
     with hosts.ending_together():
         if hosts.is_first():
             require_resumable(folder, config.settings())
-        model, programs = prepare(config)
+        config, model, programs = prepare(config)
         with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
             return _Run(config, model, folder, programs, scratch).make()
 
 
-def prepare(config: RunConfig) -> tuple[Model, PairPrograms]:
+def prepare(config: RunConfig) -> tuple[RunConfig, Model, PairPrograms]:
     """Loads the model of a run onto the devices, and makes the programs.
+
+    Returns:
+        The config, with the batch size that fits where it had none, the model and the programs.
 
     Raises:
         ValueError: the model, the mesh, the prompts and the settings do not go together.
@@ -72,7 +78,10 @@ def prepare(config: RunConfig) -> tuple[Model, PairPrograms]:
         sharding=lambda shape: weight_sharding(mesh, shape),
     )
     require_fit(model, config)
-    return model, PairPrograms(model, config.pair_settings, mesh, config.partition)
+    if config.batch_size is None:
+        size = auto_batch_size(model, _program_config(model, config), jax.local_devices()[0])
+        config = dataclasses.replace(config, batch_size=size)
+    return config, model, PairPrograms(model, config.pair_settings, mesh, config.partition)
 
 
 def require_fit(model: Model, config: RunConfig) -> None:
@@ -90,6 +99,20 @@ def require_fit(model: Model, config: RunConfig) -> None:
     encode_prompts(model, [*prompts, config.negative_prompt])
     named = [record.named for record in records]
     class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
+
+
+def _program_config(model: Model, config: RunConfig) -> ProgramConfig:
+    """What tells the programs of a run apart from others of the model."""
+    settings = config.pair_settings
+    return ProgramConfig(
+        sample=settings.sample_config(model),
+        masks=settings.mask_config,
+        refine_iterations=settings.refine_iterations,
+        dilations=settings.dilations,
+        num_classes=config.plan.max_classes,
+        has_unnamed=config.plan.has_unnamed,
+        rescales=settings.guidance_rescale > 0,
+    )
 
 
 class _Run:

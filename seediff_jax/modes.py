@@ -39,7 +39,7 @@ def verify_folder(folder: Folder, repairs: bool) -> int:
 
 def regenerate_sample(config: RunConfig, index: int) -> int:
     """Makes a sample again and tells how it differs; returns the exit status."""
-    differences = regenerate(config, *prepare(config), index)
+    differences = regenerate(*prepare(config), index)
     for line in differences or [f"sample {index} is the same to the byte"]:
         print(line)
     return DIFFERENT if differences else 0
@@ -49,10 +49,13 @@ def tell_plan(config: RunConfig, rate: float | None) -> int:
     """Tells what a run would make and need; returns the exit status."""
     folder = open_folder(config.output)
     require_resumable(folder, config.settings())
-    layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
+    layout = ShardLayout(config.num_images, config.shard_size, config.batch_size or 1)
     existing = int(Dataset(folder, layout, [], Path()).scan().sum())
     rows = gather(len(local_rows_of(make_mesh(config.mesh))))
-    measured = measure(config, *prepare(config)) if rate is None else None
+    measured = None
+    if rate is None or config.batch_size is None:
+        config, model, programs = prepare(config)
+        measured = measure(config, model, programs)
     if is_first():
         print(describe_plan(config, rows, existing, rate=rate, measured=measured))
     return 0

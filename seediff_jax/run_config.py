@@ -36,7 +36,7 @@ class RunConfig:
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
         output: folder or URL.
         num_images: images in the finished folder.
-        batch_size: images at a time on each device.
+        batch_size: images at a time on each device; None is the most that fit.
         formats: names out of `formats.FORMATS`.
         soft_masks: "npz" or "png", to keep soft masks too, or None.
         seed_maps: whether to keep seed maps too.
@@ -60,7 +60,7 @@ class RunConfig:
     class_names: tuple[str, ...]
     output: str | os.PathLike[str]
     num_images: int
-    batch_size: int = 4
+    batch_size: int | None = 4
     formats: tuple[str, ...] = ("files",)
     soft_masks: str | None = None
     seed_maps: bool = False
@@ -93,7 +93,7 @@ class RunConfig:
     refined_threshold: float = REFINED_THRESHOLD
 
     def __post_init__(self):
-        ShardLayout(self.num_images, self.shard_size, self.batch_size)
+        ShardLayout(self.num_images, self.shard_size, self.batch_size or 1)
         _ = self.pair_settings
         require_formats(self.formats)
         if self.profile and self.log_dir is None:
