@@ -6,7 +6,7 @@ import json
 import pytest
 from test_config import SD1_UNET, SD2_UNET, XL_UNET
 
-from seediff_jax.model_config import choose_capture
+from seediff_jax.capture_choice import choose_capture
 from seediff_jax.models.capture import (
     PRESETS,
     CaptureConfig,
