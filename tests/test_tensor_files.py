@@ -74,6 +74,8 @@ def test_every_tensor_is_read_into_an_array_of_its_own(tmp_path):
         ({"a": entry(0, 4, [3], dtype="I16")}, bytes(4), "'a' of shape .3,. and dtype I16 has 4"),
         ({"__metadata__": {"format": 3}}, b"", "its __metadata__ is no object of texts"),
         ({"__metadata__": ["pt"]}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": []}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": 0}, b"", "its __metadata__ is no object of texts"),
         ({"a": entry(0, 4, [True])}, bytes(4), r"'a' has shape \[True\]"),
         ({"a": entry(0, 4, [-1])}, bytes(4), r"'a' has shape \[-1\]"),
         ({"a": entry(0, 4, [1.0])}, bytes(4), r"'a' has shape \[1.0\]"),
