@@ -14,9 +14,9 @@ from original_layout import (
     original_unet,
     original_vae,
 )
+from published_configs import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
-from test_config import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 
 from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
