@@ -78,7 +78,8 @@ def define_source_flags(values: flags.FlagValues) -> None:
     text("model", "shapes", model)
     text("revision", None, "Branch, tag or commit of a hub id.")
     tokenizer = "Folder or hub id to take the tokenizer from; by default the model's own, and for "
-    text("tokenizer", None, tokenizer + f"a .safetensors file that of {DEFAULT_TOKENIZER}.")
+    tokenizer += f"a .safetensors file that of {DEFAULT_TOKENIZER}. Of Stable Diffusion XL it "
+    text("tokenizer", None, tokenizer + "replaces both, one taking both places if it is alone.")
     prediction = "What the UNet predicts; by default what the model says, which a .safetensors "
     prediction += "file of Stable Diffusion 2.x does not."
     enum("prediction_type", None, [*PREDICTION_TYPES], prediction)

@@ -152,7 +152,9 @@ def _parse_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, st
     entries = parse_json(file.read(length))
     if not isinstance(entries, dict):
         raise ValueError("its header is no JSON object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its __metadata__ is no object of texts")
     base = _PREFIX + length

@@ -106,6 +106,8 @@ def test_pages_of_a_tensor_that_was_read_are_given_back(tmp_path):
         ({"a": entry(0, 4, [3], dtype="I16")}, bytes(4), "'a' of shape .3,. and dtype I16 has 4"),
         ({"__metadata__": {"format": 3}}, b"", "its __metadata__ is no object of texts"),
         ({"__metadata__": ["pt"]}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": []}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": 0}, b"", "its __metadata__ is no object of texts"),
         ({"a": entry(0, 4, [True])}, bytes(4), r"'a' has shape \[True\]"),
         ({"a": entry(0, 4, [-1])}, bytes(4), r"'a' has shape \[-1\]"),
         ({"a": entry(0, 4, [1.0])}, bytes(4), r"'a' has shape \[1.0\]"),
