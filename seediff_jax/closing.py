@@ -1,5 +1,6 @@
 """What a complete run gets beside its shards: whole lists, and pictures for people."""
 
+import collections
 import io
 import itertools
 import json
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seediff_jax.dataset import FAILED, Dataset, describe_file, json_line
+from seediff_jax.dataset import FAILED, Dataset, describe_file
 from seediff_jax.pictures import contact_sheet
 from seediff_jax.storage import Folder
 
@@ -42,15 +43,9 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
     Raises:
         OSError: a file cannot be written.
     """
-    folder, counts = dataset.folder, {"samples": 0, "failed": 0, "empty": 0}
+    folder, shards = dataset.folder, range(dataset.layout.num_shards)
     lists = {name: dataset.scratch / name for name in (MANIFEST, "failed.jsonl")}
-    with open(lists[MANIFEST], "wb") as good, open(lists["failed.jsonl"], "wb") as failed:
-        for record in dataset.records():
-            is_failed = FAILED in record
-            (failed if is_failed else good).write(json_line(record))
-            counts["failed" if is_failed else "samples"] += 1
-            counts["empty"] += bool(record.get("empty"))
-    shards = range(dataset.layout.num_shards)
+    counts = _write_lists(dataset, *lists.values())
     files: dict[str, Path] = {}
     for each in dataset.formats:
         files |= each.closing_files(
@@ -71,6 +66,21 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
     content = {"num_images": dataset.layout.num_images, **counts, "files": made}
     folder.write(CLOSED, (json.dumps(content, indent=1) + "\n").encode())
     return counts
+
+
+def _write_lists(dataset: Dataset, good: Path, failed: Path) -> dict[str, int]:
+    """Writes the lines of all samples, of those that failed apart; returns what `close` does."""
+    counts: collections.Counter[str] = collections.Counter()
+    with open(good, "wb") as good_lines, open(failed, "wb") as failed_lines:
+        for shard in range(dataset.layout.num_shards):
+            lines, of_shard = dataset.lines(shard), dataset.counts(shard)
+            counts.update(of_shard)
+            if not of_shard["failed"]:  # a million lines are not parsed in vain
+                good_lines.write(lines)
+                continue
+            for line in lines.splitlines(keepends=True):
+                (failed_lines if FAILED in json.loads(line) else good_lines).write(line)
+    return dict(counts)
 
 
 def write_picture(folder: Folder, name: str, picture: Image.Image) -> None:

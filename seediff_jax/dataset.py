@@ -114,15 +114,16 @@ class Dataset:
             ) from error
 
     def _seal(self, shard: int, journal: Journal) -> None:
-        files = {f"shards/{shard:05d}.jsonl": self._write_lines(shard, journal)}
+        lines, counts = self._write_lines(shard, journal)
+        files = {f"shards/{shard:05d}.jsonl": lines}
         for each in self.formats:
             files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)
         made = {name: describe_file(path) for name, path in files.items()}
         for name, path in files.items():
             self.folder.put(name, path)
-        seal = {"shard": shard, "files": made}
+        seal = {"shard": shard, **counts, "files": made}
         is_full = self.layout.is_full(shard)
-        name = f"shards/{shard:05d}.{'' if is_full else 'open.'}json"
+        name = self._seal_name(shard)
         self.folder.write(name, (json.dumps(seal, indent=1, sort_keys=True) + "\n").encode())
         if is_full:
             journal.remove()
@@ -130,10 +131,19 @@ class Dataset:
         else:
             journal.compact()
 
+    def counts(self, shard: int) -> dict[str, int]:
+        """Of a sealed shard "samples", "failed", and "empty", those with a class of no pixel."""
+        seal = json.loads(self.folder.read(self._seal_name(shard)))
+        return {name: seal[name] for name in ("samples", "failed", "empty")}
+
+    def lines(self, shard: int) -> bytes:
+        """Records of the samples of a sealed shard in order, of failed ones too, a line each."""
+        return self.folder.read(f"shards/{shard:05d}.jsonl")
+
     def records(self) -> Iterator[dict[str, Any]]:
         """Records of the samples of all shards in order, of failed ones too."""
         for shard in range(self.layout.num_shards):
-            for line in self.folder.read(f"shards/{shard:05d}.jsonl").splitlines():
+            for line in self.lines(shard).splitlines():
                 yield json.loads(line)
 
     def _shards(self) -> dict[int, bool]:
@@ -159,12 +169,19 @@ class Dataset:
         hashes = {part: hashlib.sha256(sample.files[part]).hexdigest() for part in sample.files}
         return files, {"index": sample.index, **places, "sha256": hashes}
 
-    def _write_lines(self, shard: int, journal: Journal) -> Path:
+    def _seal_name(self, shard: int) -> str:
+        return f"shards/{shard:05d}.{'' if self.layout.is_full(shard) else 'open.'}json"
+
+    def _write_lines(self, shard: int, journal: Journal) -> tuple[Path, dict[str, int]]:
+        """Writes the records of a shard; the second result is that of `counts`."""
         path = self.scratch / f"{shard:05d}.jsonl"
+        counts = {"samples": 0, "failed": 0, "empty": 0}
         with open(path, "wb") as file:
             for sample in journal.samples():
                 file.write(json_line(sample.record))
-        return path
+                counts["failed" if FAILED in sample.record else "samples"] += 1
+                counts["empty"] += bool(sample.record.get("empty"))
+        return path, counts
 
 
 def tidy(folder: Folder) -> None:

@@ -68,6 +68,14 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     return settings
 
 
+def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
+    """Whether a run has been in the folder that had all these settings."""
+    try:
+        return read_settings(folder) == settings
+    except (ValueError, OSError):
+        return False
+
+
 def write_settings(folder: Folder, settings: Mapping[str, Any]) -> None:
     """Writes the settings and, a line a class, `classes.txt`."""
     folder.write(SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())

@@ -20,7 +20,12 @@ from seediff_jax.batch_size import auto_batch_size
 from seediff_jax.class_columns import class_columns
 from seediff_jax.closing import SHEET, close, is_closed, reopen
 from seediff_jax.dataset import SCRATCH, Dataset, make_formats, tidy
-from seediff_jax.folder_settings import SETTINGS, require_resumable, write_settings
+from seediff_jax.folder_settings import (
+    SETTINGS,
+    has_settings,
+    require_resumable,
+    write_settings,
+)
 from seediff_jax.model import Model, load_model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_maker import PairMaker
@@ -34,6 +39,8 @@ from seediff_jax.shard_layout import ShardLayout, share_blocks
 from seediff_jax.sharding import PairPrograms, local_rows_of, make_mesh, weight_sharding
 from seediff_jax.storage import Folder, open_folder
 from seediff_jax.work_loop import WorkLoop
+
+_PROMPTS_AT_A_TIME = 1000
 
 
 def make_dataset(config: RunConfig) -> int:
@@ -51,13 +58,20 @@ def make_dataset(config: RunConfig) -> int:
     with hosts.ending_together():
         if hosts.is_first():
             require_resumable(folder, config.settings())
-        config, model, programs = prepare(config)
+        config, model, programs = prepare(config, folder)
         with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
             return _Run(config, model, folder, programs, scratch).make()
 
 
-def prepare(config: RunConfig) -> tuple[RunConfig, Model, PairPrograms]:
+def prepare(
+    config: RunConfig, folder: Folder | None = None
+) -> tuple[RunConfig, Model, PairPrograms]:
     """Loads the model of a run onto the devices, and makes the programs.
+
+    Args:
+        config: of the run.
+        folder: what it writes to: where a run has been before with the same settings, it has
+            checked all prompts, which takes minutes if there are a million.
 
     Returns:
         The config, with the batch size that fits where it had none, the model and the programs.
@@ -78,6 +92,8 @@ def prepare(config: RunConfig) -> tuple[RunConfig, Model, PairPrograms]:
         sharding=lambda shape: weight_sharding(mesh, shape),
     )
     require_fit(model, config)
+    if folder is None or not has_settings(folder, config.settings_with(model)):
+        require_prompts_fit(model, config)
     if config.batch_size is None:
         size = auto_batch_size(model, _program_config(model, config), jax.local_devices()[0])
         config = dataclasses.replace(config, batch_size=size)
@@ -94,11 +110,21 @@ def require_fit(model: Model, config: RunConfig) -> None:
     model.capture.recorded_calls(len(steps.timesteps))
     require_capture(model)
     config.pair_settings.sample_config(model)
-    records = config.plan.records
-    prompts = [record.prompt for record in records]
-    encode_prompts(model, [*prompts, config.negative_prompt])
-    named = [record.named for record in records]
-    class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
+    encode_prompts(model, [config.negative_prompt])
+
+
+def require_prompts_fit(model: Model, config: RunConfig) -> None:
+    """Checks that a model can read all prompts of a run.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for k in range(0, len(config.plan), _PROMPTS_AT_A_TIME):
+        records = config.plan.records[k : k + _PROMPTS_AT_A_TIME]
+        prompts = [record.prompt for record in records]
+        encode_prompts(model, prompts)
+        named = [record.named for record in records]
+        class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
 
 
 def _program_config(model: Model, config: RunConfig) -> ProgramConfig:

@@ -13,6 +13,7 @@ from seediff_jax.model import Model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_inputs import PairInputs, pair_inputs
 from seediff_jax.pictures import method_strip
+from seediff_jax.prompt_records import PromptRecord
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sample_records import (
     Failure,
@@ -25,6 +26,8 @@ from seediff_jax.sample_records import (
 from seediff_jax.seeds import find_seeds
 from seediff_jax.sharding import PairPrograms, PairRows
 from seediff_jax.work_loop import Stages
+
+_KEPT_PROMPTS = 4096
 
 
 class Round(NamedTuple):
@@ -74,6 +77,7 @@ class PairMaker:
         shards = [self._layout.indices(s) for s in range(self._layout.num_shards)]
         self._missing = [int(self._is_needed[r.start : r.stop].sum()) for r in shards]
         self._parts = sorted({part for each in dataset.formats for part in each.parts})
+        self._known: dict[PromptRecord, PairInputs] = {}
         self._row_settings = config.row_settings(model)
 
     def stages(self, monitor: Monitor) -> Stages:
@@ -101,17 +105,7 @@ class PairMaker:
         """Starts a round; devices for which no block is left repeat the first one."""
         firsts = [*blocks, *[blocks[0] if blocks else 0] * (self._rows - len(blocks))]
         indices = [index for first in firsts for index in self._layout.block(first)]
-        records = [self._config.record(index) for index in indices]
-        inputs = pair_inputs(
-            self._model,
-            [record.prompt for record in records],
-            [record.named for record in records],
-            indices,
-            negative_prompt=self._config.negative_prompt,
-            unnamed_classes=self._config.unnamed_classes(records),
-            synonyms=self._config.plan.synonyms,
-            num_classes=self._config.plan.max_classes,
-        )
+        inputs = self._inputs(indices)
         return Round(blocks, inputs, self._programs(inputs))
 
     def fetch(self, made: Round) -> list[Block]:
@@ -154,13 +148,33 @@ class PairMaker:
         self._missing[shard] -= written
         return [shard] if written and not self._missing[shard] else []
 
+    def _inputs(self, indices: Sequence[int]) -> PairInputs:
+        """Inputs of samples; each prompt is tokenised once, as long as there are not too many."""
+        records = [self._config.record(index) for index in indices]
+        if len(self._known) > _KEPT_PROMPTS:
+            self._known.clear()
+        if new := [record for record in dict.fromkeys(records) if record not in self._known]:
+            encoded = pair_inputs(
+                self._model,
+                [record.prompt for record in new],
+                [record.named for record in new],
+                np.zeros(len(new), np.int32),
+                negative_prompt=self._config.negative_prompt,
+                unnamed_classes=self._config.unnamed_classes(new),
+                synonyms=self._config.plan.synonyms,
+                num_classes=self._config.plan.max_classes,
+            )
+            rows = (_part(encoded, k) for k in range(len(new)))
+            self._known |= zip(new, rows, strict=True)
+        inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *map(self._known.get, records))
+        return inputs.replace(indices=np.array(indices, np.int32))
+
     def _block(self, inputs: PairInputs, rows: PairRows, k: int) -> Block:
         size = self._layout.batch_size
-        part = slice(k * size, (k + 1) * size)
-        return Block(*jax.tree.map(lambda leaf: leaf[part], (inputs, rows)))
+        return Block(*_part((inputs, rows), slice(k * size, (k + 1) * size)))
 
     def _sample(self, index: int, block: Block, k: int) -> Sample | Failure:
-        inputs, rows = jax.tree.map(lambda leaf: leaf[k], block)
+        inputs, rows = _part(block, k)
         if reason := failed_stage(rows.is_finite):
             return Failure(index, reason)
         prompt, names = self._config.record(index), self._config.class_names
@@ -198,6 +212,11 @@ class PairMaker:
         seeds = np.asarray(jax.jit(find_seeds)(rows.seed_maps[0]))
         picture = method_strip(rows.images, seeds, rows.soft_masks[0], mask)
         write_picture(self._dataset.folder, "strip.png", picture)
+
+
+def _part(rows: Any, which: int | slice) -> Any:
+    """A row, or some, of every array."""
+    return jax.tree.map(lambda leaf: leaf[which], rows)
 
 
 def _token_positions(inputs: PairInputs) -> list[list[int]]:

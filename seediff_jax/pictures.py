@@ -49,13 +49,15 @@ def overlay(image: UInt8[np.ndarray, "h w 3"], label_map: UInt8[np.ndarray, "h w
     Returns:
         uint8 `[h, w, 3]`.
     """
-    colour = PALETTE[label_map]
-    blend = ((image.astype(np.uint16) + colour) // 2).astype(np.uint8)
     framed = np.pad(label_map, 1, mode="edge")
     neighbours = (framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:])
     rim = np.any([other != label_map for other in neighbours], axis=0)
-    labelled = (label_map != 0)[..., None]
-    return np.where(labelled, np.where(rim[..., None], colour, blend), image)
+    pixels = image.reshape(-1, 3).copy()
+    labelled = np.flatnonzero(label_map)  # of a picture the smaller part, in general
+    colour = PALETTE[label_map.ravel()[labelled]]
+    blend = ((pixels[labelled].astype(np.uint16) + colour) // 2).astype(np.uint8)
+    pixels[labelled] = np.where(rim.ravel()[labelled, None], colour, blend)
+    return pixels.reshape(image.shape)
 
 
 def contact_sheet(

@@ -34,7 +34,7 @@ def class_mask(
     to_id = np.zeros(IGNORE_INDEX + 1, np.uint8)
     to_id[IGNORE_INDEX] = IGNORE_INDEX
     to_id[1 : len(class_ids) + 1] = class_ids
-    return to_id[label_map]
+    return to_id.take(label_map)
 
 
 def failed_stage(is_finite: Mapping[str, bool]) -> str | None:
@@ -65,7 +65,7 @@ def make_record(
         scores: of each class, see `class_scores`.
     """
     ids = [class_names.index(name) + 1 for name in prompt.classes]
-    areas = [float(np.mean(mask == class_id)) for class_id in ids]
+    areas = [_share(mask == class_id) for class_id in ids]
     return {
         "index": index,
         "prompt": prompt.prompt,
@@ -76,8 +76,12 @@ def make_record(
         "scores": [round(float(score), 4) for score in scores],
         "seed_counts": [int(count) for count in seed_counts],
         "empty": [name for name, area in zip(prompt.classes, areas, strict=True) if not area],
-        "ignored_fraction": float(np.mean(mask == IGNORE_INDEX)),
+        "ignored_fraction": _share(mask == IGNORE_INDEX),
     }
+
+
+def _share(where: np.ndarray) -> float:
+    return np.count_nonzero(where) / where.size
 
 
 def encode_or_fail(sample: Sample, parts: Sequence[str]) -> EncodedSample | Failure:

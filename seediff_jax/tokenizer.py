@@ -85,9 +85,10 @@ class Tokenizer:
 
     def _require_known(self, text: str, tokens: Sequence[tuple[int, int, int]]) -> None:
         # CLIP's unknown token is its end token: the text encoder would stop reading there.
+        unknown_id, unknown_token = self.backend.unk_token_id, self.backend.unk_token
         for token_id, start, end in tokens:
-            unknown = token_id == self.backend.unk_token_id and end > start
-            if unknown and text[start:end] != self.backend.unk_token:
+            unknown = token_id == unknown_id and end > start
+            if unknown and text[start:end] != unknown_token:
                 raise ValueError(
                     f"the vocabulary of this tokenizer cannot write {_word_at(text, start)!r} in "
                     f"the prompt {text!r}; use the words that the model was trained on"

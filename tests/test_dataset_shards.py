@@ -212,6 +212,19 @@ def test_a_failed_sample_counts_as_done_and_has_no_file(place):
     assert folder.names("image") == ["000003.txt", "000005.txt"]
 
 
+def test_a_seal_counts_samples_failures_and_empty_classes(place):
+    folder = place.folder()
+    dataset = place.dataset(folder, Run().layout)
+    empty = encoded(3)
+    empty.record["empty"] = ["cat"]
+    dataset.write([empty, encoded(BAD), encoded(5)])
+    dataset.write([encoded(6), encoded(7)])
+    dataset.seal(1)
+    dataset.seal(2)
+    assert dataset.counts(1) == {"samples": 2, "failed": 1, "empty": 1}
+    assert dataset.counts(2) == {"samples": 2, "failed": 0, "empty": 0}
+
+
 def test_journals_hold_only_what_shard_files_need(place):
     folder = place.folder()
     place.dataset(folder, Run().layout).write([encoded(0)])

@@ -6,6 +6,7 @@ import pytest
 
 from seediff_jax.folder_settings import (
     VERSIONS,
+    has_settings,
     read_settings,
     require_resumable,
     write_settings,
@@ -88,3 +89,18 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "made").write_text(json.dumps(SETTINGS))
     with pytest.raises(ValueError, match="made is a file"):
         require_resumable(open_folder(tmp_path / "made"), SETTINGS)
+
+
+def test_a_folder_has_the_settings_of_the_last_run_and_no_others(folder):
+    assert not has_settings(folder, SETTINGS)
+    write_settings(folder, SETTINGS)
+    assert has_settings(folder, dict(reversed(SETTINGS.items())))
+    assert not has_settings(folder, SETTINGS | {"num_steps": 4})
+    assert not has_settings(folder, SETTINGS | {VERSIONS: {"jax": "0.10.3"}})
+    assert not has_settings(folder, {"num_steps": 3})
+
+
+def test_a_damaged_file_is_no_settings(folder):
+    write_settings(folder, SETTINGS)
+    folder.write("settings.json", b"{")
+    assert not has_settings(folder, SETTINGS)

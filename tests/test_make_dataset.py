@@ -121,6 +121,17 @@ def test_the_same_command_again_changes_nothing(inputs, made, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_prompts_are_checked_by_the_first_run_in_a_folder_alone(
+    inputs, made, tmp_path, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr(make_dataset, "require_prompts_fit", lambda _, c: checked.append(c.output))
+    assert main(command(inputs, made)) == 0 and not checked
+    assert main(command(inputs, tmp_path / "new", "--num_images=1")) == 0
+    assert main(command(inputs, tmp_path / "new", "--num_images=2")) == 0
+    assert checked == [str(tmp_path / "new")]
+
+
 def test_the_closing_line_says_where_to_look(inputs, made, tmp_path, capsys):
     folder = shutil.copytree(made, tmp_path / "made")
     (folder / "shards/closed.json").unlink()

@@ -11,11 +11,9 @@ import hashlib
 import json
 import re
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks.measuring import (
@@ -26,9 +24,8 @@ from experiments.benchmarks.measuring import (
     use_cores,
 )
 from experiments.benchmarks.simulated import (
-    SimulatedDevice,
     make_pool,
-    make_records,
+    now,
     run_driver,
     simulated_config,
 )
@@ -38,13 +35,14 @@ from seediff_jax.journal import Journal
 from seediff_jax.run_config import RunConfig
 from seediff_jax.storage import Folder, open_folder
 
-_SHARD_SIZE, _BATCH_SIZE, _SIDE = 1000, 4, 64
+_SHARD_SIZE, _BATCH_SIZE = 1000, 4
+_SIDE, _POOL = 64, 4
 
 
 def make_folder(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
     """Makes the folder of a run that was stopped in its last shard; "bytes" are those of lines."""
     config = _config(scratch, num_images, num_prompts)
-    _run(_config(scratch, _SHARD_SIZE, num_prompts))
+    run_driver(_config(scratch, _SHARD_SIZE, num_prompts), make_pool(_SIDE, _POOL))
     folder = open_folder(config.output)
     reopen(folder)
     lines = folder.read("shards/00000.jsonl").decode().splitlines(keepends=True)
@@ -53,7 +51,7 @@ def make_folder(scratch: str, num_images: int, num_prompts: int) -> dict[str, An
     for shard in range(1, last):
         _copy_shard(folder, shard, lines, seal)
     samples = [
-        EncodedSample(index, json.loads(_renumbered(line, index)), {})
+        EncodedSample(index, json.loads(renumbered(line, index)), {})
         for index, line in enumerate(lines[: _SHARD_SIZE // 2], last * _SHARD_SIZE)
     ]
     for k in range(0, len(samples), _BATCH_SIZE):
@@ -64,29 +62,26 @@ def make_folder(scratch: str, num_images: int, num_prompts: int) -> dict[str, An
 def go_on(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
     """Runs the driver on the folder; seconds of its parts.
 
-    "model" is until the model is there, "folder" from then until the first round starts, "rounds"
-    until all are written, "close" until the end.
+    "model" is until the model is there and the prompts are checked, "folder" from then until the
+    first round starts, "rounds" until all are written, "close" until the end.
     """
-    begin, wall = time.perf_counter(), time.time() - time.perf_counter()
-    config, made = _config(scratch, num_images, num_prompts), []
-    device, line = _run(config, made)
-    end = time.perf_counter()
-    ready, (first, _), written = made[0], device.first_call, line["time"] - wall
+    start = now().time
+    run = run_driver(_config(scratch, num_images, num_prompts), make_pool(_SIDE, _POOL))
     return {
-        "model": ready - begin,
-        "folder": first - ready,
-        "rounds": written - first,
-        "close": end - written,
+        "model": run.ready.time - start,
+        "folder": run.first_round.time - run.ready.time,
+        "rounds": run.written.time - run.first_round.time,
+        "close": now().time - run.written.time,
     }
 
 
 def go_on_again(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
-    """Runs the driver on the complete folder; seconds of its parts, of which "rounds" has none."""
-    begin, made = time.perf_counter(), []
-    device, _ = _run(_config(scratch, num_images, num_prompts), made)
-    if device.first_call is not None:
+    """Runs the driver on the complete folder; seconds of its parts, which are two only."""
+    start = now().time
+    run = run_driver(_config(scratch, num_images, num_prompts), make_pool(_SIDE, _POOL))
+    if run.first_round is not None:
         raise RuntimeError("the folder was not complete")
-    return {"model": made[0] - begin, "folder": time.perf_counter() - made[0]}
+    return {"model": run.ready.time - start, "folder": now().time - run.ready.time}
 
 
 def _config(scratch: str, num_images: int, num_prompts: int) -> RunConfig:
@@ -94,26 +89,17 @@ def _config(scratch: str, num_images: int, num_prompts: int) -> RunConfig:
         Path(scratch) / "out",
         ["files"],
         num_images,
-        records=make_records(num_prompts),
+        num_prompts,
         shard_size=_SHARD_SIZE,
         batch_size=_BATCH_SIZE,
     )
-
-
-def _run(config: RunConfig, made: list[float] | None = None) -> Any:
-    def make_device(mesh):
-        if made is not None:
-            made.append(time.perf_counter())
-        return SimulatedDevice(make_pool(_SIDE, 4), np.inf, mesh, clock=time.perf_counter)
-
-    return run_driver(config, make_device)
 
 
 def _copy_shard(folder: Folder, shard: int, lines: list[str], seal: str) -> None:
     """Writes the lines of the first shard, and its seal, as those of another one."""
     first = shard * _SHARD_SIZE
     name = f"shards/{shard:05d}.jsonl"
-    content = "".join(_renumbered(line, i) for i, line in enumerate(lines, first)).encode()
+    content = "".join(renumbered(line, i) for i, line in enumerate(lines, first)).encode()
     Path(folder.path(name)).write_bytes(content)
     facts = json.loads(seal) | {"shard": shard}
     digest = hashlib.sha256(content).hexdigest()
@@ -121,7 +107,7 @@ def _copy_shard(folder: Folder, shard: int, lines: list[str], seal: str) -> None
     Path(folder.path(f"shards/{shard:05d}.json")).write_text(json.dumps(facts, indent=1))
 
 
-def _renumbered(line: str, index: int) -> str:
+def renumbered(line: str, index: int) -> str:
     """A line of the first shard as that of another index; its hashes stay."""
     line = re.sub(r'"index": \d+', f'"index": {index}', line, count=1)
     return re.sub(r"/\d{6}\.", f"/{index:06d}.", line)

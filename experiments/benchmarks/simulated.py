@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
@@ -19,10 +19,12 @@ import numpy as np
 from flax import struct
 from PIL import Image
 
-from seediff_jax import make_dataset
+from seediff_jax import closing, make_dataset
+from seediff_jax.class_lists import SHAPES_CLASSES
 from seediff_jax.model import Model, load_model
 from seediff_jax.pair_inputs import PairInputs
-from seediff_jax.prompts import SHAPES_CLASSES, PromptRecord
+from seediff_jax.prompt_plan import PromptPlan
+from seediff_jax.prompt_records import PromptRecord
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sampling import STAGES
 from seediff_jax.sharding import PairRows
@@ -58,11 +60,9 @@ class SimulatedDevice:
         pool: rows, of which a sample gets that of its index modulo their number.
         speed: samples a second; infinity makes a round as soon as it is asked for.
         mesh: of the run.
+        watch: told, before each round, of how many samples were asked for before.
         clock: seconds.
         sleep: waits for some seconds.
-
-    Attributes:
-        first_call: time and CPU seconds of this process when the first round was asked for.
     """
 
     def __init__(
@@ -71,20 +71,20 @@ class SimulatedDevice:
         speed: float,
         mesh: Any = None,
         *,
+        watch: Callable[[int], None] = lambda asked: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.mesh, self.first_call = mesh, None
+        self.mesh = mesh
         self._pool, self._speed = pool, speed
-        self._clock, self._sleep = clock, sleep
-        self._free_at = -np.inf
+        self._watch, self._clock, self._sleep = watch, clock, sleep
+        self._free_at, self._asked = -np.inf, 0
 
     def __call__(self, inputs: PairInputs) -> DueRows:
         """Starts a round, which begins when the one before is made."""
-        now = self._clock()
-        if self.first_call is None:
-            self.first_call = now, time.process_time()
-        self._free_at = max(now, self._free_at) + len(inputs.indices) / self._speed
+        self._watch(self._asked)
+        self._asked += len(inputs.indices)
+        self._free_at = max(self._clock(), self._free_at) + len(inputs.indices) / self._speed
         picks = tuple((inputs.indices % len(self._pool.images)).tolist())
         fields = {f.name: getattr(self._pool, f.name) for f in dataclasses.fields(PairRows)}
         return DueRows(**fields, picks=picks, due=self._free_at)
@@ -128,10 +128,12 @@ def make_records(count: int) -> tuple[PromptRecord, ...]:
     return tuple(records)
 
 
-def simulated_config(output: Path, formats: Sequence[str], num_images: int, **more: Any):
-    """A RunConfig with the tokenizer of the embedded model; its log is in `log` beside `output`."""
+def simulated_config(
+    output: Path, formats: Sequence[str], num_images: int, num_prompts: int = 80, **more: Any
+) -> RunConfig:
+    """A RunConfig for the embedded model; its log is in `log` beside `output`."""
     return RunConfig(
-        records=more.pop("records", None) or make_records(64),
+        plan=PromptPlan(records=make_records(num_prompts)),
         class_names=SHAPES_CLASSES,
         output=str(output),
         formats=tuple(formats),
@@ -141,34 +143,67 @@ def simulated_config(output: Path, formats: Sequence[str], num_images: int, **mo
     )
 
 
-def run_driver(
-    config: RunConfig, make_device: Callable[[Any], SimulatedDevice]
-) -> tuple[SimulatedDevice | None, dict[str, Any]]:
-    """Runs the driver with a simulated device.
+class Moment(NamedTuple):
+    """A moment of a process, in seconds."""
 
-    Args:
-        config: from `simulated_config`.
-        make_device: called with the mesh.
+    time: float
+    cpu: float
 
-    Returns:
-        The device, and the last line of the log, see `Monitor.state`.
+
+class SimulatedRun(NamedTuple):
+    """A run of the driver.
+
+    Attributes:
+        ready: the model was there, and the prompts were checked.
+        first_round: the first round was started; None where nothing was missing.
+        written: all samples were written, and all shards sealed; None as before.
+        log: last line of the log, see `Monitor.state`; None as before.
     """
-    devices = []
 
-    def programs(model, settings, mesh, *_):
-        devices.append(make_device(mesh))
-        return devices[0]
+    ready: Moment
+    first_round: Moment | None
+    written: Moment | None
+    log: dict[str, Any] | None
+
+
+def now() -> Moment:
+    """This moment."""
+    return Moment(time.monotonic(), time.process_time())
+
+
+def run_driver(
+    config: RunConfig,
+    pool: PairRows,
+    speed: float = np.inf,
+    watch: Callable[[int], None] = lambda asked: None,
+) -> SimulatedRun:
+    """Runs the driver with a simulated device, whose arguments see."""
+    moments: dict[str, Moment] = {}
+
+    def make_device(model: Model, settings: Any, mesh: Any, *_: Any) -> SimulatedDevice:
+        moments["ready"] = now()
+        return SimulatedDevice(pool, speed, mesh, watch=watch_round)
+
+    def watch_round(asked: int) -> None:
+        moments.setdefault("first_round", now())
+        watch(asked)
+
+    def close(*arguments: Any) -> dict[str, int]:
+        moments["written"] = now()
+        return closing.close(*arguments)
 
     with (
-        mock.patch.object(make_dataset, "PairPrograms", programs),
-        mock.patch.object(make_dataset, "load_model", _load_model),
+        mock.patch.object(make_dataset, "load_model", load_simulated_model),
+        mock.patch.object(make_dataset, "PairPrograms", make_device),
+        mock.patch.object(make_dataset, "close", close),
     ):
         make_dataset.make_dataset(config)
-    lines = Path(config.log_dir, "host-0000.jsonl").read_text().splitlines()
-    return devices[0], json.loads(lines[-1])
+    log = Path(config.log_dir, "host-0000.jsonl")
+    line = json.loads(log.read_text().splitlines()[-1]) if "written" in moments else None
+    return SimulatedRun(moments["ready"], moments.get("first_round"), moments.get("written"), line)
 
 
-def _load_model(name: str, **options: Any) -> Model:
+def load_simulated_model(name: str, **options: Any) -> Model:
     """The embedded model with prompts as long as those of Stable Diffusion."""
     model = load_model(name, **options)
     tokenizer = dataclasses.replace(model.tokenizer, max_length=CLIP_LENGTH)

@@ -1,0 +1,223 @@
+"""What a sample costs the host, at several speeds of a simulated device and in every format.
+
+    python -m experiments.benchmarks.host_overhead [--formats=files,webdataset] [--seconds=20]
+
+The first table has a run of the driver a line: samples of 512 x 512 pixels in blocks of 4, for as
+many seconds as asked for, and sealed in shards of 100; the device alone is simulated. CPU seconds
+are those of the whole process from the first round to the last seal. "The device waits" is the
+share of that time in which it had no round. The second table takes a sample's way apart.
+"""
+
+import hashlib
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from experiments.benchmarks.measuring import (
+    MIB,
+    in_own_process,
+    machine_line,
+    print_table,
+    use_cores,
+)
+from experiments.benchmarks.simulated import (
+    NUM_CLASSES,
+    SimulatedDevice,
+    load_simulated_model,
+    make_pool,
+    now,
+    run_driver,
+    simulated_config,
+)
+from seediff_jax.dataset import Dataset, make_formats
+from seediff_jax.encoding import PARTS, EncodedSample, Sample, encode
+from seediff_jax.formats import FORMATS
+from seediff_jax.masks import MaskConfig
+from seediff_jax.model import Model
+from seediff_jax.pair_inputs import pair_inputs
+from seediff_jax.pair_maker import PairMaker
+from seediff_jax.run_config import RunConfig
+from seediff_jax.sample_records import class_mask, make_record
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.sharding import PairRows
+from seediff_jax.storage import open_folder
+
+_SIDE, _BATCH_SIZE, _SHARD_SIZE = 512, 4, 100
+_REPEATS = 5
+_MOST = 100  # samples for each second of a run at no limit
+# The first image is not drawn as a strip, whose program would have to be compiled.
+_MASKS = MaskConfig(method="cross_attention")
+
+
+def measure_run(
+    scratch: str, formats: list[str], speed: float | None, num_images: int
+) -> dict[str, float]:
+    """Runs the driver; samples and CPU seconds a second, and the share that the device waited."""
+    config = simulated_config(
+        Path(scratch) / "out",
+        formats,
+        num_images,
+        batch_size=_BATCH_SIZE,
+        shard_size=_SHARD_SIZE,
+        mask_config=_MASKS,
+    )
+    run = run_driver(config, make_pool(_SIDE), speed or math.inf)
+    seconds = run.written.time - run.first_round.time
+    return {
+        "reached": num_images / seconds,
+        "cpu": (run.written.cpu - run.first_round.cpu) / num_images,
+        "waits": 1 - run.log["device_busy"],
+    }
+
+
+def measure_steps(scratch: str, formats: list[str]) -> dict[str, Any]:
+    """CPU and wall seconds of each step of a sample's way, as triples with its name."""
+    config = simulated_config(Path(scratch) / "out", formats, 10**5, mask_config=_MASKS)
+    model, pool = load_simulated_model(config.model), make_pool(_SIDE)
+    dataset = _open_dataset(config, formats)
+    exists = np.zeros(config.num_images, bool)
+    maker = PairMaker(config, model, SimulatedDevice(pool, math.inf), dataset, exists, 1)
+    parts = {part for each in dataset.formats for part in each.parts}
+    settings = config.row_settings(model)
+    sample = _describe(config, settings, pool)
+    steps = [
+        *_round_steps(config, model, maker),
+        ("mask and record", lambda: _describe(config, settings, pool), 1),
+        *_encoding_steps(sample, parts),
+    ]
+    files = encode(sample, parts).files
+    costs = [[name, *_cost(call, count)] for name, call, count in steps]
+    for kind in formats:
+        for name, call, count in _writing_steps(_open_dataset(config, [kind]), sample, files):
+            costs.append([f"{name}, {kind}", *_cost(call, count)])
+    return {"steps": costs}
+
+
+Step = tuple[str, Callable[[], Any], int]
+"""Name, what it does, and for how many samples."""
+
+
+def _open_dataset(config: RunConfig, kinds: list[str]) -> Dataset:
+    """A dataset of its own for some formats."""
+    place = Path(config.output, "-".join(kinds))
+    scratch = place / "scratch"
+    scratch.mkdir(parents=True)
+    layout = ShardLayout(config.num_images, _SHARD_SIZE, _BATCH_SIZE)
+    formats = make_formats(kinds, config.class_names, soft=None, seeds=False)
+    return Dataset(open_folder(place), layout, formats, scratch)
+
+
+def _round_steps(config: RunConfig, model: Model, maker: PairMaker) -> Iterator[Step]:
+    records = [config.record(index) for index in range(_BATCH_SIZE)]
+    prompts, classes = [r.prompt for r in records], [r.named for r in records]
+    round_ = maker.start([0])
+    yield (
+        "tokenise new prompts",
+        lambda: pair_inputs(model, prompts, classes, range(_BATCH_SIZE), num_classes=NUM_CLASSES),
+        _BATCH_SIZE,
+    )
+    yield "start a round of known prompts", lambda: maker.start([0]), _BATCH_SIZE
+    yield "copy from the device", lambda: maker.fetch(round_), _BATCH_SIZE
+
+
+def _describe(config: RunConfig, settings: Mapping[str, Any], pool: PairRows) -> Sample:
+    """The second sample, which has two classes, as it is before it is encoded."""
+    index, record = 1, config.record(1)
+    ids = [config.class_names.index(name) + 1 for name in record.classes]
+    mask = class_mask(pool.label_maps[index], ids)
+    row = make_record(
+        index,
+        record,
+        config.class_names,
+        mask,
+        token_positions=[[k] for k in ids],
+        seed_counts=pool.seed_counts[index],
+        scores=pool.scores[index],
+    )
+    return Sample(index, pool.images[index], mask, row | settings)
+
+
+def _encoding_steps(sample: Sample, parts: Collection[str]) -> Iterator[Step]:
+    for part in (part for part in PARTS if part in parts):
+        yield f"encode {part}", lambda part=part: encode(sample, [part]), 1
+    for part, content in encode(sample, parts).files.items():
+        yield f"SHA-256 of {part}", lambda c=content: hashlib.sha256(c).hexdigest(), 1
+
+
+def _writing_steps(dataset: Dataset, sample: Sample, files: Mapping[str, bytes]) -> Iterator[Step]:
+    """Steps of a format: blocks, and shards made of them."""
+    own = {part: files[part] for each in dataset.formats for part in each.parts}
+    blocks, shards = itertools.count(), itertools.count()
+
+    def write() -> None:
+        first = next(blocks) * _BATCH_SIZE
+        indices = range(first, first + _BATCH_SIZE)
+        dataset.write([EncodedSample(index, sample.record, own) for index in indices])
+
+    yield "hash and write", write, _BATCH_SIZE
+    for _ in range((_REPEATS + 1) * _SHARD_SIZE // _BATCH_SIZE):
+        write()
+    yield "seal", lambda: dataset.seal(next(shards)), _SHARD_SIZE
+
+
+def _cost(call: Callable[[], Any], samples: int) -> tuple[float, float]:
+    """CPU and wall seconds a sample, the least of some calls after a first one."""
+    call()
+    costs = []
+    for _ in range(_REPEATS):
+        start = now()
+        call()
+        end = now()
+        costs.append((end.cpu - start.cpu, end.time - start.time))
+    return tuple(min(column) / samples for column in zip(*costs, strict=True))
+
+
+def main(_) -> None:
+    """Prints both tables."""
+    values = flags.FLAGS
+    use_cores(values.cores)
+    print(f"{machine_line()}\n")
+    rows = []
+    for kind in values.formats:
+        for text in values.speeds:
+            speed = None if text == "unlimited" else float(text)
+            count = math.ceil(values.seconds * (speed or _MOST))
+            with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+                load = os.getloadavg()[0]
+                arguments = {"formats": [kind], "speed": speed, "num_images": count}
+                run = in_own_process(measure_run, scratch=scratch, **arguments)
+            rows.append(
+                [
+                    kind,
+                    text,
+                    f"{run['reached']:.1f}",
+                    f"{run['cpu'] * 1000:.1f}",
+                    f"{run['waits']:.1%}",
+                    f"{run['peak_memory'] / MIB:.0f}",
+                    f"{load:.1f}",
+                ]
+            )
+    header = ["format", "samples/s of the device", "reached", "CPU ms a sample"]
+    print_table([*header, "the device waits", "peak MiB", "load before"], rows)
+    with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+        steps = in_own_process(measure_steps, scratch=scratch, formats=values.formats)["steps"]
+    print(f"\nLoad {os.getloadavg()[0]:.1f}\n")
+    costs = [[name, f"{cpu * 1000:.3f}", f"{wall * 1000:.3f}"] for name, cpu, wall in steps]
+    print_table(["step", "CPU ms a sample", "wall ms a sample"], costs)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("formats", list(FORMATS), "Formats, each in a run of its own.")
+    speeds = "Samples a second of the device; unlimited makes a round as soon as it is asked for."
+    flags.DEFINE_list("speeds", ["1", "10", "100", "unlimited"], speeds)
+    flags.DEFINE_float("seconds", 20, "Seconds of a run, if the device can be kept busy.")
+    flags.DEFINE_string("scratch", None, "Folder for the datasets; by default the system's.")
+    flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
+    app.run(main)
