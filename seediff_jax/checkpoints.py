@@ -4,18 +4,18 @@ Both kinds have the JSON files and the tokenizer of a diffusers folder (see mode
 weights of the one are safetensors files of diffusers, of the other an orbax tree under `params/`.
 Nothing here needs torch or diffusers.
 
-    tensor of a file -> its canonical name -> its Linen path (models.names) -> Linen layout
+    tensor of a file -> its canonical name -> its Linen path (models.names) -> Linen layout (leaves)
 
 The walk over the tensors fails loudly in every direction: everything that is missing, unexpected or
 mis-shaped is reported at once.
 """
 
 import contextlib
-import functools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,22 +24,35 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from seediff_jax.leaves import Leaves, WeightsDigest, in_order, read_ahead
-from seediff_jax.model_config import ModelConfig, init_params, write_model_config
+from seediff_jax.leaves import Leaves, Merges, WeightsDigest, in_order, make_leaf, read_ahead
+from seediff_jax.model_config import ModelConfig, write_model_config
 from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
+from seediff_jax.models.param_shapes import text_encoder_shapes, unet_shapes, vae_shapes
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
 
 Params = dict[str, Any]
 _ORBAX = "params"
 
 
-@functools.lru_cache(8)  # tracing the networks takes seconds
 def expected_shapes(config: ModelConfig) -> Params:
-    """The shapes of all weights, as params; callers share them."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    """The shapes of all weights, as params of float32 `jax.ShapeDtypeStruct`."""
+    shapes = {
+        "text_encoder": text_encoder_shapes(config.text_encoder),
+        "unet": unet_shapes(config.unet),
+        "vae": vae_shapes(config.vae),
+    }
+    if config.is_xl:
+        shapes["text_encoder_2"] = text_encoder_shapes(config.text_encoder_2)
+    leaves = flatten_dict(shapes).items()
+    return unflatten_dict({p: jax.ShapeDtypeStruct(shape, np.float32) for p, shape in leaves})
 
 
-def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
+def read_leaves(
+    folder: Path,
+    config: ModelConfig,
+    dtype: DTypeLike = np.float32,
+    merges: Merges = MappingProxyType({}),
+) -> Leaves:
     """Reads the weights of a diffusers folder or of an orbax folder one by one.
 
     All names and shapes are compared with the config before the first weight is read.
@@ -47,17 +60,19 @@ def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
     Args:
         folder: the folder.
         config: what `read_model_config` says of it.
+        dtype: of the model.
+        merges: changes of weights, see `lora.open_merges`.
 
     Yields:
-        The path of a weight in the params (a name of `config.components` first), and the weight in
-        Linen's layout, float32, an array of its own; in order of `/`-joined paths.
+        The path of a weight in the params (a name of `config.components` first), and its Leaf, in
+        the dtype that it has in a model of `dtype`; in order of `/`-joined paths.
 
     Raises:
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
             of another shape than the configs say, or hold NaN or infinity.
     """
     if (folder / _ORBAX).is_dir():
-        yield from _read_orbax(folder / _ORBAX, expected_shapes(config))
+        yield from _read_orbax(folder / _ORBAX, config, dtype, merges)
         return
     with contextlib.ExitStack() as stack:
 
@@ -65,13 +80,17 @@ def read_leaves(folder: Path, config: ModelConfig) -> Leaves:
             del names  # all that is in the files is of this component
             return stack.enter_context(open_weights(find_weight_files(folder, component)))
 
-        yield from read_component_leaves(open_component, config, lambda name: f"{folder / name}")
+        yield from read_component_leaves(
+            open_component, config, lambda name: f"{folder / name}", dtype, merges
+        )
 
 
 def read_component_leaves(
     open_component: Callable[[str, Collection[str]], WeightReader],
     config: ModelConfig,
     source_of: Callable[[str], str],
+    dtype: DTypeLike = np.float32,
+    merges: Merges = MappingProxyType({}),
 ) -> Leaves:
     """Reads the weights of a model out of anything that knows them by their diffusers names.
 
@@ -80,6 +99,8 @@ def read_component_leaves(
             component needs.
         config: the static half of the model.
         source_of: how errors are to name the source of a component.
+        dtype: of the model.
+        merges: changes of weights.
 
     Yields:
         As `read_leaves`, and with its errors.
@@ -92,18 +113,19 @@ def read_component_leaves(
             readers[component], component, expected, source_of(component)
         )
     for component, names in found.items():
-        broken = []
-        for path, leaf in read_ahead(readers[component], names):
-            if leaf is None:
-                broken.append(names[path])
-            else:
+        broken, kept = [], config.dtype_of(component, dtype)
+        own = {path[1:]: merge for path, merge in merges.items() if path[0] == component}
+        for path, leaf in read_ahead(readers[component], names, kept, own):
+            if leaf.is_finite:
                 yield (component, *path), leaf
+            else:
+                broken.append(names[path])
         _raise_broken(broken, source_of(component))
 
 
 def read_params(folder: Path, config: ModelConfig) -> Params:
     """All that `read_leaves` yields, as float32 params."""
-    return unflatten_dict(dict(read_leaves(folder, config)))
+    return unflatten_dict({path: leaf.array for path, leaf in read_leaves(folder, config)})
 
 
 def require_free(folder: Path) -> None:
@@ -164,8 +186,8 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
 def weights_hash(params: Mapping[str, Any]) -> str:
     """The WeightsDigest of all weights of a model."""
     digest = WeightsDigest()
-    for path, leaf in in_order(flatten_dict(dict(params))):
-        digest.add(path, leaf)
+    for path, array in in_order(flatten_dict(dict(params))):
+        digest.add(path, make_leaf(path, array, np.float32))
     return digest.hexdigest()
 
 
@@ -221,11 +243,11 @@ def _raise_broken(names: list[str], source: str) -> None:
         raise ValueError(f"{source}: NaN or infinity in {', '.join(names)}")
 
 
-def _read_orbax(folder: Path, expected: Params) -> Leaves:
+def _read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merges) -> Leaves:
     with ocp.StandardCheckpointer() as checkpointer:
         try:
             stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-            _check_params(stored, expected, f"{folder}")
+            _check_params(stored, expected_shapes(config), f"{folder}")
             # NumPy leaves are restored on the host, whatever devices wrote them.
             target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(stored))
             restored = checkpointer.restore(folder.absolute(), target)
@@ -239,7 +261,8 @@ def _read_orbax(folder: Path, expected: Params) -> Leaves:
         if not np.isfinite(array).all():
             broken.append("/".join(path))
             continue
-        yield path, array
+        array = merges[path](array) if path in merges else array
+        yield path, make_leaf(path, array, config.dtype_of(path[0], dtype))
     _raise_broken(broken, f"{folder}")
 
 

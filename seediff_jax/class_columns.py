@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from seediff_jax.arrays import Bool
-from seediff_jax.class_names import require_classes
+from seediff_jax.class_names import require_classes, require_unnamed
 from seediff_jax.model import Model
 from seediff_jax.prompt_tokens import mark_classes
-from seediff_jax.prompts import require_unnamed
 
 
 class ClassColumns(NamedTuple):

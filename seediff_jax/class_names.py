@@ -1,4 +1,4 @@
-"""Class names in a text: the lists of the data sets, synonyms, and what counts as a mention.
+"""Class names in a text: what counts as a mention, and how names are compared.
 
 Host only, and before any tokenizer: a mention is decided here, on words; `tokenizer` turns the
 mentioned characters into token positions. Names are compared by the letters and digits of their
@@ -11,106 +11,10 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 
+from seediff_jax.class_lists import LOOK_ALIKES, SYNONYMS
+
 Mentions = dict[str, list[tuple[int, int]]]
 """Class -> (start, end) of each mention, in characters of the prompt in Unicode's form NFC."""
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-VOC_CLASSES = _names(
-    "aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse,"
-    "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
-)
-COCO_CLASSES = _names(
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,"
-    "fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,"
-    "bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard,"
-    "sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle,"
-    "wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot,"
-    "hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv,"
-    "laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator,"
-    "book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
-)
-SHAPES_CLASSES = _names("circle, square, triangle, star, heart, ring, cross, crescent")
-"""Names in the order of the official ids (PASCAL VOC 1..20, COCO's 80); the embedded model's 8."""
-
-_AIRCRAFT = _names("aeroplane, airplane, plane, aircraft, airliner, jetliner, biplane, seaplane")
-_MOTORCYCLE = _names("motorbike, motorcycle, moped, dirt bike")
-_SOFA = _names("sofa, couch, settee, loveseat")
-_TV = _names("tv, television, tv monitor, tv set, tv screen, monitor, computer monitor")
-_PLANT = _names("pot plant, houseplant, potted flower, potted tree")
-_TABLE = _names("dinner table")
-
-SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    "aeroplane": _AIRCRAFT,
-    "airplane": _AIRCRAFT,
-    "motorbike": _MOTORCYCLE,
-    "motorcycle": _MOTORCYCLE,
-    "sofa": _SOFA,
-    "couch": _SOFA,
-    "tvmonitor": _TV,
-    "tv": _TV,
-    "pottedplant": _PLANT,
-    "diningtable": _TABLE,
-    "person": _names(
-        "human, man, woman, boy, girl, child, kid, baby, toddler, infant, teenager, adult, lady,"
-        "gentleman, guy, pedestrian, cyclist, skier, surfer, snowboarder, skateboarder, policeman,"
-        "fireman"
-    ),
-    "bicycle": _names("bike, tricycle"),
-    "bird": _names(
-        "pigeon, dove, seagull, gull, duck, goose, swan, parrot, eagle, hawk, owl, sparrow, robin,"
-        "crow, penguin, flamingo, peacock, ostrich, heron, pelican, hummingbird, hen, rooster"
-    ),
-    "boat": _names(
-        "ship, sailboat, rowboat, motorboat, speedboat, canoe, kayak, ferry, yacht, dinghy, gondola"
-    ),
-    "bus": _names("minibus, autobus"),
-    "car": _names("automobile, taxi, sedan, suv, minivan, convertible, hatchback, limousine"),
-    "truck": _names("lorry, pickup truck"),
-    "train": _names("locomotive"),
-    "cat": _names("kitten, kitty"),
-    "dog": _names(
-        "puppy, poodle, labrador, beagle, dalmatian, retriever, german shepherd, bulldog, corgi,"
-        "dachshund, chihuahua, terrier, husky, pug"
-    ),
-    "horse": _names("pony, foal, stallion"),
-    "sheep": _names("lamb, ewe"),
-    "cow": _names("cattle, calf, ox, heifer"),
-    "chair": _names("armchair"),
-    "traffic light": _names("stoplight, traffic signal"),
-    "fire hydrant": _names("hydrant"),
-    "backpack": _names("rucksack, knapsack"),
-    "umbrella": _names("parasol"),
-    "handbag": _names("purse"),
-    "tie": _names("necktie"),
-    "skis": _names("ski"),
-    "sports ball": _names("soccer ball, tennis ball, beach ball, golf ball, rugby ball"),
-    "baseball glove": _names("baseball mitt"),
-    "tennis racket": _names("tennis racquet"),
-    "cup": _names("mug, teacup"),
-    "sandwich": _names("hamburger, burger"),
-    "donut": _names("doughnut"),
-    "cake": _names("cupcake, cheesecake"),
-    "laptop": _names("notebook computer"),
-    "remote": _names("remote control"),
-    "cell phone": _names("mobile phone, smartphone"),
-    "microwave": _names("microwave oven"),
-    "refrigerator": _names("fridge"),
-    "teddy bear": _names("teddy, stuffed bear"),
-    "hair drier": _names("hair dryer, blow dryer, blow drier"),
-}
-"""Words that also name a class: the same thing or a kind of it, never something wider (a table need
-not be a dining table). Spelling, plural and capitals need no entry."""
-
-LOOK_ALIKES = _names(
-    "hot dog, corn dog, prairie dog, teddy bear, dirt bike, exercise bike, microwave oven,"
-    "sea horse, rocking horse, bus stop, bus station, train station, train track, toilet paper"
-)
-"""Compounds that do not show what one of their words names: their words count only for a class that
-has the whole compound as its name or synonym."""
 
 _PLURALS = {"person": "people", "man": "men", "child": "children", "mouse": "mice", "ox": "oxen"}
 _PLURALS |= {"goose": "geese", "foot": "feet", "tooth": "teeth"}
@@ -118,6 +22,21 @@ _PLURALS |= {"f": "ves", "fe": "ves", "y": "ies"}
 _PLURALS |= {end: end + "es" for end in ("s", "x", "z", "ch", "sh", "o")}
 
 Owners = Mapping[str, tuple[str, ...]]
+
+
+@functools.lru_cache(maxsize=2**14)
+def name_key(name: str) -> str:
+    """What makes two names the same: letters and digits, run together, in small letters."""
+    name = unicodedata.normalize("NFC", name)
+    return "".join(word.group() for word in _words(name)).lower()
+
+
+def entry_of(name: str, table: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """The entry of a class in a table by class, however spelled; None where it has none."""
+    if name not in table:
+        spellings = {name_key(other): other for other in table}
+        name = spellings.get(name_key(name), name)
+    return tuple(table[name]) if name in table else None
 
 
 def require_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
@@ -132,7 +51,7 @@ def require_classes(classes: Sequence[str], where: str) -> tuple[str, ...]:
         raise ValueError(f"{where}: the list of classes is empty; give at least one name")
     seen: dict[str, str] = {}
     for name in classes:
-        key = _key(name)
+        key = name_key(name)
         if not key:
             raise ValueError(f"{where}: class {name!r} has no letter or digit")
         if key in seen:
@@ -191,6 +110,59 @@ def require_mentions(
     return mentions
 
 
+def require_unnamed(
+    prompt: str,
+    classes: Sequence[str],
+    unnamed: Sequence[str],
+    synonyms: Mapping[str, Sequence[str]] | None = None,
+) -> None:
+    """Checks that a prompt names none of its unnamed classes.
+
+    Raises:
+        ValueError: it does, or a class is in both lists.
+    """
+    if not unnamed:
+        return
+    mentions = find_mentions(prompt, [*classes, *unnamed], synonyms)
+    for name in unnamed:
+        if mentions[name]:
+            raise ValueError(
+                f"the prompt {prompt!r} names {name!r}, which is listed as an unnamed class; list "
+                "it with the classes of the prompt"
+            )
+
+
+def split_names(text: str, classes: Sequence[str]) -> tuple[str, ...]:
+    """Splits a text that is nothing but names of classes: "tv monitor sofa" of VOC's are two.
+
+    Synonyms and plurals are no names here. Of two ways to split a text, the one with the longer
+    name at its first difference is taken.
+
+    Returns:
+        The classes in their order, each once.
+
+    Raises:
+        ValueError: the text is empty, or has a word that belongs to no name.
+    """
+    names = {name_key(name): name for name in classes}
+    words = [word.group() for word in _words(unicodedata.normalize("NFC", text))]
+    longest = max(map(len, names))
+    # Names of the words from i on; None where they cannot be split.
+    rests: list[tuple[str, ...] | None] = [None] * len(words) + [()]
+    for i in reversed(range(len(words))):
+        key = ""
+        for j in range(i, len(words)):
+            key += words[j].lower()
+            if len(key) > longest:
+                break
+            if key in names and (rest := rests[j + 1]) is not None:
+                rests[i] = (names[key], *rest)
+    if not rests[0]:
+        listed = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
+        raise ValueError(f"{text!r} is no sequence of names out of the classes {listed}")
+    return tuple(dict.fromkeys(rests[0]))
+
+
 def _hint(
     prompt: str,
     name: str,
@@ -207,7 +179,7 @@ def _hint(
             owner = f"class {claimants[0]!r}" if claimants else "something else"
             return f" ({text[start:end]!r} there names {owner})"
     words = [word.group() for word in _words(text) if len(word.group()) > 2]
-    near = [w for w in words if w.lower() in parts or _key(name).endswith(w.lower())]
+    near = [w for w in words if w.lower() in parts or name_key(name).endswith(w.lower())]
     near += difflib.get_close_matches(name, words, n=1, cutoff=0.7)
     return f" (nearest there: {near[0]!r})" if near else ""
 
@@ -217,7 +189,7 @@ def _make_owners(
 ) -> Owners:
     names = require_classes(classes, f"prompt {prompt!r}")
     for name, words in (synonyms or {}).items():
-        if isinstance(words, str) or not all(isinstance(w, str) and _key(w) for w in words):
+        if isinstance(words, str) or not all(isinstance(w, str) and name_key(w) for w in words):
             raise ValueError(f"synonyms of {name!r} must be a list of words, got {words!r}")
     return _owners(names, tuple((name, tuple(words)) for name, words in (synonyms or {}).items()))
 
@@ -225,9 +197,9 @@ def _make_owners(
 @functools.lru_cache(maxsize=1024)
 def _owners(classes: tuple[str, ...], synonyms: tuple[tuple[str, tuple[str, ...]], ...]) -> Owners:
     """Key of every name to look for -> the classes that claim it; none claims a look-alike."""
-    table = {_key(name): words for name, words in (*SYNONYMS.items(), *synonyms)}
+    table = {name_key(name): words for name, words in (*SYNONYMS.items(), *synonyms)}
     owners: dict[str, tuple[str, ...]] = {form: () for name in LOOK_ALIKES for form in _forms(name)}
-    for words_of in (lambda name: table.get(_key(name), ()), lambda name: (name,)):
+    for words_of in (lambda name: table.get(name_key(name), ()), lambda name: (name,)):
         claims: dict[str, list[str]] = {}
         for name in classes:
             for form in {form for word in words_of(name) for form in _forms(word)}:
@@ -266,13 +238,9 @@ def _words(text: str) -> list[re.Match[str]]:
     return list(re.finditer(r"[^\W_]+", text))
 
 
-def _key(name: str) -> str:
-    name = unicodedata.normalize("NFC", name)
-    return "".join(word.group() for word in _words(name)).lower()
-
-
-def _forms(name: str) -> set[str]:
+@functools.lru_cache(maxsize=2**14)
+def _forms(name: str) -> frozenset[str]:
     """Keys of singular and plurals; a plural that no language has does no harm."""
-    key = _key(name)
+    key = name_key(name)
     plurals = {key.removesuffix(end) + p for end, p in _PLURALS.items() if key.endswith(end)}
-    return {key, key + "s"} | plurals
+    return frozenset({key, key + "s"} | plurals)

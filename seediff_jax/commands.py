@@ -22,7 +22,7 @@ def run_command(
     doc: str,
     values: flags.FlagValues,
     argv: Sequence[str],
-    work: Callable[[flags.FlagValues], None],
+    work: Callable[[flags.FlagValues], int | None],
 ) -> int:
     """Parses a command line, does the work and returns the exit status; errors are one line each.
 
@@ -31,7 +31,7 @@ def run_command(
         doc: what --help says before the flags.
         values: the flags that exist.
         argv: the command line.
-        work: what to do with the parsed flags.
+        work: what to do with the parsed flags; it may return an exit status.
     """
     if {"--help", "-help", "-h", "--helpfull"} & set(argv[1:]):
         print(help_text(values, doc))
@@ -40,8 +40,7 @@ def run_command(
         unknown = values(list(argv))[1:]
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no flag; every argument is --name=value")
-        work(values)
-        return 0
+        return work(values) or 0
     except flags.Error as error:
         message = f"{error} (--help lists the flags)"
     except OSError as error:
@@ -79,7 +78,8 @@ def define_source_flags(values: flags.FlagValues) -> None:
     text("model", "shapes", model)
     text("revision", None, "Branch, tag or commit of a hub id.")
     tokenizer = "Folder or hub id to take the tokenizer from; by default the model's own, and for "
-    text("tokenizer", None, tokenizer + f"a .safetensors file that of {DEFAULT_TOKENIZER}.")
+    tokenizer += f"a .safetensors file that of {DEFAULT_TOKENIZER}. Of Stable Diffusion XL it "
+    text("tokenizer", None, tokenizer + "replaces both, one taking both places if it is alone.")
     prediction = "What the UNet predicts; by default what the model says, which a .safetensors "
     prediction += "file of Stable Diffusion 2.x does not."
     enum("prediction_type", None, [*PREDICTION_TYPES], prediction)

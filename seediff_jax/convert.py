@@ -27,6 +27,9 @@ def define_flags() -> flags.FlagValues:
     dtypes = ["float32", "bfloat16", "float16"]
     enum("dtype", "float32", dtypes, "Of the written weights; in orbax vectors stay float32.")
     enum("scheduler", None, [*CLASS_NAMES], "Sampler to write down; by default the model's own.")
+    capture = "Attention layers to record, which capture.json keeps: published, coarse (without "
+    capture += "the finest level) or a JSON file with lists of layers; by default the model's own."
+    text("capture", None, capture)
     return values
 
 
@@ -47,6 +50,7 @@ def _work(values: flags.FlagValues) -> None:
         tokenizer=values.tokenizer,
         revision=values.revision,
         loras=parse_loras(values.lora),
+        capture=values.capture,
     )
     if values.format == "orbax":
         save_orbax(model, values.output)

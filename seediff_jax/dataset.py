@@ -1,271 +1,224 @@
-"""The writer of a dataset folder: every file appears whole or not at all, and a run can go on.
+"""The dataset folder: every file appears whole or not at all, and a run can go on after anything.
 
-    settings.json                    what pins the samples down; the folder's mark
-    classes.txt                      the class of id k on line k
-    image/000000.png                 RGB
-    mask/000000.png                  class ids with the VOC palette; 0 background, 255 ignore
-    overlay/000000.png               mask over image
-    manifest.jsonl                   a line a sample, written after its files
+    settings.json, classes.txt       what pins the samples down; the class of id k on line k
+    image/ mask/ overlay/ ...        what the chosen formats hold, see seediff_jax.formats
+    shards/00012.journal/            finished samples of a shard that is not sealed yet
+    shards/00012.jsonl               a line a sample of the shard
+    shards/00012.json                files of the shard and their hashes: written last, the seal
+    manifest.jsonl, failed.jsonl     all lines, when the run is complete
     contact_sheet.png, strip.png     for people
 
-A sample exists when the manifest has its line. Whatever a stopped run leaves beside that (files
-without a line, half a line, a temporary file) is made again by the next run.
+A sample exists when the journal or a seal says so. Whatever a stopped run leaves beside that is
+made again by the next run, to the same bytes.
 """
 
-import io
+import hashlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from seediff_jax.arrays import UInt8, typechecked
-from seediff_jax.label_maps import IGNORE_INDEX
-from seediff_jax.pictures import PALETTE, contact_sheet, overlay
+from seediff_jax.encoding import EncodedSample
+from seediff_jax.formats import FORMATS, Format
+from seediff_jax.journal import DamagedEntry, Journal
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.storage import TEMPORARY, Folder
 
-PARTS = ("image", "mask", "overlay")
-_SETTINGS, _MANIFEST, _SHEET = "settings.json", "manifest.jsonl", "contact_sheet.png"
-_TEMPORARY = ".part"
-_SHEET_SAMPLES = 24
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears complete under its name, or replaces the old one, or not at all.
-
-    Raises:
-        OSError: naming `path`, for instance when the disk is full.
-    """
-    part = path.with_name(path.name + _TEMPORARY)
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _named(error, path) from error
+SCRATCH = "scratch-"
+"""Begins the name of a host's folder in `shards` for files in the making."""
+FAILED = "failed"
+"""Key of a record that says why there is no sample of its index."""
 
 
-def require_resumable(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Checks that a folder is new, empty, or a dataset whose samples have these settings.
+class Dataset:
+    """Writes blocks of samples and seals shards; several hosts may write different blocks at once.
 
     Args:
-        folder: need not exist.
-        settings: all settings, or those known so far; only these are compared.
-
-    Raises:
-        ValueError: the folder holds something else, or samples made with other settings, which the
-            message lists.
-    """
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; a folder is needed")
-    if not (folder / _SETTINGS).exists():
-        if any(path.suffix != _TEMPORARY for path in folder.iterdir()):
-            raise ValueError(
-                f"{folder} is not empty and no dataset of this program (it has no {_SETTINGS}); "
-                "choose a new folder"
-            )
-        return
-    old = _read_settings(folder / _SETTINGS)
-    if not _read_manifest(folder / _MANIFEST):
-        return
-    changes = [
-        f"{name}: {json.dumps(old.get(name))} there, {json.dumps(value)} now"
-        for name, value in settings.items()
-        if name not in old or old[name] != value
-    ]
-    if changes:
-        raise ValueError(
-            f"{folder} was made with other settings ({'; '.join(changes)}); "
-            "choose another folder, or the same settings to go on"
-        )
-
-
-class DatasetWriter:
-    """Writes samples into a folder, and knows which it has.
-
-    Attributes:
-        folder: the folder.
-        rows: index -> manifest entry of every sample that exists.
-
-    Raises:
-        ValueError: as `require_resumable`, or a damaged line in the midst of the manifest.
-        OSError: the folder cannot be written.
+        folder: whose settings have been written, see `folder_settings`.
+        layout: how samples are cut into shards.
+        formats: what is written.
+        scratch: an empty folder of this process, on the disk of `folder` where that is local.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]):
-        require_resumable(folder, settings)
-        self.folder = folder
-        self.class_names = tuple(settings["class_names"])
-        self._row_settings = {k: v for k, v in settings.items() if k != "class_names"}
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = _read_manifest(folder / _MANIFEST)
-        if not rows:
-            write_whole(folder / _SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-        write_whole(folder / "classes.txt", "".join(f"{n}\n" for n in self.class_names).encode())
-        for part in PARTS:
-            (folder / part).mkdir(exist_ok=True)
-        self.rows = {i: row for i, row in rows.items() if self._has_files(i)}
-        self._write_manifest()
+    def __init__(
+        self, folder: Folder, layout: ShardLayout, formats: Sequence[Format], scratch: Path
+    ):
+        self.folder, self.layout, self.formats, self.scratch = folder, layout, formats, scratch
+        self._staged_parts = {part for each in formats for part in each.shard_parts}
 
-    @typechecked
-    def write(
-        self,
-        index: int,
-        image: UInt8[np.ndarray, "H W 3"],
-        label_map: UInt8[np.ndarray, "H W"],
-        *,
-        prompt: str,
-        classes: tuple[str, ...],
-        seed_counts: list[int],
-    ) -> None:
-        """Writes one sample.
-
-        Args:
-            index: of the sample in the run.
-            image: colours in 0..255.
-            label_map: k + 1 for the k-th of `classes`, 0 background, 255 ignore.
-            prompt: what the image shows.
-            classes: names out of the run's classes; the mask gets their ids there.
-            seed_counts: number of seeds of each class.
+    def scan(self) -> np.ndarray:
+        """Which samples exist, bool `[num_images]`, from names of files alone.
 
         Raises:
-            OSError: a file cannot be written; the samples before this one stay valid.
+            ValueError: there are samples beyond the run's.
         """
-        ids, mask = self._ids(classes), self.mask(label_map, classes)
-        areas = [float(np.mean(mask == class_id)) for class_id in ids]
-        indexed = Image.fromarray(mask)
-        indexed.putpalette(PALETTE.tobytes())
-        pictures = (Image.fromarray(image), indexed, Image.fromarray(overlay(image, mask)))
-        for part, picture in zip(PARTS, pictures, strict=True):
-            write_whole(self.path(part, index), _png(picture))
-        row = {
-            "index": index,
-            **{part: str(self.path(part, index).relative_to(self.folder)) for part in PARTS},
-            "prompt": prompt,
-            "classes": list(classes),
-            "class_ids": ids,
-            "area_fractions": areas,
-            "seed_counts": seed_counts,
-            "empty": [name for name, area in zip(classes, areas, strict=True) if not area],
-            "ignored_fraction": float(np.mean(mask == IGNORE_INDEX)),
-            **self._row_settings,
-        }
-        _append(self.folder / _MANIFEST, _line(row))
-        self.rows[index] = row
+        size, count = self.layout.shard_size, self.layout.num_images
+        found = [np.zeros(0, int)]
+        for shard, is_sealed in self._shards().items():
+            every = range(shard * size, (shard + 1) * size)
+            indices = every if is_sealed else list(self._journal(shard).indices())
+            found.append(np.array(indices, int))
+        there = np.concatenate(found)
+        if there.size and there.max() >= count:
+            raise ValueError(
+                f"{self.folder} has samples up to {there.max()}, beyond num_images={count}; ask "
+                "for at least as many, or choose another folder"
+            )
+        exists = np.zeros(count, bool)
+        exists[there] = True
+        return exists
 
-    @typechecked
-    def mask(
-        self, label_map: UInt8[np.ndarray, "H W"], classes: tuple[str, ...]
-    ) -> UInt8[np.ndarray, "H W"]:
-        """Turns labels k + 1, for the k-th of `classes`, into the ids of the run."""
-        to_id = np.zeros(IGNORE_INDEX + 1, np.uint8)
-        to_id[IGNORE_INDEX] = IGNORE_INDEX
-        to_id[1 : len(classes) + 1] = self._ids(classes)
-        return to_id[label_map]
+    def unsealed(self, exists: np.ndarray) -> list[int]:
+        """Shards that have all their samples and no seal."""
+        sealed = {shard for shard, is_sealed in self._shards().items() if is_sealed}
+        size = self.layout.shard_size
+        whole = np.logical_and.reduceat(exists, np.arange(0, len(exists), size))
+        return [shard for shard in np.flatnonzero(whole).tolist() if shard not in sealed]
 
-    def finish(self) -> None:
-        """Sorts the manifest by index and draws the contact sheet of the first samples.
+    def write(self, samples: Sequence[EncodedSample]) -> None:
+        """Writes finished samples of one shard; then they exist.
 
         Raises:
+            OSError: a file cannot be written; what was written before stays valid.
+        """
+        files: dict[str, bytes] = {}
+        entries = []
+        for sample in samples:
+            record = dict(sample.record)
+            if FAILED not in record:
+                own, facts = self._own_files(sample)
+                files |= own
+                record = facts | record
+            kept = {k: v for k, v in sample.files.items() if k in self._staged_parts}
+            entries.append(EncodedSample(sample.index, record, kept))
+        journal = self._journal(self.layout.shard_of(samples[0].index))
+        self.folder.write_all(files, journal.contents(entries))
+
+    def seal(self, shard: int) -> None:
+        """Makes the files of a shard, of which all samples exist.
+
+        A shard that a longer run would add to keeps its journal, and is sealed again every time.
+
+        Raises:
+            ValueError: a file of the journal was damaged; it is gone, and its samples with it.
             OSError: a file cannot be written.
         """
-        self._write_manifest()
-        samples = [self._sheet_row(self.rows[i]) for i in sorted(self.rows)[:_SHEET_SAMPLES]]
-        if samples:
-            title = f"{len(self.rows)} images, model {self._row_settings['model']}"
-            if len(samples) < len(self.rows):
-                title += f", the first {len(samples)}"
-            names = dict(enumerate(self.class_names, 1))
-            self.write_picture(_SHEET, contact_sheet(samples, title=title, class_names=names))
-
-    def write_picture(self, name: str, picture: Image.Image) -> None:
-        """Writes a picture for people as `name` into the folder."""
-        write_whole(self.folder / name, _png(picture))
-
-    def path(self, part: str, index: int) -> Path:
-        """File name of a sample's image, mask or overlay."""
-        return self.folder / part / f"{index:06d}.png"
-
-    def _ids(self, classes: tuple[str, ...]) -> list[int]:
-        return [self.class_names.index(name) + 1 for name in classes]
-
-    def _has_files(self, index: int) -> bool:
-        return all(self.path(part, index).is_file() for part in PARTS)
-
-    def _write_manifest(self) -> None:
-        content = b"".join(_line(self.rows[i]) for i in sorted(self.rows))
-        path = self.folder / _MANIFEST
-        if not path.exists() or path.read_bytes() != content:
-            write_whole(path, content)
-
-    def _sheet_row(self, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
-        with Image.open(self.folder / row["image"]) as image:
-            pixels = np.asarray(image)
-        with Image.open(self.folder / row["mask"]) as mask:
-            label_map = np.asarray(mask)
-        facts = zip(row["classes"], row["area_fractions"], row["seed_counts"], strict=True)
-        notes = [f"{name} {area:.1%} of the image, {seeds} seeds" for name, area, seeds in facts]
-        return pixels, label_map, "\n".join([f"{row['index']}: {row['prompt']}", ", ".join(notes)])
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); choose a new folder") from error
-    if not isinstance(settings, dict) or "seediff_jax_version" not in settings:
-        raise ValueError(f"{path} is not of this program; choose a new folder")
-    return settings
-
-
-def _read_manifest(path: Path) -> dict[int, dict[str, Any]]:
-    """Rows by index. A last line that was cut short counts as missing."""
-    if not path.exists():
-        return {}
-    lines = path.read_bytes().splitlines(keepends=True)
-    rows = {}
-    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            rows[row["index"]] = row
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
+            self._seal(shard, self._journal(shard))
+        except DamagedEntry as error:
+            self.folder.remove(error.name)
             raise ValueError(
-                f"{path}:{number}: no entry of this program; delete the line, and its sample is "
-                "made again"
+                f"{error} and was removed; give the same command again to make its samples again"
             ) from error
-    return rows
+
+    def _seal(self, shard: int, journal: Journal) -> None:
+        files = {f"shards/{shard:05d}.jsonl": self._write_lines(shard, journal)}
+        for each in self.formats:
+            files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)
+        made = {name: describe_file(path) for name, path in files.items()}
+        for name, path in files.items():
+            self.folder.put(name, path)
+        seal = {"shard": shard, "files": made}
+        is_full = self.layout.is_full(shard)
+        name = f"shards/{shard:05d}.{'' if is_full else 'open.'}json"
+        self.folder.write(name, (json.dumps(seal, indent=1, sort_keys=True) + "\n").encode())
+        if is_full:
+            journal.remove()
+            self.folder.remove(f"shards/{shard:05d}.open.json")
+        else:
+            journal.compact()
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Records of the samples of all shards in order, of failed ones too."""
+        for shard in range(self.layout.num_shards):
+            for line in self.folder.read(f"shards/{shard:05d}.jsonl").splitlines():
+                yield json.loads(line)
+
+    def _shards(self) -> dict[int, bool]:
+        """Shards with samples, and whether they are sealed for good."""
+        found: dict[int, bool] = {}
+        for name in self.folder.names("shards"):
+            number, _, kind = name.partition(".")
+            if number.isdigit() and kind in ("json", "journal"):
+                found[int(number)] = found.get(int(number), False) or kind == "json"
+        return found
+
+    def _journal(self, shard: int) -> Journal:
+        return Journal(self.folder, shard)
+
+    def _own_files(self, sample: EncodedSample) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """A sample's own files; and where they are, with the hashes of all its parts."""
+        files: dict[str, bytes] = {}
+        places: dict[str, Any] = {}
+        for each in self.formats:
+            for name, part in each.sample_files(sample.index).items():
+                files[name] = sample.files[part]
+                places.setdefault(part.split(".")[0], name)
+        hashes = {part: hashlib.sha256(sample.files[part]).hexdigest() for part in sample.files}
+        return files, {"index": sample.index, **places, "sha256": hashes}
+
+    def _write_lines(self, shard: int, journal: Journal) -> Path:
+        path = self.scratch / f"{shard:05d}.jsonl"
+        with open(path, "wb") as file:
+            for sample in journal.samples():
+                file.write(json_line(sample.record))
+        return path
 
 
-def _append(path: Path, line: bytes) -> None:
-    size = path.stat().st_size
-    try:
-        with open(path, "ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        os.truncate(path, size)
-        raise _named(error, path) from error
+def tidy(folder: Folder) -> None:
+    """Removes what killed runs left in `shards`; no run may be at work there.
+
+    That is scratch folders, files that were being written, and journals of sealed shards, which
+    are removed after the seal is there.
+    """
+    names = folder.names("shards")
+    for name in names:
+        number, _, kind = name.partition(".")
+        is_replaced = kind in ("journal", "open.json") and f"{number}.json" in names
+        if is_replaced or name.endswith(TEMPORARY) or name.startswith(SCRATCH):
+            folder.remove(f"shards/{name}")
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    return OSError(error.errno, error.strerror, str(path))
+def make_formats(
+    names: Sequence[str], class_names: Sequence[str], soft: str | None, seeds: bool
+) -> list[Format]:
+    """Makes formats by their names.
+
+    Args:
+        names: out of FORMATS, each once.
+        class_names: of the run.
+        soft: how soft masks are kept, see `Format`.
+        seeds: whether seed maps are kept.
+
+    Raises:
+        ValueError: there is no such format, or a library of one is not installed.
+    """
+    require_formats(names)
+    formats = [FORMATS[name](class_names, soft, seeds) for name in names]
+    for each in formats:
+        each.require_available()
+    return formats
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+def require_formats(names: Sequence[str]) -> None:
+    """Raises a ValueError unless `names` are formats, each once."""
+    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
+        raise ValueError(f"format={','.join(names)} must be of {', '.join(FORMATS)}, each once")
 
 
-def _png(picture: Image.Image) -> bytes:
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON."""
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _without_failed(samples: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
+    return (sample for sample in samples if FAILED not in sample.record)

@@ -7,6 +7,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from seediff_jax.model_tokenizers import TOKENIZER_FOLDERS
 from seediff_jax.models.names import COMPONENTS
 from seediff_jax.weight_files import choose_weight_files
 
@@ -30,7 +31,7 @@ def needed_files(names: Sequence[str]) -> list[str]:
     """Of all files of a diffusers repository, those that a model is read from."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     wanted = {"model_index.json", "capture.json", "scheduler/scheduler_config.json", *configs}
-    for folder in ("tokenizer", "tokenizer_2"):
+    for folder in TOKENIZER_FOLDERS:
         wanted |= {f"{folder}/{name}" for name in _TOKENIZER_FILES}
     for component in COMPONENTS:
         inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
@@ -39,8 +40,9 @@ def needed_files(names: Sequence[str]) -> list[str]:
 
 
 def tokenizer_files(names: Sequence[str]) -> list[str]:
-    """Of all files of a repository, those of its tokenizer, in `tokenizer/` or at the top."""
-    inside = [name for name in names if name in {f"tokenizer/{n}" for n in _TOKENIZER_FILES}]
+    """Of all files of a repository, those of its tokenizers, in their folders or at the top."""
+    wanted = {f"{folder}/{name}" for folder in TOKENIZER_FOLDERS for name in _TOKENIZER_FILES}
+    inside = [name for name in names if name in wanted]
     return inside or [name for name in names if name in _TOKENIZER_FILES]
 
 

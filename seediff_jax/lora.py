@@ -7,22 +7,21 @@ A file that does not fit the model in whole is refused: a part of it would draw 
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from seediff_jax.json_files import parse_json
+from seediff_jax.leaves import LeafPath, Merges
 from seediff_jax.lora_names import ALPHA, DOWN, UP, Layer, layer_spellings, parse_name
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.names import checkpoint_axes, checkpoint_name
 from seediff_jax.tensor_files import DTYPES, FLOATS, damage
 from seediff_jax.weight_files import WeightReader, open_weights
-
-WeightPath = tuple[str, ...]
-"""Place of a weight in the params, the component first."""
 
 _LISTED = 20
 _LARGEST_ALPHA = 10**6
@@ -79,9 +78,9 @@ def find_lora(path: str | os.PathLike[str], strength: float) -> Lora:
 
 
 @contextlib.contextmanager
-def open_merge(
-    loras: Sequence[Lora], shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
-) -> Iterator[Callable[[WeightPath, np.ndarray], np.ndarray]]:
+def open_merges(
+    loras: Sequence[Lora], shapes: Mapping[LeafPath, tuple[int, ...]], config: UNetConfig
+) -> Iterator[Merges]:
     """Opens LoRA files to merge them into the weights of a model, one weight at a time.
 
     Args:
@@ -90,7 +89,8 @@ def open_merge(
         config: of the UNet.
 
     Yields:
-        A function of a path and its float32 weight, which returns the weight with all changes.
+        For the path of each weight that changes a function of the float32 weight, which returns
+        the weight with all changes.
 
     Raises:
         ValueError: tensors of a file match no layer of the model, lack their other half or have
@@ -98,7 +98,7 @@ def open_merge(
     """
     targets = _targets(shapes, config)
     needed = {path: _checkpoint_shape(shapes[path]) for path in targets.values()}
-    changes: dict[WeightPath, list[tuple[Lora, WeightReader, Layer]]] = {}
+    changes: dict[LeafPath, list[tuple[Lora, WeightReader, Layer]]] = {}
     with contextlib.ExitStack() as stack:
         for lora in loras:
             _require_fit(lora, targets, needed)
@@ -106,8 +106,8 @@ def open_merge(
             for layer in lora.layers:
                 changes.setdefault(targets[layer], []).append((lora, reader, layer))
 
-        def merged(path: WeightPath, weight: np.ndarray) -> np.ndarray:
-            for lora, reader, layer in changes.get(path, ()):
+        def merged(path: LeafPath, weight: np.ndarray) -> np.ndarray:
+            for lora, reader, layer in changes[path]:
                 change = _read_change(lora, reader, layer).reshape(needed[path])
                 axes = np.argsort(checkpoint_axes("kernel", change.ndim))
                 with np.errstate(over="ignore", invalid="ignore"):  # reported with the name
@@ -119,12 +119,12 @@ def open_merge(
                     )
             return weight
 
-        yield merged
+        yield {path: functools.partial(merged, path) for path in changes}
 
 
 def _targets(
-    shapes: Mapping[WeightPath, tuple[int, ...]], config: UNetConfig
-) -> dict[Layer, WeightPath]:
+    shapes: Mapping[LeafPath, tuple[int, ...]], config: UNetConfig
+) -> dict[Layer, LeafPath]:
     """The weights that a LoRA can change, by all names of their layers."""
     targets = {}
     for path in shapes:
@@ -151,13 +151,13 @@ def _checkpoint_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _require_fit(
-    lora: Lora, targets: Mapping[Layer, WeightPath], shapes: Mapping[WeightPath, tuple[int, ...]]
+    lora: Lora, targets: Mapping[Layer, LeafPath], shapes: Mapping[LeafPath, tuple[int, ...]]
 ) -> None:
     """Reports everything in the file that does not fit the model at once."""
     faults = list(lora.faults)
     if not lora.layers:
         faults.append("- it changes no layer")
-    used: dict[WeightPath, str] = {}
+    used: dict[LeafPath, str] = {}
     for layer, tensors in lora.layers.items():
         name = next(iter(tensors.values()))[0]
         path = targets.get(layer)

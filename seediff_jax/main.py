@@ -16,13 +16,23 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from seediff_jax.class_lists import CLASS_LISTS
 from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
 from seediff_jax.expansion import AFFINITIES
+from seediff_jax.formats import FORMATS
+from seediff_jax.hosts import join_hosts
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
-from seediff_jax.pipeline import REFINED_THRESHOLD
-from seediff_jax.run_config import CLASS_LISTS, DEFAULT_TEMPLATE, RunConfig, make_records
+from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
+from seediff_jax.pair_settings import REFINED_THRESHOLD
+from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
+from seediff_jax.run_config import RunConfig
 from seediff_jax.scheduler_configs import CLASS_NAMES
+from seediff_jax.sharding import PARTITIONS, parse_mesh
+from seediff_jax.storage import open_folder
+
+SOME_FAILED = 3
+"""Exit status of a complete run of which some samples failed."""
 
 CACHE = "~/.cache/seediff_jax/xla"
 
@@ -30,24 +40,34 @@ CACHE = "~/.cache/seediff_jax/xla"
 def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
-    parts = (_define_content, _define_sampling, _define_masks, _define_run)
-    for define in (define_source_flags, *parts):
+    parts = (_define_content, _define_sampling, _define_masks, _define_output, _define_run)
+    for define in (define_source_flags, *parts, _define_modes):
         define(values)
     return values
 
 
 def _define_content(values: flags.FlagValues) -> None:
     text, names, whole = kinds(values, "string", "list", "integer")
-    lines = 'Prompt file: .txt, or .jsonl with {"prompt": "...", "classes": [...]} in each line.'
-    text("prompts", None, lines)
-    lists = f"Class names with commas between, or one of the lists {', '.join(CLASS_LISTS)}: "
-    names("classes", None, lists + "what to look for in --prompts, or else to make prompts of.")
+    many, switch = kinds(values, "multi_string", "bool")
+    text("prompts", None, "Prompt file: .txt, .jsonl, .csv, or a .json of Dataset Diffusion.")
+    lists = f"Class names with commas between, one of the lists {', '.join(CLASS_LISTS)}, or a "
+    lists += ".txt file with a name a line: what to look for in --prompts, or else to make prompts "
+    names("classes", None, lists + "of.")
     unnamed = "Classes to look for in every image though no prompt names them, commas between."
     names("unnamed_classes", None, unnamed)
-    text("template", None, f'Prompt for a class; by default "{DEFAULT_TEMPLATE}".')
-    images = "Images in all, going round the prompts; by default one a prompt."
+    template = f'Prompt for a class; by default "{DEFAULT_TEMPLATE}". Takes {{subclass}}, too; can '
+    many("template", None, template + "be repeated, or be a .txt file with a template a line.")
+    subclasses = "File with the words for {subclass}: .txt with `dog: puppy, terrier` lines, or "
+    text("subclasses", None, subclasses + ".json; by default the built-in ones of VOC and COCO.")
+    images = "Images in all, going round the prompts; by default one round."
     whole("num_images", None, images, lower_bound=1)
-    text("output", None, "Folder to write; by default outputs/ and the model's name.")
+    each = "Images in succession that show the same prompt; by default 1."
+    whole("images_per_prompt", None, each, lower_bound=1)
+    switch("shuffle", False, "Show the prompts in a random order, the same in each round.")
+    shuffle = "Seed of that order; by default --seed."
+    whole("shuffle_seed", None, shuffle, lower_bound=0, upper_bound=2**32 - 1)
+    balance = "Repeat prompts of the classes that were shown least, so that all are shown equally."
+    switch("balance_classes", False, balance)
 
 
 def _define_sampling(values: flags.FlagValues) -> None:
@@ -91,9 +111,42 @@ def _define_masks(values: flags.FlagValues) -> None:
     names("dilations", ["1"], "Distances in pixels of the neighbours in it, as in 1,2,4.")
 
 
+def _define_output(values: flags.FlagValues) -> None:
+    text, names, enum, switch, whole = kinds(values, "string", "list", "enum", "bool", "integer")
+    text("output", None, "Folder or URL to write; by default outputs/ and the model's name.")
+    listed = f"What to write, with commas between: {', '.join(FORMATS)}."
+    names("format", ["files"], listed)
+    soft = "Keep soft masks too, as arrays or as pictures of 16 bits."
+    enum("soft_masks", None, ["npz", "png"], soft)
+    switch("seed_maps", False, "Keep the seed maps too.")
+    whole("shard_size", 1000, "Images of a shard file.", lower_bound=1)
+
+
+def _define_modes(values: flags.FlagValues) -> None:
+    whole, number, switch = kinds(values, "integer", "float", "bool")
+    switch("plan", False, "Tell what would be made, how long it takes and what it needs; no more.")
+    number("rate", None, "Images a second on a device, for --plan; by default measured.", 1e-9)
+    switch("dry_run", False, "Do everything but the UNet's calls: images are decoded noise.")
+    switch("verify", False, "Read all of --output again and list what is not as it was written.")
+    switch("repair", False, "The same, and forget what is damaged, so that it is made again.")
+    again = "Make the sample of this index again and compare it with the stored one."
+    whole("regenerate", None, again, lower_bound=0)
+
+
 def _define_run(values: flags.FlagValues) -> None:
-    text, whole = kinds(values, "string", "integer")
-    whole("batch_size", 4, "Images at a time.", lower_bound=1)
+    text, whole, enum, switch = kinds(values, "string", "integer", "enum", "bool")
+    size = "Images at a time on each device; auto takes the most that fit."
+    text("batch_size", "4", size)
+    mesh = "How devices share the work: data is samples, model splits weights that are too large "
+    text("mesh", "data:-1", mesh + "for one device, as in data:-1,model:2.")
+    enum("partition", "shard_map", [*PARTITIONS], "How JAX runs the programs on all devices.")
+    logs = "Folder for a log of JSON lines and curves for TensorBoard; by default none."
+    text("log_dir", None, logs)
+    switch("profile", False, "Write a JAX profile of one round of the run to --log_dir.")
+    address = "host:port of process 0; TPU pods, GKE, Slurm and Open MPI need none of these three."
+    text("coordinator", None, address)
+    whole("num_processes", None, "Processes of the run.", lower_bound=1)
+    whole("process_id", None, "Which of them this is, from 0.", lower_bound=0)
     cache = "Folder that keeps compiled programs between runs; empty to keep none."
     text("compilation_cache", CACHE, cache)
 
@@ -105,24 +158,27 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
-    name = Path(values.model).name.removesuffix(".safetensors")
-    records, class_names = make_records(
-        values.model,
-        values.prompts,
-        values.classes,
-        values.template,
-        values.unnamed_classes or (),
-    )
+    source = _make_source(values)
+    plan, class_names = make_plan(source)
     try:
         dilations = tuple(int(text) for text in values.dilations)
     except ValueError:
         raise ValueError(f"dilations={values.dilations} must be whole numbers") from None
     return RunConfig(
-        records=records,
+        plan=plan,
         class_names=class_names,
-        output=Path(values.output or Path("outputs") / name),
-        num_images=values.num_images or len(records),
-        batch_size=values.batch_size,
+        output=_output(values),
+        num_images=count_images(plan, source, values.num_images),
+        batch_size=_batch_size(values.batch_size),
+        formats=tuple(values.format),
+        soft_masks=values.soft_masks,
+        seed_maps=values.seed_maps,
+        shard_size=values.shard_size,
+        mesh=parse_mesh(values.mesh),
+        partition=values.partition,
+        dry_run=values.dry_run,
+        log_dir=values.log_dir,
+        profile=values.profile,
         model=values.model,
         revision=values.revision,
         tokenizer=values.tokenizer,
@@ -152,6 +208,36 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     )
 
 
+def _batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"batch_size={text} must be a whole number from 1 on, or auto")
+    return int(text)
+
+
+def _output(values: flags.FlagValues) -> str:
+    name = Path(values.model).name.removesuffix(".safetensors")
+    return values.output or str(Path("outputs") / name)
+
+
+def _make_source(values: flags.FlagValues) -> PromptSource:
+    if values.shuffle_seed is not None and not values.shuffle:
+        raise ValueError(f"--shuffle_seed={values.shuffle_seed} needs --shuffle")
+    shuffle_seed = values.seed if values.shuffle_seed is None else values.shuffle_seed
+    return PromptSource(
+        model=values.model,
+        prompts=values.prompts,
+        classes=values.classes,
+        unnamed_classes=values.unnamed_classes or (),
+        templates=values.template or (),
+        subclasses=values.subclasses,
+        images_per_prompt=values.images_per_prompt,
+        shuffle_seed=shuffle_seed if values.shuffle else None,
+        balance_classes=values.balance_classes,
+    )
+
+
 def _use_compilation_cache(folder: str) -> None:
     """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
     path = Path(folder).expanduser()
@@ -169,11 +255,18 @@ def main(argv: Sequence[str]) -> int:
     return run_command("seediff", __doc__, define_flags(), argv, _work)
 
 
-def _work(values: flags.FlagValues) -> None:
+def _work(values: flags.FlagValues) -> int:
+    if values.verify or values.repair:
+        return verify_folder(open_folder(_output(values)), values.repair)
+    join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
         _use_compilation_cache(values.compilation_cache)
-    make_dataset(config)
+    if values.regenerate is not None:
+        return regenerate_sample(config, values.regenerate)
+    if values.plan:
+        return tell_plan(config, values.rate)
+    return SOME_FAILED if make_dataset(config) else 0
 
 
 def run() -> None:

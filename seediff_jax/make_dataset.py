@@ -1,36 +1,71 @@
-"""From a RunConfig to a finished dataset folder: load, check, generate batch after batch, write.
+"""From a RunConfig to a finished dataset folder, on all devices of all hosts.
 
-RunConfig -> load_model -> generate -> DatasetWriter
+RunConfig -> load_model -> PairPrograms -+
+Dataset.scan -> blocks of this host -----+-> WorkLoop -> Dataset.seal -> close
 """
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
+from seediff_jax import hosts
+from seediff_jax.batch_size import auto_batch_size
 from seediff_jax.class_columns import class_columns
-from seediff_jax.dataset import DatasetWriter, require_resumable
+from seediff_jax.closing import SHEET, close, is_closed, reopen
+from seediff_jax.dataset import SCRATCH, Dataset, make_formats, tidy
+from seediff_jax.folder_settings import SETTINGS, require_resumable, write_settings
 from seediff_jax.model import Model, load_model
-from seediff_jax.noise import latent_size
-from seediff_jax.pictures import method_strip
-from seediff_jax.pipeline import Pairs, generate
+from seediff_jax.monitor import Monitor
+from seediff_jax.pair_maker import PairMaker
+from seediff_jax.pipeline import require_capture
+from seediff_jax.programs import ProgramConfig
 from seediff_jax.prompt_tokens import encode_prompts
-from seediff_jax.prompts import PromptRecord
 from seediff_jax.run_config import RunConfig
+from seediff_jax.run_lock import hold_lock
 from seediff_jax.schedulers import make_steps
-from seediff_jax.seeds import find_seeds, seed_map
+from seediff_jax.shard_layout import ShardLayout, share_blocks
+from seediff_jax.sharding import PairPrograms, local_rows_of, make_mesh, weight_sharding
+from seediff_jax.storage import Folder, open_folder
+from seediff_jax.work_loop import WorkLoop
 
 
-def make_dataset(config: RunConfig) -> None:
-    """Makes the samples that the output folder does not have yet, and its pictures for people.
+def make_dataset(config: RunConfig) -> int:
+    """Makes the samples that the output folder does not have yet; all hosts of a run call it.
+
+    Returns:
+        Number of samples of the folder that failed.
 
     Raises:
-        ValueError: a prompt does not suit the model, or the folder another run.
+        ValueError: a prompt does not suit the model, the folder another run, or another run is at
+            work in it.
         OSError: the folder cannot be written.
     """
-    require_resumable(config.output, config.settings())
+    folder = open_folder(config.output)
+    with hosts.ending_together():
+        if hosts.is_first():
+            require_resumable(folder, config.settings())
+        config, model, programs = prepare(config)
+        with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
+            return _Run(config, model, folder, programs, scratch).make()
+
+
+def prepare(config: RunConfig) -> tuple[RunConfig, Model, PairPrograms]:
+    """Loads the model of a run onto the devices, and makes the programs.
+
+    Returns:
+        The config, with the batch size that fits where it had none, the model and the programs.
+
+    Raises:
+        ValueError: the model, the mesh, the prompts and the settings do not go together.
+    """
+    mesh = make_mesh(config.mesh)
     model = load_model(
         config.model,
         dtype=config.dtype,
@@ -40,105 +75,188 @@ def make_dataset(config: RunConfig) -> None:
         revision=config.revision,
         loras=config.loras,
         capture=config.capture,
+        sharding=lambda shape: weight_sharding(mesh, shape),
     )
-    _require_fit(model, config)
-    writer = DatasetWriter(config.output, config.settings_with(model))
-    missing = [i for i in range(config.num_images) if i not in writer.rows]
-    done = config.num_images - len(missing)
-    print(
-        f"{config.num_images} images of {len(config.records)} prompts with {model.model_id} on "
-        f"{jax.devices()[0].device_kind}, {done} of them there already"
-    )
-    with tqdm(total=config.num_images, initial=done, unit="image") as progress:
-        for first in batch_starts(missing, config.batch_size):
-            progress.update(_write_batch(writer, config, first, _generate(model, config, first)))
-    writer.finish()
-    empty = sum(bool(row["empty"]) for row in writer.rows.values())
-    print(
-        f"{len(writer.rows)} images with masks are in {config.output} "
-        f"({empty} with an empty mask); look at {config.output / 'contact_sheet.png'}"
-    )
+    require_fit(model, config)
+    if config.batch_size is None:
+        size = auto_batch_size(model, _program_config(model, config), jax.local_devices()[0])
+        config = dataclasses.replace(config, batch_size=size)
+    return config, model, PairPrograms(model, config.pair_settings, mesh, config.partition)
 
 
-def batch_starts(missing: Iterable[int], batch_size: int) -> list[int]:
-    """First indices of the batches that hold `missing`.
+def require_fit(model: Model, config: RunConfig) -> None:
+    """Checks that a model can make what a run asks for.
 
-    Batches begin at multiples of `batch_size`: rounding may depend on the place in a batch, and so
-    a run that was stopped ends with the same files, to the bit, as one that was not.
+    Raises:
+        ValueError: it cannot.
     """
-    return sorted({index // batch_size * batch_size for index in missing})
-
-
-def _require_fit(model: Model, config: RunConfig) -> None:
     steps = make_steps(model.scheduler_config, config.num_steps)
     model.capture.recorded_calls(len(steps.timesteps))
-    latent_size(model, config.height, config.width)
-    prompts = [record.prompt for record in config.records]
+    require_capture(model)
+    config.pair_settings.sample_config(model)
+    records = config.plan.records
+    prompts = [record.prompt for record in records]
     encode_prompts(model, [*prompts, config.negative_prompt])
-    named = [record.named for record in config.records]
-    class_columns(model, prompts, named, _unnamed_classes(config, config.records))
+    named = [record.named for record in records]
+    class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
 
 
-def _generate(model: Model, config: RunConfig, first: int) -> Pairs:
-    """Generates a full batch from index `first` on, though it may end beyond the last image."""
-    records = [config.record(first + k) for k in range(config.batch_size)]
-    return generate(
-        model,
-        [record.prompt for record in records],
-        [record.named for record in records],
-        unnamed_classes=_unnamed_classes(config, records),
-        rng_seed=config.rng_seed,
-        first_index=first,
-        num_steps=config.num_steps,
-        guidance_scale=config.guidance_scale,
-        guidance_rescale=config.guidance_rescale,
-        negative_prompt=config.negative_prompt,
-        height=config.height,
-        width=config.width,
-        mask_config=config.mask_config,
-        threshold=config.thresholds[0],
-        uncertain=config.thresholds[1],
-        refine_iterations=config.refine_iterations,
-        dilations=config.dilations,
-        refined_threshold=config.refined_threshold,
-        num_classes=max(len(record.classes) for record in config.records),
+def _program_config(model: Model, config: RunConfig) -> ProgramConfig:
+    """What tells the programs of a run apart from others of the model."""
+    settings = config.pair_settings
+    return ProgramConfig(
+        sample=settings.sample_config(model),
+        masks=settings.mask_config,
+        refine_iterations=settings.refine_iterations,
+        dilations=settings.dilations,
+        num_classes=config.plan.max_classes,
+        has_unnamed=config.plan.has_unnamed,
+        rescales=settings.guidance_rescale > 0,
     )
 
 
-def _unnamed_classes(
-    config: RunConfig, records: Sequence[PromptRecord]
-) -> list[tuple[str, ...]] | None:
-    """Unnamed classes of some prompts; None if no prompt of the run has any."""
-    if not any(record.unnamed for record in config.records):
-        return None
-    return [record.unnamed for record in records]
+class _Run:
+    """One run on one host."""
 
-
-def _write_batch(writer: DatasetWriter, config: RunConfig, first: int, pairs: Pairs) -> int:
-    """Writes the samples of a batch that the run asks for and lacks; returns their number."""
-    images, label_maps = np.asarray(pairs.images), np.asarray(pairs.label_maps)
-    seed_counts = np.asarray(pairs.seed_counts)
-    wanted = range(first, min(first + config.batch_size, config.num_images))
-    new = [index for index in wanted if index not in writer.rows]
-    for index in new:
-        record, k = config.record(index), index - first
-        if index == 0 and config.mask_config.method == "seediff":
-            mask = writer.mask(label_maps[0], record.classes)
-            writer.write_picture("strip.png", _draw_strip(pairs, images[0], mask))
-        writer.write(
-            index,
-            images[k],
-            label_maps[k],
-            prompt=record.prompt,
-            classes=record.classes,
-            seed_counts=seed_counts[k, : len(record.classes)].tolist(),
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Model,
+        folder: Folder,
+        programs: PairPrograms,
+        scratch: Path,
+    ):
+        self.config, self.model, self.folder = config, model, folder
+        self.layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
+        formats = make_formats(
+            config.formats, config.class_names, soft=config.soft_masks, seeds=config.seed_maps
         )
-    return len(new)
+        self.dataset = Dataset(folder, self.layout, formats, scratch)
+        self.rows = len(local_rows_of(programs.mesh))
+        self.exists = self._shared_scan()
+        self.maker = PairMaker(config, model, programs, self.dataset, self.exists, self.rows)
+
+    def make(self) -> int:
+        count = self.config.num_images
+        done = int(self.exists.sum())
+        if done == count and is_closed(self.folder) == count:
+            self._say(f"all {count} images are in {self.folder} already; nothing to do")
+            return 0
+        self._say(
+            f"{count} images of {len(self.config.plan)} prompts with {self.model.model_id} on "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}, {done} of them there already"
+        )
+        if hosts.is_first():
+            reopen(self.folder)
+        stopper = hosts.Stopper()
+        with stopper.listen():
+            return self._end(self._make_missing(stopper))
+
+    def _make_missing(self, stopper: hosts.Stopper) -> bool:
+        """Makes what is missing, and once more what failed; returns whether it was stopped."""
+        missing = np.flatnonzero(~self.exists)
+        blocks = self.layout.blocks_with(missing)
+        own, rounds = share_blocks(blocks, hosts.gather(self.rows), jax.process_index())
+        monitor = Monitor(
+            total=len(self.exists),
+            done=len(self.exists) - len(missing),
+            own=sum((~self.exists[r.start : r.stop]).sum() for r in map(self.layout.wanted, own)),
+            log_dir=self.config.log_dir,
+            profile=self.config.profile,
+            rounds=rounds,
+            shows_progress=hosts.is_first(),
+        )
+        with monitor:
+            loop = WorkLoop(self.maker.stages(monitor))
+            failed, is_stopped = loop.run(self._rounds(own, rounds), stopper)
+            if is_stopped:
+                return True
+            self.maker.record_failures = True
+            again = self.layout.blocks_with(np.array([f.index for f in failed], np.int64))
+            rounds = max(hosts.gather(-(-len(again) // self.rows)))
+            _, is_stopped = loop.run(self._rounds(again, rounds), stopper)
+        return is_stopped
+
+    def _rounds(self, blocks: np.ndarray, count: int) -> Iterator[list[int]]:
+        """Blocks of each round; all hosts have equally many rounds, the last perhaps empty."""
+        for number in range(count):
+            yield blocks[number * self.rows : (number + 1) * self.rows].tolist()
+
+    def _end(self, is_stopped: bool) -> int:
+        """Seals the shards that several hosts had a part in, and closes a complete folder."""
+        hosts.wait_for_all("all blocks written")
+        exists = self._shared_scan()
+        for shard in self.dataset.unsealed(exists):
+            if shard % jax.process_count() == jax.process_index():
+                self.dataset.seal(shard)
+        hosts.wait_for_all("all shards sealed")
+        if not exists.all():
+            why = "stopped" if is_stopped else "incomplete"
+            self._say(
+                f"{why}: {int(exists.sum())} of {len(exists)} images are in {self.folder}; the "
+                "same command goes on from there"
+            )
+            return 0
+        counts = {"failed": 0}
+        if hosts.is_first():
+            counts = close(self.dataset, self.config.class_names, self.model.model_id)
+            self._report(counts)
+        hosts.wait_for_all("closed")
+        return hosts.gather(counts["failed"])[0]
+
+    def _report(self, counts: dict[str, int]) -> None:
+        line = (
+            f"{counts['samples']} images with masks are in {self.folder} "
+            f"({counts['empty']} with an empty mask)"
+        )
+        if counts["failed"]:
+            line += f"; {counts['failed']} failed twice, see {self.folder.path('failed.jsonl')}"
+        if self.folder.exists(SHEET):
+            line += f"; look at {self.folder.path(SHEET)}"
+        self._say(line)
+
+    def _shared_scan(self) -> np.ndarray:
+        """Samples that exist, as host 0 sees them."""
+        if hosts.is_first():
+            bits = np.packbits(self.dataset.scan())
+        else:
+            bits = np.zeros(-(-self.layout.num_images // 8), np.uint8)
+        return np.unpackbits(hosts.share(bits), count=self.layout.num_images).astype(bool)
+
+    def _say(self, text: str) -> None:
+        if hosts.is_first():
+            print(text, flush=True)
 
 
-def _draw_strip(pairs: Pairs, image: np.ndarray, mask: np.ndarray) -> Image.Image:
-    """The method on the first class of a batch's first image."""
-    seeds = jax.jit(lambda maps: find_seeds(seed_map(maps)))(
-        pairs.attention_maps.cross_attention[0, :, :, 0]
-    )
-    return method_strip(image, np.asarray(seeds), np.asarray(pairs.soft_masks[0, 0]), mask)
+@contextlib.contextmanager
+def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
+    """Locks the folder against other runs and gives it its settings."""
+    with contextlib.ExitStack() as stack:
+        if hosts.is_first():
+            require_resumable(folder, settings)
+            folder.make()
+            stack.enter_context(hold_lock(folder))
+            for notice in require_resumable(folder, settings):
+                print(f"note: {notice}; new images may differ by rounding", flush=True)
+            write_settings(folder, settings)
+            folder.make("shards")
+            tidy(folder)
+        hosts.wait_for_all("folder opened")
+        if not folder.exists(SETTINGS):
+            raise ValueError(f"{folder} must be on storage that all hosts share; this one is not")
+        yield
+
+
+@contextlib.contextmanager
+def _scratch(folder: Folder) -> Iterator[Path]:
+    """An empty folder for files of shards in the making, on the disk where they will be."""
+    if folder.local is None:
+        with tempfile.TemporaryDirectory() as path:
+            yield Path(path)
+        return
+    path = folder.local / "shards" / f"{SCRATCH}{jax.process_index()}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

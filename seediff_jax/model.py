@@ -7,7 +7,7 @@ Every function is compiled with the model as its first argument; its weights can
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints import write_folder, write_orbax
-from seediff_jax.leaves import Leaves, WeightsDigest, in_order
+from seediff_jax.leaves import Leaves, WeightsDigest, in_order, make_leaf
 from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
@@ -32,6 +32,10 @@ from seediff_jax.sources import find_source, read_source_config, read_source_lea
 from seediff_jax.tokenizer import Tokenizer
 
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+Placement = jax.sharding.Sharding | Callable[[tuple[int, ...]], jax.sharding.Sharding]
+"""Where weights go: one sharding of all, or one for each shape."""
 
 
 @struct.dataclass
@@ -50,7 +54,7 @@ class Model:
         tokenizer: the checkpoint's tokenizer.
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
-        weights_hash: SHA-256 of the stored weights, see `leaves.WeightsDigest`.
+        weights_hash: BLAKE3 of the stored weights, see `leaves.WeightsDigest`.
         text_config_2: config of the second text encoder of Stable Diffusion XL.
         tokenizer_2: its tokenizer.
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
@@ -96,7 +100,7 @@ def load_model(
     revision: str | None = None,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
     capture: str | CaptureConfig | None = None,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: Placement | None = None,
 ) -> Model:
     """Loads a Stable Diffusion model.
 
@@ -119,8 +123,8 @@ def load_model(
         capture: attention layers to record: "published", "coarse" (without the finest level), a
             JSON file with lists of layers, or a CaptureConfig; by default the folder's
             `capture.json`, or what was published.
-        sharding: of every weight, each of which goes there as soon as it is read; by default JAX's
-            default device.
+        sharding: of every weight, or a function from a weight's shape to its sharding; each goes
+            there as soon as it is read. By default JAX's default device.
 
     Raises:
         ValueError: there is no such model, it is of a kind that is not supported, its files are
@@ -137,7 +141,7 @@ def load_model(
         tokenizer=tokenizer,
         capture=capture,
     )
-    leaves = read_source_leaves(source, config, loras)
+    leaves = read_source_leaves(source, config, dtype, loras)
     return _put_together(config, leaves, dtype, sharding, str(name_or_path))
 
 
@@ -152,8 +156,11 @@ def make_model(
         dtype: of the weights and the computation.
         model_id: its name, written beside what it generates.
     """
-    leaves = in_order(flatten_dict(params))
+    arrays = in_order(flatten_dict(params))
     del params  # so that a leaf is freed once it is cast, where no one else holds it
+    leaves = (
+        (path, make_leaf(path, array, config.dtype_of(path[0], dtype))) for path, array in arrays
+    )
     return _put_together(config, leaves, dtype, None, model_id)
 
 
@@ -311,21 +318,20 @@ def _put_together(
     config: ModelConfig,
     leaves: Leaves,
     dtype: DTypeLike,
-    sharding: jax.sharding.Sharding | None,
+    sharding: Placement | None,
     model_id: str,
 ) -> Model:
     """Places the leaves one by one, so that there is no second copy of them all."""
     digest, placed = WeightsDigest(), {}
     for path, leaf in leaves:
         digest.add(path, leaf)
-        cast = _cast(leaf, config.dtype_of(path[0], dtype))
-        if cast.dtype == jnp.float16 and not np.isfinite(cast).all():
+        if leaf.overflows:
             raise ValueError(
                 f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "
                 "bfloat16 or float32"
             )
         # Waits, lest weights pile up here while they are on their way.
-        placed[path] = jax.device_put(cast, sharding).block_until_ready()
+        placed[path] = _place(leaf.array, sharding).block_until_ready()
     return Model(
         params=unflatten_dict(placed),
         text_config=config.text_encoder,
@@ -343,6 +349,10 @@ def _put_together(
     )
 
 
-def _cast(leaf: Any, dtype: DTypeLike) -> Any:
-    with np.errstate(over="ignore"):  # infinity is reported with the weight's name
-        return leaf.astype(dtype if leaf.ndim > 1 else jnp.float32, copy=False)
+def _place(leaf: np.ndarray, sharding: Placement | None) -> Array:
+    if callable(sharding):
+        sharding = sharding(leaf.shape)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    # device_put would compare the weight among all hosts first.
+    return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])

@@ -21,6 +21,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 
 from seediff_jax.arrays import Array
+from seediff_jax.capture_choice import choose_capture
 from seediff_jax.json_files import read_json
 from seediff_jax.model_index import (
     is_xl,
@@ -28,8 +29,9 @@ from seediff_jax.model_index import (
     read_model_index,
     zeros_for_empty_prompt,
 )
+from seediff_jax.model_tokenizers import read_tokenizer, require_same_tokens
 from seediff_jax.models import config as configs
-from seediff_jax.models.capture import PRESETS, CaptureConfig, check_capture, published_capture
+from seediff_jax.models.capture import CaptureConfig, check_capture, published_capture
 from seediff_jax.models.clip import ClipTextModel
 from seediff_jax.models.conditioning import zero_conditions
 from seediff_jax.models.names import COMPONENTS
@@ -37,7 +39,7 @@ from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 from seediff_jax.models.vae import AutoencoderKL
 from seediff_jax.scheduler_configs import SchedulerConfig, scheduler_config, scheduler_json
-from seediff_jax.tokenizer import Tokenizer, load_tokenizer, require_same_tokens
+from seediff_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,58 +248,3 @@ def _text_json(config: configs.ClipTextConfig, tokenizer: Tokenizer) -> dict[str
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer.backend, name) for name in names}
     return ids | configs.clip_text_json(config)
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """`load_tokenizer`, with a ValueError where a file is missing."""
-    try:
-        return load_tokenizer(folder)
-    except FileNotFoundError as error:
-        raise ValueError(str(error)) from error
-
-
-def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> CaptureConfig:
-    """The layers that a name or a file says.
-
-    Args:
-        choice: a name of `capture.PRESETS`, a JSON file with the lists "cross_layers",
-            "self_layers" and, if not all UNet calls are to be averaged, "calls", or the result.
-        unet: the UNet, whose layers they are.
-
-    Raises:
-        ValueError: there is no such preset or file, or it asks for layers that the UNet lacks.
-    """
-    if isinstance(choice, str):
-        if choice in PRESETS:
-            return PRESETS[choice](unet)
-        if not choice.endswith(".json"):
-            raise ValueError(f"capture={choice!r} is neither {' nor '.join(PRESETS)} nor a .json")
-        return _read_capture(Path(choice), unet)
-    check_capture(choice, unet)
-    return choice
-
-
-def _read_capture(path: Path, unet: configs.UNetConfig) -> CaptureConfig:
-    content = read_json(path)
-    try:
-        capture = _capture_config(content)
-        check_capture(capture, unet)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return capture
-
-
-def _capture_config(content: dict[str, Any]) -> CaptureConfig:
-    content = {"calls": [0.0, 1.0], **content}
-    kinds = {"cross_layers": str, "self_layers": str, "calls": (int, float)}
-    if content.keys() != kinds.keys() or not all(
-        isinstance(values, list) and all(isinstance(value, kinds[name]) for value in values)
-        for name, values in content.items()
-    ):
-        raise ValueError(
-            "needed are lists of layer names under cross_layers and self_layers, and "
-            'perhaps "calls": [from, to]; nothing else'
-        )
-    if len(content["calls"]) != 2:
-        raise ValueError(f"calls = {content['calls']} must be two numbers, from and to")
-    return CaptureConfig(**{name: tuple(values) for name, values in content.items()})

@@ -5,32 +5,23 @@
 The two brackets are two compiled programs: another threshold never compiles the UNet again.
 """
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from seediff_jax.arrays import Array, Float, Int, UInt8, typechecked
+from seediff_jax.arrays import Array, UInt8
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.class_columns import ClassColumns, class_columns
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.guidance import IMAGE_SIZE, SizeCondition
-from seediff_jax.image_ops import min_max
-from seediff_jax.label_maps import IGNORE_INDEX, label_map
-from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig, class_soft_mask
+from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
-from seediff_jax.noise import latent_size
-from seediff_jax.prompt_tokens import encode_prompts
-from seediff_jax.refinement import refine
+from seediff_jax.pair_inputs import PairInputs, pair_inputs
+from seediff_jax.pair_settings import REFINED_THRESHOLD, PairScalars, PairSettings, require_range
 from seediff_jax.sampling import SampleConfig, Samples, require_finite, sample
-from seediff_jax.seeds import find_seeds, seed_map
 
 PUBLISHED = MaskConfig()
-REFINED_THRESHOLD = 0.8
-"""The published way to masks, and threshold of a mask after refinement (method section 6)."""
+"""The published way to masks."""
 
 
 @struct.dataclass
@@ -117,40 +108,35 @@ def generate(
         ValueError: a prompt is too long or does not name a class, or a setting is out of range.
         FloatingPointError: a stage of sampling gave values that are not finite.
     """
-    threshold, uncertain = _applied_thresholds(
-        mask_config, threshold, uncertain, refined_threshold if refine_iterations else None
-    )
-    _require_masks_possible(model, refine_iterations, dilations)
-    columns = _pad_classes(
-        class_columns(model, prompts, classes, unnamed_classes, synonyms), num_classes
-    )
-    if columns.token_mask.shape[1] >= IGNORE_INDEX:
-        raise ValueError(
-            f"{columns.token_mask.shape[1]} classes, a label map holds {IGNORE_INDEX - 1}"
-        )
-    samples = _sample(
-        model,
-        prompts,
-        columns,
+    settings = PairSettings(
         rng_seed=rng_seed,
-        first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
-        latent_size=latent_size(model, height, width),
+        height=height,
+        width=width,
         size_condition=size_condition,
-    )
-    soft_masks, label_maps, seed_counts = make_masks(
-        samples.images,
-        samples.attention_maps,
-        np.float32(threshold),
-        np.float32(uncertain),
-        np.float32(refined_threshold),
         mask_config=mask_config,
+        threshold=threshold,
+        uncertain=uncertain,
         refine_iterations=refine_iterations,
-        dilations=tuple(dilations),
+        dilations=dilations,
+        refined_threshold=refined_threshold,
     )
+    require_capture(model)
+    inputs = pair_inputs(
+        model,
+        prompts,
+        classes,
+        _indices(first_index, len(prompts)),
+        negative_prompt=negative_prompt,
+        unnamed_classes=unnamed_classes,
+        synonyms=synonyms,
+        num_classes=num_classes,
+    )
+    samples = _sample(model, inputs, settings)
+    soft_masks, label_maps, seed_counts = mask_samples(settings.scalars(), samples, settings)
     return Pairs(samples.images, soft_masks, label_maps, samples.attention_maps, seed_counts)
 
 
@@ -174,176 +160,76 @@ def generate_images(
         ValueError: a prompt is too long, or a setting is out of range.
         FloatingPointError: a stage of sampling gave values that are not finite.
     """
-    no_classes = ClassColumns(np.zeros((len(prompts), 0, model.tokenizer.max_length), bool))
-    samples = _sample(
-        model,
-        prompts,
-        no_classes,
+    settings = PairSettings(
         rng_seed=rng_seed,
-        first_index=first_index,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
         guidance_rescale=guidance_rescale,
         negative_prompt=negative_prompt,
-        latent_size=latent_size(model, height, width),
+        height=height,
+        width=width,
         size_condition=size_condition,
     )
-    return samples.images
+    indices = _indices(first_index, len(prompts))
+    inputs = pair_inputs(model, prompts, None, indices, negative_prompt=negative_prompt)
+    return _sample(model, inputs, settings).images
 
 
-@functools.partial(jax.jit, static_argnames=("mask_config", "refine_iterations", "dilations"))
-@typechecked
-def make_masks(
-    images: UInt8[Array, "b H W 3"],
-    attention_maps: AttentionMaps,
-    threshold: Float[Array, ""],
-    uncertain: Float[Array, ""],
-    refined_threshold: Float[Array, ""],
-    *,
-    mask_config: MaskConfig,
-    refine_iterations: int = 0,
-    dilations: tuple[int, ...] = (1,),
-) -> tuple[Float[Array, "b c H W"], UInt8[Array, "b H W"], Int[Array, "b c"]]:
-    """Makes soft masks, label maps and seed counts, as in Pairs, of a batch.
-
-    The second compiled program. May run under `jax.shard_map`, every array with a batch axis split
-    along it; the last three arguments are static.
-
-    Args:
-        images: colours in 0..255.
-        attention_maps: float32, `cross_attention` with one column a class.
-        threshold: see `label_map`.
-        uncertain: see `label_map`; equal to the threshold, it ignores nothing.
-        refined_threshold: takes the place of `threshold` for refined masks.
-        mask_config: how soft masks are made.
-        refine_iterations: 0 for no refinement.
-        dilations: see `refine`.
-    """
-    image_size = images.shape[1:3]
-
-    def one_class(cross_attention, self_attention):
-        seeds = find_seeds(seed_map(cross_attention))
-        soft = class_soft_mask(cross_attention, self_attention, image_size, mask_config)
-        return soft, jnp.sum(seeds, dtype=jnp.int32)
-
-    def one_image(image, maps):
-        per_class = jax.vmap(one_class, in_axes=(-1, None))
-        soft_masks, seed_counts = per_class(maps.cross_attention, maps.self_attention)
-        if not refine_iterations:
-            return soft_masks, label_map(soft_masks, threshold, uncertain), seed_counts
-        labels = label_map(soft_masks, threshold)
-        classes = jnp.arange(1, soft_masks.shape[0] + 1, dtype=jnp.uint8)
-
-        def refined(binary):
-            soft = refine(image, binary, iterations=refine_iterations, dilations=dilations)
-            return min_max(soft)
-
-        binary = labels[None] == classes[:, None, None]
-        soft_masks = jax.vmap(refined)(binary.astype(jnp.float32))
-        return soft_masks, label_map(soft_masks, refined_threshold, uncertain), seed_counts
-
-    return jax.vmap(one_image)(images, attention_maps)
-
-
-def _sample(
+def sample_inputs(
     model: Model,
-    prompts: Sequence[str],
-    columns: ClassColumns,
-    *,
-    rng_seed: int,
-    first_index: int,
-    num_steps: int,
-    guidance_scale: float,
-    guidance_rescale: float,
-    negative_prompt: str,
-    latent_size: tuple[int, int],
-    size_condition: SizeCondition,
+    scalars: PairScalars,
+    inputs: PairInputs,
+    config: SampleConfig,
+    size_condition: SizeCondition = IMAGE_SIZE,
 ) -> Samples:
-    """Checks the settings, runs the first program and checks what it made."""
-    count = len(prompts)
-    _require_range("rng_seed", rng_seed, 2**32 - 1)
-    _require_range("first_index", first_index, 2**31 - count)
-    if not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale={guidance_scale} is not a finite number")
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"guidance_rescale={guidance_rescale} must lie in 0..1")
-    size_condition.require_valid()
-    token_ids = encode_prompts(model, prompts)
-    negative_token_ids = encode_prompts(model, [negative_prompt]).repeat(count, axis=0)
-    indices = np.arange(first_index, first_index + count, dtype=np.int32)
-    texts = columns.texts
-    samples = sample(
+    """Runs the first program on prepared inputs; arguments from the fourth on are static."""
+    return sample(
         model,
-        token_ids,
-        negative_token_ids,
-        columns.token_mask,
-        indices,
-        rng_seed=np.uint32(rng_seed),
-        guidance_scale=np.float32(guidance_scale),
-        guidance_rescale=np.float32(guidance_rescale) if guidance_rescale else None,
+        inputs.token_ids,
+        inputs.negative_token_ids,
+        inputs.class_token_mask,
+        inputs.indices,
+        rng_seed=scalars.rng_seed,
+        guidance_scale=scalars.guidance_scale,
+        guidance_rescale=scalars.guidance_rescale,
         size_condition=size_condition,
-        config=SampleConfig(
-            num_steps=num_steps,
-            use_guidance=guidance_scale != 1,
-            capture=columns.token_mask.shape[1] > 0,
-            latent_size=latent_size,
-        ),
-        unnamed_token_ids=None if texts is None else encode_prompts(model, texts),
-        unnamed_token_mask=columns.text_token_mask,
-    )
-    require_finite(samples, indices)
-    return samples
-
-
-def _pad_classes(columns: ClassColumns, num_classes: int | None) -> ClassColumns:
-    count = columns.token_mask.shape[1]
-    missing = 0 if num_classes is None else num_classes - count
-    if missing < 0:
-        raise ValueError(f"num_classes={num_classes}, but a prompt has {count} classes")
-    padding = ((0, 0), (0, missing), (0, 0))
-    text_mask = columns.text_token_mask
-    return columns._replace(
-        token_mask=np.pad(columns.token_mask, padding),
-        text_token_mask=None if text_mask is None else np.pad(text_mask, padding),
+        config=config,
+        unnamed_token_ids=inputs.unnamed_token_ids,
+        unnamed_token_mask=inputs.unnamed_token_mask,
     )
 
 
-def _require_range(name: str, value: int, last: int) -> None:
-    if not isinstance(value, (int, np.integer)) or not 0 <= value <= last:
-        raise ValueError(f"{name}={value!r} must be a whole number in 0..{last}")
+def mask_samples(
+    scalars: PairScalars, samples: Samples, settings: PairSettings
+) -> tuple[Array, Array, Array]:
+    """Runs the second program on samples, see `make_masks`; `settings` is static."""
+    return make_masks(
+        samples.images,
+        samples.attention_maps,
+        scalars.threshold,
+        scalars.uncertain,
+        scalars.refined_threshold,
+        mask_config=settings.mask_config,
+        refine_iterations=settings.refine_iterations,
+        dilations=settings.dilations,
+    )
 
 
-def _require_masks_possible(model: Model, refine_iterations: int, dilations: Sequence[int]) -> None:
-    _require_range("refine_iterations", refine_iterations, 2**31 - 1)
-    if not dilations or min(dilations) < 1:
-        raise ValueError(f"dilations={dilations} must hold at least one distance, each 1 or more")
+def require_capture(model: Model) -> None:
+    """Raises a ValueError unless the model records what masks are made of."""
     for name in ("cross_layers", "self_layers"):
         if not getattr(model.capture, name):
             raise ValueError(f"the model's capture has no {name}; masks need at least one of them")
 
 
-def _applied_thresholds(
-    mask_config: MaskConfig,
-    threshold: float | None,
-    uncertain: float | None,
-    refined_threshold: float | None,
-) -> tuple[float, float]:
-    """The thresholds with their published values, and the last one again where nothing is ignored.
+def _sample(model: Model, inputs: PairInputs, settings: PairSettings) -> Samples:
+    """Runs the first program and checks what it made."""
+    config = settings.sample_config(model, capture=inputs.class_token_mask.shape[1] > 0)
+    samples = sample_inputs(model, settings.scalars(), inputs, config, settings.size_condition)
+    require_finite(samples, inputs.indices)
+    return samples
 
-    Raises:
-        ValueError: one of them is out of range.
-    """
-    if threshold is None:
-        threshold, published = PUBLISHED_THRESHOLDS[mask_config.method]
-        uncertain = published if uncertain is None else uncertain
-    applied = {"threshold": threshold}
-    if refined_threshold is not None:
-        applied["refined_threshold"] = refined_threshold
-    for name, value in applied.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie in 0..1")
-    last_name, last = applied.popitem()
-    uncertain = last if uncertain is None else uncertain
-    if not 0 <= uncertain <= last:
-        raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the {last_name}")
-    return threshold, uncertain
+
+def _indices(first: int, count: int) -> np.ndarray:
+    require_range("first_index", first, 2**31 - count)
+    return np.arange(first, first + count, dtype=np.int32)

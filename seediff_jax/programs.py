@@ -16,10 +16,10 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
 from seediff_jax.model_config import ModelConfig, init_params
-from seediff_jax.pipeline import make_masks
 from seediff_jax.sampling import SampleConfig, sample
 
 AXIS = "data"

@@ -1,37 +1,30 @@
 """RunConfig: everything that a run of the driver is asked to make, checked before any model work.
 
-    prompts or classes -> PromptRecords -> RunConfig -> the settings that pin its samples down
+    PromptPlan -> RunConfig -> the settings that pin its samples down
 
-Host only. Image i shows prompt i modulo the number of prompts, and depends on `rng_seed` and i
+Host only. The plan says which prompt image i shows, and the image depends on `rng_seed` and i
 alone; so the number of images, the batch size and the folder are no settings of a sample.
 """
 
 import dataclasses
 import hashlib
-import json
-import math
+import importlib.metadata
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import seediff_jax
-from seediff_jax.label_maps import IGNORE_INDEX
-from seediff_jax.masks import PUBLISHED_THRESHOLDS, MaskConfig
-from seediff_jax.model import Model
-from seediff_jax.pipeline import REFINED_THRESHOLD
-from seediff_jax.prompts import (
-    COCO_CLASSES,
-    SHAPES_CLASSES,
-    VOC_CLASSES,
-    PromptRecord,
-    make_prompts,
-    read_prompts,
-    require_unnamed,
-)
+import jax
 
-DEFAULT_TEMPLATE = "a photo of a {class}"
-CLASS_LISTS = {"shapes": SHAPES_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES}
-"""Class lists that have a name, each in the order of its official ids."""
+import seediff_jax
+from seediff_jax.dataset import require_formats
+from seediff_jax.folder_settings import VERSIONS
+from seediff_jax.masks import MaskConfig
+from seediff_jax.model import Model
+from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
+from seediff_jax.prompt_plan import PromptPlan
+from seediff_jax.prompts import PromptRecord
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.sharding import ALL_DEVICES, MeshShape
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +32,20 @@ class RunConfig:
     """What to generate, with which settings, and where to put it.
 
     Attributes:
-        records: the prompts with their classes, in the order in which the images cycle through.
+        plan: the prompts with their classes, and the order in which the images show them.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
+        output: folder or URL.
         num_images: images in the finished folder.
+        batch_size: images at a time on each device; None is the most that fit.
+        formats: names out of `formats.FORMATS`.
+        soft_masks: "npz" or "png", to keep soft masks too, or None.
+        seed_maps: whether to keep seed maps too.
+        shard_size: samples of a shard file.
+        mesh: how devices share the work, see `make_mesh`.
+        partition: see `PairPrograms`.
+        dry_run: make no UNet call, see `SampleConfig`.
+        log_dir: see `monitor`; None for no log.
+        profile: whether to write a profile there.
         revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
             the checkpoint's own.
         height: of the images in pixels; None is the side that the model was trained for.
@@ -52,11 +56,20 @@ class RunConfig:
         refined_threshold: takes the place of `threshold` for refined masks.
     """
 
-    records: tuple[PromptRecord, ...]
+    plan: PromptPlan
     class_names: tuple[str, ...]
-    output: Path
+    output: str | os.PathLike[str]
     num_images: int
-    batch_size: int = 4
+    batch_size: int | None = 4
+    formats: tuple[str, ...] = ("files",)
+    soft_masks: str | None = None
+    seed_maps: bool = False
+    shard_size: int = 1000
+    mesh: MeshShape = ALL_DEVICES
+    partition: str = "shard_map"
+    dry_run: bool = False
+    log_dir: str | None = None
+    profile: bool = False
     model: str = "shapes"
     revision: str | None = None
     tokenizer: str | None = None
@@ -80,35 +93,31 @@ class RunConfig:
     refined_threshold: float = REFINED_THRESHOLD
 
     def __post_init__(self):
-        threshold, uncertain = self.thresholds
-        last = self.refined_threshold if self.refine_iterations else threshold
-        if not 0 <= threshold <= 1 or not 0 <= last <= 1:
-            raise ValueError(f"the thresholds {threshold} and {last} must lie in 0..1")
-        if uncertain is not None and not 0 <= uncertain <= last:
-            raise ValueError(f"uncertain={uncertain} must lie in 0..{last}, the threshold")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale={self.guidance_scale} is not a finite number")
-        if not 0 <= self.guidance_rescale <= 1:
-            raise ValueError(f"guidance_rescale={self.guidance_rescale} must lie in 0..1")
-        if not self.dilations or min(self.dilations) < 1:
-            raise ValueError(f"dilations={list(self.dilations)} must be whole numbers from 1 on")
+        ShardLayout(self.num_images, self.shard_size, self.batch_size or 1)
+        _ = self.pair_settings
+        require_formats(self.formats)
+        if self.profile and self.log_dir is None:
+            raise ValueError("profile needs log_dir, the folder to write it to")
 
     @property
-    def thresholds(self) -> tuple[float, float | None]:
-        """`threshold` and `uncertain` as they are applied."""
-        if self.threshold is not None:
-            return self.threshold, self.uncertain
-        threshold, uncertain = PUBLISHED_THRESHOLDS[self.mask_config.method]
-        return threshold, uncertain if self.uncertain is None else self.uncertain
+    def pair_settings(self) -> PairSettings:
+        """The settings of `generate`."""
+        names = [field.name for field in dataclasses.fields(PairSettings)]
+        return PairSettings(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     def record(self, index: int) -> PromptRecord:
         """The prompt of image `index`, which may lie beyond `num_images`."""
-        return self.records[index % len(self.records)]
+        return self.plan.record(index)
+
+    def unnamed_classes(self, records: Sequence[PromptRecord]) -> list[tuple[str, ...]] | None:
+        """Unnamed classes of some prompts; None if no prompt of the run has any."""
+        if not self.plan.has_unnamed:
+            return None
+        return [record.unnamed for record in records]
 
     def settings(self) -> dict[str, Any]:
         """Settings of a sample that are known without the model, as JSON values."""
-        threshold, uncertain = self.thresholds
-        records = [[record.prompt, record.named, record.unnamed] for record in self.records]
+        threshold, uncertain = self.pair_settings.thresholds
         return {
             "seediff_jax_version": seediff_jax.__version__,
             "model": self.model,
@@ -133,8 +142,12 @@ class RunConfig:
             "refine_iterations": self.refine_iterations,
             "dilations": list(self.dilations),
             "refined_threshold": self.refined_threshold,
-            "num_prompts": len(records),
-            "prompts_sha256": hashlib.sha256(json.dumps(records).encode()).hexdigest(),
+            **self.plan.settings(),
+            "formats": list(self.formats),
+            "soft_masks": self.soft_masks,
+            "seed_maps": self.seed_maps,
+            "shard_size": self.shard_size,
+            "dry_run": self.dry_run,
             "class_names": list(self.class_names),
         }
 
@@ -146,56 +159,13 @@ class RunConfig:
             "prediction_type": model.scheduler_config.prediction_type,
             "weights_hash": model.weights_hash,
             "config_hash": config_hash,
+            VERSIONS: {
+                name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")
+            },
         }
 
-
-def make_records(
-    model: str,
-    prompts: str | None,
-    classes: Sequence[str] | None,
-    template: str | None,
-    unnamed_classes: Sequence[str] = (),
-) -> tuple[tuple[PromptRecord, ...], tuple[str, ...]]:
-    """Makes the prompts of a run, from a file or from a template, and the run's class list.
-
-    Args:
-        model: name of the model; "shapes" brings its own classes.
-        prompts: name of a prompt file, see `read_prompts`; None fills the template.
-        classes: names of classes, or the single name of a list of CLASS_LISTS.
-        template: text with {class}; None is DEFAULT_TEMPLATE.
-        unnamed_classes: further classes of every prompt, which no prompt names.
-
-    Returns:
-        The records, and the classes of the run in the order of their ids: the first official list
-        that holds all of them, or else `classes` and what the records name beside, in order.
-
-    Raises:
-        ValueError: no prompts can be made of this, or they have too many classes for label maps.
-        FileNotFoundError: there is no such prompt file.
-    """
-    if classes is not None and len(classes) == 1:
-        classes = CLASS_LISTS.get(classes[0], classes)
-    if prompts is not None:
-        if template is not None:
-            raise ValueError("a template makes prompts and a prompt file has them; give one")
-        records = read_prompts(prompts, classes)
-    elif classes is None and model != "shapes":
-        raise ValueError(f"model {model!r} needs a prompt file (--prompts) or --classes")
-    else:
-        records = make_prompts(classes or SHAPES_CLASSES, template or DEFAULT_TEMPLATE)
-    if unnamed_classes:
-        records = [_with_unnamed(record, unnamed_classes) for record in records]
-    mentioned = [*(classes or ()), *(name for record in records for name in record.classes)]
-    names = _official_list(tuple(dict.fromkeys(mentioned)))
-    if len(names) >= IGNORE_INDEX:
-        raise ValueError(f"{len(names)} classes, but a mask has ids for {IGNORE_INDEX - 1}")
-    return tuple(records), names
-
-
-def _with_unnamed(record: PromptRecord, names: Sequence[str]) -> PromptRecord:
-    require_unnamed(record.prompt, record.classes, names)
-    return PromptRecord(record.prompt, (*record.classes, *names), (*record.unnamed, *names))
-
-
-def _official_list(names: tuple[str, ...]) -> tuple[str, ...]:
-    return next((known for known in CLASS_LISTS.values() if set(names) <= set(known)), names)
+    def row_settings(self, model: Model) -> dict[str, Any]:
+        """The settings that stand in the record of every sample."""
+        left_out = ("class_names", "formats", "shard_size")
+        settings = {k: v for k, v in self.settings_with(model).items() if k not in left_out}
+        return settings | {"device": jax.devices()[0].device_kind}

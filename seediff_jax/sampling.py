@@ -20,22 +20,11 @@ from flax import struct
 
 from seediff_jax.arrays import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.guidance import IMAGE_SIZE, SizeCondition, embed_prompts, guide
-from seediff_jax.model import Model, decode_latents, encode_text, predict_noise
-from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
+from seediff_jax.denoising import denoise
+from seediff_jax.guidance import IMAGE_SIZE, SizeCondition, embed_prompts
+from seediff_jax.model import Model, decode_latents, encode_text
 from seediff_jax.models.transformer import TokenColumns
-from seediff_jax.noise import initial_latents, step_noise
-from seediff_jax.schedulers import (
-    MixingSteps,
-    Steps,
-    init_scheduler_state,
-    initial_noise_scale,
-    is_stochastic,
-    make_noise_schedule,
-    make_steps,
-    scale_input,
-    scheduler_step,
-)
+from seediff_jax.noise import initial_latents
 
 STAGES = ("text_embeddings", "latents", "images")
 """Stages of sampling, in order, that are watched for values that are not finite."""
@@ -53,6 +42,7 @@ class SampleConfig:
         capture: whether attention is recorded; without, the AttentionMaps are empty.
         latent_size: height and width of the latents; None is the side in the UNet's config.
         decode_batch: most images that the VAE decodes at once, which bounds its memory.
+        dry: no UNet call is made; noise is decoded, and random numbers stand in for attention.
 
     Raises:
         ValueError: num_steps or decode_batch below 1.
@@ -63,6 +53,7 @@ class SampleConfig:
     capture: bool = True
     latent_size: tuple[int, int] | None = None
     decode_batch: int = 4
+    dry: bool = False
 
     def __post_init__(self):
         for name in ("num_steps", "decode_batch"):
@@ -149,20 +140,22 @@ def sample(
             watched=encode_text(model, unnamed_token_ids),
             watched_weights=class_token_weights(unnamed_token_mask),
         )
-    latents, attention_maps = denoise(
+    run = functools.partial(
+        denoise,
         model,
-        latents,
-        text,
-        negative_text,
-        columns,
-        guidance_scale,
-        config.num_steps,
+        num_steps=config.num_steps,
         rng_seed=rng_seed,
         indices=indices,
         conditions=conditions,
         negative_conditions=negative_conditions,
         guidance_rescale=guidance_rescale,
     )
+    arguments = (latents, text, negative_text, columns, guidance_scale)
+    if config.dry:
+        _, shapes = jax.eval_shape(run, *arguments)
+        attention_maps = _random_maps(shapes, rng_seed, indices)
+    else:
+        latents, attention_maps = run(*arguments)
     images = decode_in_chunks(model, latents, config.decode_batch)
     stages = zip(STAGES, (text, latents, images), strict=True)
     return Samples(
@@ -184,88 +177,6 @@ def class_token_weights(class_token_mask: Bool[Array, "b c l"]) -> Float[Array, 
 
 
 @typechecked
-def denoise(
-    model: Model,
-    latents: Float[Array, "b h w c"],
-    text_embeddings: Float[Array, "b l d"],
-    negative_text_embeddings: Float[Array, "u l d"],
-    columns: TokenColumns,
-    guidance_scale: Float[Array, ""],
-    num_steps: int,
-    *,
-    rng_seed: Array,
-    indices: Int[Array, " b"],
-    conditions: Conditions = NO_CONDITIONS,
-    negative_conditions: Conditions = NO_CONDITIONS,
-    guidance_rescale: Float[Array, ""] | None = None,
-) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
-    """Takes noise to latents of images and averages the attention of the UNet calls.
-
-    Args:
-        model: the model.
-        latents: float32, standard normal noise.
-        text_embeddings: of the prompts.
-        negative_text_embeddings: of what to guide away from, u = b; or u = 0 for no guidance.
-        columns: see `predict_noise`; of all b rows, or of none to record nothing.
-        guidance_scale: weight of the prompts.
-        num_steps: static.
-        rng_seed: uint32 `[]`, read by stochastic samplers alone, as are the indices.
-        indices: int32, of the samples.
-        conditions: of the prompts.
-        negative_conditions: of what to guide away from.
-        guidance_rescale: see `guide`.
-    """
-    scheduler, steps = model.scheduler_config, make_steps(model.scheduler_config, num_steps)
-    schedule = make_noise_schedule(scheduler)
-    guided = negative_text_embeddings.shape[0] > 0
-    text = jnp.concatenate([negative_text_embeddings, text_embeddings])
-    conditions = jax.tree.map(lambda *rows: jnp.concatenate(rows), negative_conditions, conditions)
-
-    def predict(latents: Array, timestep: Array) -> tuple[Array, AttentionMaps]:
-        inputs = jnp.concatenate([latents, latents]) if guided else latents
-        timesteps = jnp.full(inputs.shape[0], timestep)
-        noise_pred, maps = predict_noise(model, inputs, timesteps, text, columns, conditions)
-        if guided:
-            noise_pred = guide(*jnp.split(noise_pred, 2), guidance_scale, guidance_rescale)
-        return noise_pred, maps
-
-    def call(carry, inputs: tuple[Steps | MixingSteps, Array | None, Array | None]):
-        (latents, state, total), (step, number, weight) = carry, inputs
-        noise_pred, maps = predict(scale_input(scheduler, latents, step), step.timesteps)
-        if weight is not None:
-            maps = jax.tree.map(lambda leaf: weight * leaf, maps)
-        noise = None
-        if number is not None:
-            noise = step_noise(model, rng_seed, indices, number, latents.shape[1:3])
-        latents, state = scheduler_step(
-            scheduler, schedule, state, latents, noise_pred, step, noise
-        )
-        return (latents, state, jax.tree.map(jnp.add, total, maps)), None
-
-    if (scale := initial_noise_scale(scheduler, num_steps)) != 1:
-        latents = scale * latents
-    _, maps = jax.eval_shape(predict, latents, steps.timesteps[0])
-    total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps)
-    state = init_scheduler_state(scheduler, latents)
-    state = jax.tree.map(lambda leaf: leaf + _zeros(latents, leaf), state)
-    calls = len(steps.timesteps)
-    recorded = np.array(model.capture.recorded_calls(calls), np.float32)
-    xs = (
-        steps,
-        np.arange(calls, dtype=np.int32) if is_stochastic(scheduler) else None,
-        None if recorded.all() else recorded,
-    )
-    (latents, _, total), _ = jax.lax.scan(call, (latents, state, total), xs)
-    return latents, jax.tree.map(lambda leaf: leaf / float(recorded.sum()), total)
-
-
-def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
-    # Zeros that belong to the devices of the latents: under jax.shard_map a loop may not start from
-    # a constant where it goes on with values that differ between devices.
-    return jnp.zeros_like(latents, like.dtype, like.shape)
-
-
-@typechecked
 def decode_in_chunks(
     model: Model, latents: Float[Array, "b h w c"], decode_batch: int
 ) -> Float[Array, "b H W 3"]:
@@ -281,6 +192,19 @@ def decode_in_chunks(
 def to_uint8(images: Float[Array, "b H W 3"]) -> UInt8[Array, "b H W 3"]:
     """Turns images in [-1, 1] into colours in 0..255; what lies beyond is clipped."""
     return jnp.round(127.5 * (jnp.clip(images, -1, 1) + 1)).astype(jnp.uint8)
+
+
+def _random_maps(shapes: AttentionMaps, rng_seed: Array, indices: Array) -> AttentionMaps:
+    """Numbers in [0, 1) in the place of attention, a key a sample."""
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> Array:
+        def row(index):
+            key = jax.random.fold_in(jax.random.key(rng_seed), index)
+            return jax.random.uniform(key, leaf.shape[1:], leaf.dtype)
+
+        return jax.vmap(row)(indices)
+
+    return jax.tree.map(draw, shapes)
 
 
 def require_finite(samples: Samples, indices: np.ndarray) -> None:

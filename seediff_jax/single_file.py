@@ -6,17 +6,19 @@
 Tensors that belong to no component (noise schedules, EMA copies of the UNet) are left alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from seediff_jax.families import FAMILIES, Family, Json
-from seediff_jax.model_config import ModelConfig, read_model_config, read_tokenizer
+from seediff_jax.model_config import ModelConfig, read_model_config
+from seediff_jax.model_tokenizers import read_tokenizers
 from seediff_jax.models.original_names import (
     Origin,
     original_open_clip_tensor,
@@ -53,16 +55,17 @@ class ComponentReader:
         """Whether the tensor holds floating-point numbers that can be read."""
         return self._reader.is_number(self._origins[name].name)
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor of this name in float32."""
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[np.ndarray]:
+        """Yields the tensor of this name as it is stored: a view of the file, read-only."""
         origin = self._origins[name]
-        tensor = self._reader.read(origin.name)
-        if origin.third is not None:
-            rows = len(tensor) // 3
-            tensor = tensor[origin.third * rows : (origin.third + 1) * rows]
-        if origin.transposed:
-            tensor = tensor.T
-        return tensor.reshape(self.shapes[name])
+        with self._reader.borrow(origin.name) as tensor:
+            if origin.third is not None:
+                rows = len(tensor) // 3
+                tensor = tensor[origin.third * rows : (origin.third + 1) * rows]
+            if origin.transposed:
+                tensor = tensor.T
+            yield tensor.reshape(self.shapes[name])
 
 
 def read_family(path: Path, prediction_type: str | None = None) -> tuple[Family, dict[str, Json]]:
@@ -96,7 +99,7 @@ def read_family(path: Path, prediction_type: str | None = None) -> tuple[Family,
 def family_config(
     family: Family,
     configs: Mapping[str, Json],
-    tokenizer_folder: Path,
+    tokenizers: Mapping[str, Path],
     scheduler: str | None = None,
 ) -> ModelConfig:
     """The static half of a model of a family.
@@ -104,7 +107,8 @@ def family_config(
     Args:
         family: see `read_family`.
         configs: see `read_family`.
-        tokenizer_folder: files of CLIP's tokenizer.
+        tokenizers: folder of each tokenizer, see `tokenizer_folders`; a single one
+            takes the place of both with the family's padding.
         scheduler: as in `read_model_config`.
 
     Raises:
@@ -115,11 +119,8 @@ def family_config(
             path = Path(folder, name)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content), encoding="utf-8")
-        for name, pad_token in family.pad_tokens.items():
-            backend = read_tokenizer(tokenizer_folder).backend
-            if pad_token is not None:
-                backend.pad_token = pad_token
-            backend.save_pretrained(Path(folder, name))
+        for name, tokenizer in read_tokenizers(tokenizers, family.pad_tokens).items():
+            tokenizer.backend.save_pretrained(Path(folder, name))
         try:
             return read_model_config(Path(folder), scheduler)
         except ValueError as error:

@@ -6,26 +6,24 @@ name -> find_source -> folder or file -> read_source_config -> read_source_leave
 import dataclasses
 import importlib.resources
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
 
+from seediff_jax.capture_choice import choose_capture
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
 from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
-from seediff_jax.leaves import Leaves
-from seediff_jax.lora import find_lora, open_merge
-from seediff_jax.model_config import (
-    ModelConfig,
-    check_model_config,
-    choose_capture,
-    read_model_config,
-    read_tokenizer,
-)
+from seediff_jax.leaves import Leaves, Merges
+from seediff_jax.lora import find_lora, open_merges
+from seediff_jax.model_config import ModelConfig, check_model_config, read_model_config
+from seediff_jax.model_tokenizers import read_tokenizers, tokenizer_folders
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.single_file import component_reader, family_config, read_family
+from seediff_jax.tokenizer import Tokenizer
 from seediff_jax.weight_files import CONVERT, open_weights
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
@@ -89,8 +87,8 @@ def read_source_config(
         raise ValueError(f"prediction_type={prediction_type!r} is none of {choices}")
     if source.is_file():
         family, configs = read_family(source, prediction_type)
-        folder = _tokenizer_of_file(source) if tokenizer is None else _find_tokenizer(tokenizer)
-        config = family_config(family, configs, folder, scheduler)
+        folders = _tokenizer_of_file(source) if tokenizer is None else _find_tokenizers(tokenizer)
+        config = family_config(family, configs, folders, scheduler)
         return config if capture is None else _with_capture(config, capture)
     config = read_model_config(source, scheduler)
     changes: dict[str, Any] = {}
@@ -99,7 +97,7 @@ def read_source_config(
             config.scheduler, prediction_type=prediction_type
         )
     if tokenizer is not None:
-        changes["tokenizer"] = read_tokenizer(_find_tokenizer(tokenizer))
+        changes |= _other_tokenizers(config, _find_tokenizers(tokenizer))
     config = dataclasses.replace(config, **changes)
     if capture is not None:
         config = _with_capture(config, capture)
@@ -110,6 +108,7 @@ def read_source_config(
 def read_source_leaves(
     source: Path,
     config: ModelConfig,
+    dtype: DTypeLike,
     loras: Sequence[tuple[str | os.PathLike[str], float]] = (),
 ) -> Leaves:
     """Reads the weights of a model one by one, each with the LoRAs merged.
@@ -117,6 +116,7 @@ def read_source_leaves(
     Args:
         source: of `find_source`.
         config: of `read_source_config`.
+        dtype: of the model.
         loras: files, and what their changes are multiplied by.
 
     Yields:
@@ -125,20 +125,21 @@ def read_source_leaves(
     Raises:
         ValueError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
     """
-    with _open_merge(config, loras) as merged:
-        for path, leaf in _read_leaves(source, config):
-            yield path, merged(path, leaf)
+    with _open_merges(config, loras) as merges:
+        yield from _read_leaves(source, config, dtype, merges)
 
 
-def _read_leaves(source: Path, config: ModelConfig) -> Leaves:
+def _read_leaves(source: Path, config: ModelConfig, dtype: DTypeLike, merges: Merges) -> Leaves:
     if not source.is_file():
-        yield from read_leaves(source, config)
+        yield from read_leaves(source, config, dtype, merges)
         return
     with open_weights([source]) as reader:
         yield from read_component_leaves(
             lambda component, names: component_reader(reader, component, names, config),
             config,
             lambda component: f"{source}: {component}",
+            dtype,
+            merges,
         )
 
 
@@ -146,18 +147,27 @@ def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelCon
     return dataclasses.replace(config, capture=choose_capture(capture, config.unet))
 
 
-def _open_merge(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
-    """`open_merge`, which looks into the LoRAs before a weight of the model is read."""
+def _open_merges(config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]):
+    """`open_merges`, which looks into the LoRAs before a weight of the model is read."""
     found = [find_lora(path, strength) for path, strength in loras]
     shapes = {}
     if found:
         expected = flatten_dict(expected_shapes(config))
         shapes = {path: leaf.shape for path, leaf in expected.items()}
-    return open_merge(found, shapes, config.unet)
+    return open_merges(found, shapes, config.unet)
 
 
-def _find_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
-    """The folder with a tokenizer's files: the named one, its `tokenizer/`, or the hub's."""
+def _other_tokenizers(config: ModelConfig, folders: Mapping[str, Path]) -> dict[str, Tokenizer]:
+    """Tokenizers in place of a model's own; one for both of XL keeps the second's padding."""
+    pad_tokens = {"tokenizer": None}
+    if config.is_xl:
+        own = config.tokenizer_2.backend.pad_token
+        pad_tokens["tokenizer_2"] = None if "tokenizer_2" in folders else own
+    return read_tokenizers(folders, pad_tokens)
+
+
+def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
+    """The folders with tokenizers' files: the named one, those inside of it, or the hub's."""
     path, name = Path(name_or_path), str(name_or_path)
     if not path.is_dir():
         if not is_hub_id(name):
@@ -165,12 +175,12 @@ def _find_tokenizer(name_or_path: str | os.PathLike[str]) -> Path:
                 f"tokenizer={name!r} is neither a folder nor the 'owner/model' of the hub"
             )
         path = fetch(name, choose=tokenizer_files)
-    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+    return tokenizer_folders(path)
 
 
-def _tokenizer_of_file(source: Path) -> Path:
+def _tokenizer_of_file(source: Path) -> dict[str, Path]:
     try:
-        return _find_tokenizer(DEFAULT_TOKENIZER)
+        return _find_tokenizers(DEFAULT_TOKENIZER)
     except ValueError as error:
         raise ValueError(
             f"{source} has no tokenizer, as every single file, and that of {error}. Give "

@@ -5,12 +5,17 @@
     the rest    the bytes of the tensors, one after another without a gap
 
 Nothing that a header says is believed: every tensor must lie in the file, so no header makes a
-reader allocate more than the file's size. The file is read, not mapped: its pages do not count as
-memory of this process, and a file that shrinks meanwhile is an error and no crash.
+reader allocate more than the file's size.
+
+The file is mapped into memory: its bytes are copied once, from the system's cache to where they are
+needed. Pages that were read can be given back, lest they count as memory of this process. A file
+that became shorter is an error when the next tensor is asked for; one that is cut in the very
+moment in which a tensor is copied ends the process with SIGBUS, as with every mapped file.
 """
 
 import dataclasses
 import math
+import mmap
 import os
 import reprlib
 from collections.abc import Mapping
@@ -84,21 +89,49 @@ def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, StoredTensor], di
         raise damage(path, error) from error
 
 
-def read_tensor(file: BinaryIO, path: Path, tensor: StoredTensor) -> np.ndarray:
-    """Reads a tensor of one of DTYPES, in that dtype, into an array of its own.
+class MappedFile:
+    """An open safetensors file in memory.
 
-    Raises:
-        ValueError: the file has become shorter, or cannot be read.
+    Attributes:
+        tensors: by name, where they lie.
+        metadata: texts that the header carries beside them.
     """
-    content = np.empty(tensor.size, np.uint8)
-    try:
-        file.seek(tensor.start)
-        count = file.readinto(content)
-    except OSError as error:
-        raise damage(path, error) from error
-    if count != tensor.size:
-        raise damage(path, f"it ends {tensor.size - count} bytes before the end of a tensor")
-    return content.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def __init__(self, file: BinaryIO, path: Path):
+        """Reads the header.
+
+        Args:
+            file: at its start; must stay open while tensors are viewed.
+            path: names the file in errors.
+
+        Raises:
+            ValueError: as `read_header`.
+        """
+        self._file, self._path = file, path
+        self.tensors, self.metadata = read_header(file, path)
+        try:
+            self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (ValueError, OSError) as error:
+            raise damage(path, error) from error
+
+    def view(self, tensor: StoredTensor) -> np.ndarray:
+        """A tensor of one of DTYPES, as it is stored: a read-only view, perhaps not aligned.
+
+        Raises:
+            ValueError: the file has become shorter.
+        """
+        end = tensor.start + tensor.size
+        size = min(os.fstat(self._file.fileno()).st_size, len(self._memory))
+        if size < end:
+            raise damage(self._path, f"it ends {end - size} bytes before the end of a tensor")
+        content = np.frombuffer(self._memory, np.uint8)[tensor.start : end]
+        return content.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+    def give_back(self, tensor: StoredTensor) -> None:
+        """Takes a tensor out of this process's memory; a view reads it from the file again."""
+        if tensor.size and hasattr(mmap, "MADV_DONTNEED"):
+            start = tensor.start // mmap.PAGESIZE * mmap.PAGESIZE
+            self._memory.madvise(mmap.MADV_DONTNEED, start, tensor.start + tensor.size - start)
 
 
 def damage(path: Path, reason: Any) -> ValueError:
@@ -119,7 +152,9 @@ def _parse_header(file: BinaryIO) -> tuple[dict[str, StoredTensor], dict[str, st
     entries = parse_json(file.read(length))
     if not isinstance(entries, dict):
         raise ValueError("its header is no JSON object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    if metadata is None:
+        metadata = {}
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its __metadata__ is no object of texts")
     base = _PREFIX + length

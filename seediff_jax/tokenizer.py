@@ -159,30 +159,9 @@ def _overlapping(
     ]
 
 
-def require_same_tokens(first: Tokenizer, second: Tokenizer, source: str) -> None:
-    """Checks that two tokenizers of a model differ in nothing but their padding.
-
-    Raises:
-        ValueError: naming in what they differ.
-    """
-    for name, (one, other) in _compared(first, second).items():
-        if one != other:
-            raise ValueError(
-                f"{source}: tokenizer and tokenizer_2 differ in {name}; a class would have other "
-                "tokens for each of the two text encoders"
-            )
-
-
-def _compared(*tokenizers: Tokenizer) -> dict[str, list[Any]]:
-    models = [json.loads(t.backend.backend_tokenizer.to_str())["model"] for t in tokenizers]
-    compared = {name: [model[name] for model in models] for name in ("vocab", "merges")}
-    compared["max_length"] = [t.max_length for t in tokenizers]
-    for name in ("bos_token", "eos_token", "unk_token"):
-        compared[name] = [getattr(t.backend, name) for t in tokenizers]
-    return compared
-
-
-def load_tokenizer(folder: str | os.PathLike[str], max_length: int | None = None) -> Tokenizer:
+def load_tokenizer(
+    folder: str | os.PathLike[str], max_length: int | None = None, pad_token: str | None = None
+) -> Tokenizer:
     """Reads the `tokenizer/` folder of a diffusers checkpoint.
 
     Needed: `tokenizer.json`, or `vocab.json` and `merges.txt`; `tokenizer_config.json` and
@@ -192,6 +171,7 @@ def load_tokenizer(folder: str | os.PathLike[str], max_length: int | None = None
     Args:
         folder: the folder.
         max_length: tokens of a prompt; by default what `tokenizer_config.json` says, else 77.
+        pad_token: the padding token in place of the one above.
 
     Raises:
         FileNotFoundError: where the folder or a needed file is missing.
@@ -200,8 +180,11 @@ def load_tokenizer(folder: str | os.PathLike[str], max_length: int | None = None
     folder = Path(folder)
     names = _require_files(folder)
     length = _read_length(folder, max_length)
+    padding = {} if pad_token is None else {"pad_token": pad_token}
     try:
-        backend = _import_clip_tokenizer().from_pretrained(str(folder), local_files_only=True)
+        backend = _import_clip_tokenizer().from_pretrained(
+            str(folder), local_files_only=True, **padding
+        )
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise ValueError(f"{folder}: {' or '.join(names)} is damaged: {error}") from error
     bpe = json.loads(backend.backend_tokenizer.to_str())

@@ -7,13 +7,12 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from seediff_jax.json_files import read_json
-from seediff_jax.tensor_files import FLOATS, StoredTensor, damage, read_header, read_tensor
+from seediff_jax.tensor_files import FLOATS, MappedFile, StoredTensor, damage
 
 _STEMS = {
     "text_encoder": "model",
@@ -83,7 +82,7 @@ def find_weight_files(folder: Path, component: str) -> list[Path]:
 
 
 class WeightReader:
-    """Open safetensors files; a tensor is read when it is asked for.
+    """Open safetensors files; a tensor is read when it is asked for, by any thread.
 
     Attributes:
         shapes: the shape of every tensor.
@@ -93,17 +92,28 @@ class WeightReader:
 
     def __init__(
         self,
-        tensors: Mapping[str, tuple[BinaryIO, Path, StoredTensor]],
+        tensors: Mapping[str, tuple[MappedFile, StoredTensor]],
         metadata: Mapping[str, str],
     ):
         self._tensors = dict(tensors)
         self.metadata = dict(metadata)
-        self.shapes = {name: stored.shape for name, (_, _, stored) in tensors.items()}
-        self.dtypes = {name: stored.dtype for name, (_, _, stored) in tensors.items()}
+        self.shapes = {name: stored.shape for name, (_, stored) in tensors.items()}
+        self.dtypes = {name: stored.dtype for name, (_, stored) in tensors.items()}
 
     def is_number(self, name: str) -> bool:
         """Whether the tensor holds floating-point numbers that can be read."""
         return self.dtypes[name] in FLOATS
+
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[np.ndarray]:
+        """Yields the tensor of this name as it is stored: a view of the file, read-only.
+
+        Raises:
+            ValueError: the file has become shorter since it was opened.
+        """
+        file, stored = self._tensors[name]
+        yield file.view(stored)
+        file.give_back(stored)
 
     def read(self, name: str) -> np.ndarray:
         """The tensor of this name in float32, in an array of its own.
@@ -112,8 +122,8 @@ class WeightReader:
             ValueError: the file has become shorter since it was opened.
         """
         # float64 beyond float32 becomes infinity, which is reported with the tensor's name.
-        with np.errstate(over="ignore"):
-            return read_tensor(*self._tensors[name]).astype(np.float32, copy=False)
+        with self.borrow(name) as tensor, np.errstate(over="ignore"):
+            return tensor.astype(np.float32)
 
 
 @contextlib.contextmanager
@@ -123,7 +133,7 @@ def open_weights(paths: Sequence[Path]) -> Iterator[WeightReader]:
     Raises:
         ValueError: a file is damaged, or two of them hold a tensor of the same name.
     """
-    tensors: dict[str, tuple[BinaryIO, Path, StoredTensor]] = {}
+    tensors: dict[str, tuple[MappedFile, StoredTensor]] = {}
     metadata: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         for path in paths:
@@ -131,11 +141,11 @@ def open_weights(paths: Sequence[Path]) -> Iterator[WeightReader]:
                 file = stack.enter_context(open(path, "rb"))
             except OSError as error:
                 raise damage(path, error) from error
-            header, texts = read_header(file, path)
-            metadata |= texts
-            if doubles := sorted(tensors.keys() & header.keys()):
+            mapped = MappedFile(file, path)
+            metadata |= mapped.metadata
+            if doubles := sorted(tensors.keys() & mapped.tensors.keys()):
                 raise ValueError(f"{path} repeats tensors of another shard: {', '.join(doubles)}")
-            tensors.update({name: (file, path, stored) for name, stored in header.items()})
+            tensors.update({name: (mapped, stored) for name, stored in mapped.tensors.items()})
         yield WeightReader(tensors, metadata)
 
 

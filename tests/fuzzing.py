@@ -95,6 +95,12 @@ def texts(draw, value):
     return text.encode("utf-8", "surrogatepass")
 
 
+def cast(array, dtype):
+    """An array in another dtype, in which infinity and NaN may be any number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(dtype)
+
+
 @st.composite
 def changed(draw, tensors):
     """Tensors of which up to three are lost, renamed, doubled, or of other shapes and values."""
@@ -119,11 +125,9 @@ def changed(draw, tensors):
                 dtype = draw(
                     st.sampled_from([np.float64, np.float16, np.int64, np.uint8, np.bool_])
                 )
-                tensors[name] = tensor.astype(dtype)
+                tensors[name] = cast(tensor, dtype)
             case "values":
-                with np.errstate(over="ignore", invalid="ignore"):
-                    value = np.float64(draw(FLOATS)).astype(tensor.dtype)
-                tensors[name] = np.full(tensor.shape, value)
+                tensors[name] = np.full(tensor.shape, cast(np.float64(draw(FLOATS)), tensor.dtype))
     return tensors
 
 

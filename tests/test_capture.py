@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import pytest
-from test_config import SD1_UNET, SD2_UNET, XL_UNET
+from published_configs import SD1_UNET, SD2_UNET, XL_UNET
 
-from seediff_jax.model_config import choose_capture
+from seediff_jax.capture_choice import choose_capture
 from seediff_jax.models.capture import (
     PRESETS,
     CaptureConfig,

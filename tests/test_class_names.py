@@ -1,15 +1,17 @@
 """What counts as a mention of a class in a prompt."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from seediff_jax.class_lists import COCO_CLASSES, LOOK_ALIKES, SHAPES_CLASSES, VOC_CLASSES
 from seediff_jax.class_names import (
-    COCO_CLASSES,
-    LOOK_ALIKES,
-    SHAPES_CLASSES,
-    SYNONYMS,
-    VOC_CLASSES,
+    entry_of,
     find_mentions,
+    name_key,
     require_mentions,
+    require_unnamed,
+    split_names,
 )
 
 
@@ -17,37 +19,6 @@ def mentioned(prompt, classes, synonyms=None):
     """The words of the prompt that name each class."""
     found = find_mentions(prompt, classes, synonyms)
     return {name: [prompt[start:end] for start, end in spans] for name, spans in found.items()}
-
-
-def test_class_lists_follow_the_official_ids():
-    assert (len(VOC_CLASSES), len(COCO_CLASSES), len(SHAPES_CLASSES)) == (20, 80, 8)
-    voc = {1: "aeroplane", 7: "car", 11: "diningtable", 15: "person", 16: "pottedplant"}
-    assert {i: VOC_CLASSES[i - 1] for i in voc} == voc
-    assert VOC_CLASSES[-1] == "tvmonitor"
-    # The ids 0..79 that detectors trained on COCO give out.
-    coco = {0: "person", 2: "car", 16: "dog", 32: "sports ball", 52: "hot dog", 60: "dining table"}
-    assert {i: COCO_CLASSES[i] for i in coco} == coco
-    assert COCO_CLASSES[-1] == "toothbrush"
-    assert SHAPES_CLASSES == (
-        *("circle", "square", "triangle", "star"),
-        *("heart", "ring", "cross", "crescent"),
-    )
-
-
-def test_every_synonym_belongs_to_a_listed_class_and_to_one_only():
-    assert {name for name in SYNONYMS} <= {*VOC_CLASSES, *COCO_CLASSES}
-    meanings = {}
-    for name, words in SYNONYMS.items():
-        for word in words:
-            meanings.setdefault(word, set()).add(name)
-    shared = {frozenset(names) for names in meanings.values() if len(names) > 1}
-    pairs = [
-        ("aeroplane", "airplane"),
-        ("motorbike", "motorcycle"),
-        ("sofa", "couch"),
-        ("tvmonitor", "tv"),
-    ]
-    assert shared == {frozenset(pair) for pair in pairs}
 
 
 @pytest.mark.parametrize("classes", [VOC_CLASSES, COCO_CLASSES, SHAPES_CLASSES])
@@ -218,3 +189,75 @@ def test_lists_of_classes_are_checked(classes, message):
 def test_synonyms_are_checked(words):
     with pytest.raises(ValueError, match="synonyms of 'dog' must be a list of words"):
         find_mentions("a dog", ["dog"], {"dog": words})
+
+
+def test_a_table_is_looked_up_whatever_the_spelling():
+    table = {"potted plant": ["fern"], "lamp": []}
+    assert entry_of("potted plant", table) == entry_of("PottedPlant", table) == ("fern",)
+    assert entry_of("Lamp", table) == () and entry_of("plant", table) is None
+
+
+def test_names_are_the_same_that_have_the_same_letters_and_digits():
+    assert name_key("Potted-Plant 2") == "pottedplant2"
+    assert name_key("cafe\u0301") == name_key("caf\u00e9") and name_key("?!") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "names"),
+    [
+        ("person car", VOC_CLASSES, ("person", "car")),
+        ("tv monitor dining table", VOC_CLASSES, ("tvmonitor", "diningtable")),
+        ("person person sofa", VOC_CLASSES, ("person", "sofa")),
+        ("teddy bear bear", COCO_CLASSES, ("teddy bear", "bear")),
+        ("bus stop sign", COCO_CLASSES, ("bus", "stop sign")),  # as a text, it shows a bus stop
+        ("microwave oven", COCO_CLASSES, ("microwave", "oven")),
+        ("hot dog dog", COCO_CLASSES, ("hot dog", "dog")),
+        ("Person, CAR", VOC_CLASSES, ("person", "car")),
+        ("fire engine room", ["fire", "fire engine", "engine room"], ("fire", "engine room")),
+        ("fire engine", ["fire", "engine", "fire engine"], ("fire engine",)),
+    ],
+)
+def test_a_sequence_of_names_is_split(text, classes, names):
+    assert split_names(text, classes) == names
+
+
+@pytest.mark.parametrize("text", ["", "  ", "person unicorn", "a person", "people", "puppy"])
+def test_a_text_with_more_than_names_is_not_split(text):
+    message = f"'{text}' is no sequence of names out of the classes aeroplane, bicycle, bird, ..."
+    with pytest.raises(ValueError, match=message):
+        split_names(text, VOC_CLASSES)
+
+
+NAMES = ["b a b", "a b", "cc", "a", "b"]
+
+
+def split_by_trying(text):
+    """All ways to begin are tried, the longer name first."""
+    if not text:
+        return ()
+    for name in NAMES:
+        if text.startswith(name + " "):
+            rest = split_by_trying(text[len(name) + 1 :])
+            if rest is not None:
+                return (name, *rest)
+    return None
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "b", "cc", "x"]), min_size=1, max_size=8))
+def test_names_are_split_as_by_trying_all_ways(words):
+    expected = split_by_trying(" ".join(words) + " ")
+    if expected is None:
+        with pytest.raises(ValueError, match="no sequence of names"):
+            split_names(" ".join(words), NAMES)
+    else:
+        assert split_names(" ".join(words), NAMES) == tuple(dict.fromkeys(expected))
+
+
+def test_an_unnamed_class_may_not_be_named():
+    require_unnamed("a dog", ["dog"], [])
+    require_unnamed("a dog", ["dog"], ["sky"])
+    with pytest.raises(ValueError, match="'a puppy' names 'dog', which is listed as an unnamed"):
+        require_unnamed("a puppy", [], ["dog"])
+    with pytest.raises(ValueError, match="'dog' and 'Dog' are the same name"):
+        require_unnamed("a dog", ["dog"], ["Dog"])

@@ -1,5 +1,7 @@
 """The converter's command line: any source becomes a folder that loads as the same model."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -56,6 +58,24 @@ def test_weights_are_written_in_the_dtype(source, tmp_path, kind, dtype):
         assert {str(tensor.dtype) for tensor in load_file(output / UNET).values()} == {dtype}
 
 
+@pytest.mark.parametrize("kind", ["orbax", "diffusers"])
+def test_a_choice_of_layers_stays_with_the_folder_until_another_is_made(source, tmp_path, kind):
+    layer = "up_blocks.1.attentions.1.transformer_blocks.0"
+    chosen = {"cross_layers": [f"{layer}.attn2"], "self_layers": [f"{layer}.attn1"]}
+    chosen["calls"] = [0.0, 0.5]
+    (tmp_path / "own.json").write_text(json.dumps(chosen))
+    own, published = tmp_path / "own", tmp_path / "published"
+    options = [f"--output={own}", f"--format={kind}", f"--capture={tmp_path / 'own.json'}"]
+    assert convert(source, *options) == 0
+    assert json.loads((own / "capture.json").read_text()) == chosen
+    capture = load_model(own).capture
+    assert (capture.cross_layers, capture.calls) == ((f"{layer}.attn2",), (0.0, 0.5))
+    options = [f"--output={published}", f"--format={kind}", "--capture=published"]
+    assert convert(own, *options) == 0
+    assert not (published / "capture.json").exists()
+    assert load_model(published).capture == load_model(source).capture != capture
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -65,6 +85,7 @@ def test_weights_are_written_in_the_dtype(source, tmp_path, kind, dtype):
         (["--output={new}", "--lora=none.safetensors:1"], "none.safetensors does not exist"),
         (["--output={new}", "--lora=none.safetensors:much"], "'much' is no number"),
         (["--output={new}", "--revision=main"], "is of a model of the hub"),
+        (["--output={new}", "--capture=all"], "'all' is neither published nor coarse nor a .json"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_writes_nothing(source, tmp_path, capsys, options, message):

@@ -14,7 +14,7 @@ from random_models import random_params, small_config
 from safetensors.numpy import load_file, save
 
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, write_folder
-from seediff_jax.lora import find_lora, open_merge
+from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import read_model_config
 from seediff_jax.single_file import component_reader, read_family
 from seediff_jax.tensor_files import DTYPES
@@ -84,10 +84,10 @@ def check_lora(path, content, config):
     shapes = {name: leaf.shape for name, leaf in flatten_dict(expected_shapes(config)).items()}
 
     def merge():
-        with open_merge([find_lora(path, 1.0)], shapes, config.unet) as merged:
-            for name, shape in shapes.items():
-                weight = merged(name, np.zeros(shape, np.float32))
-                assert weight.shape == shape and np.isfinite(weight).all()
+        with open_merges([find_lora(path, 1.0)], shapes, config.unet) as merges:
+            for name, merge in merges.items():
+                weight = merge(np.zeros(shapes[name], np.float32))
+                assert weight.shape == shapes[name] and np.isfinite(weight).all()
 
     require_refusal(merge, path)
 
@@ -104,7 +104,7 @@ def check_single_file(path, content, config):
                 config,
                 lambda component: f"{path}: {component}",
             )
-            return {name: leaf.shape for name, leaf in leaves if np.isfinite(leaf).all()}
+            return {name: leaf.array.shape for name, leaf in leaves if leaf.is_finite}
 
     assert require_refusal(read, path) in (None, shapes)
 
@@ -124,7 +124,6 @@ def single_file(tmp_path_factory):
         **original_vae(load_file(files["vae"]), json_of["vae"]),
     }
     config = read_model_config(folder)
-    expected_shapes(config)  # traces the networks; that is not measured
     return tensors, config
 
 
@@ -144,6 +143,8 @@ def test_loras_are_refused_by_name_or_make_finite_weights(path, single_file, exa
     try_all(lambda content: check_lora(path, content, config), lora_files(), examples, 100, 2000)
 
 
+# Of a failure, which hypothesis would hide behind it: the strategy holds all tensors of a model.
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @FEW_OR_THOUSANDS
 def test_single_files_are_refused_by_name_or_read_whole(path, single_file, examples):
     tensors, config = single_file

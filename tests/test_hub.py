@@ -187,4 +187,5 @@ def test_of_a_tokenizer_only_its_files_are_fetched():
     needed = ["merges.txt", "tokenizer.json", "vocab.json"]
     assert hub.tokenizer_files(names) == needed
     inside = [f"tokenizer/{name}" for name in needed]
-    assert hub.tokenizer_files([*names, *inside, "tokenizer_2/vocab.json"]) == inside
+    second = ["tokenizer_2/tokenizer_config.json", "tokenizer_2/vocab.json"]
+    assert hub.tokenizer_files([*names, *inside, *second, "unet/config.json"]) == inside + second

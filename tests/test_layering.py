@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "absl": "absl_py",
     "cv2": "opencv_python_headless",
     "orbax": "orbax_checkpoint",
+    "tensorboardX": "tensorboardx",
 }
 # What the user runs, and what these have in common.
 PROGRAMS = {"commands.py", "convert.py", "main.py"}
@@ -199,11 +200,11 @@ def test_only_programs_read_flags_or_touch_jax_config():
         assert reads == (Path(file).name in PROGRAMS), file
 
 
-def test_package_imports_without_torch_without_warnings_and_without_defining_flags():
+def test_package_imports_without_optional_libraries_without_warnings_and_without_defining_flags():
     modules = [file.removesuffix(".py").replace("/", ".") for file in ORDER]
     code = f"""
 import importlib, sys
-sys.modules.update(dict.fromkeys(["torch", "diffusers"]))
+sys.modules.update(dict.fromkeys(["torch", "diffusers", "array_record", "pycocotools"]))
 import jax
 before = dict(jax.config.values)
 for name in {modules}:
@@ -222,11 +223,13 @@ def test_declared_dependencies_are_those_that_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     runtime, test = _distributions(project["dependencies"]), _distributions(extras["test"])
-    assert runtime >= _third_party(PACKAGE)
+    formats = _distributions(extras["formats"])
+    assert runtime.isdisjoint(formats)
+    assert formats <= _third_party(PACKAGE) <= runtime | formats
     assert runtime <= _third_party(PACKAGE, "experiments")
     assert runtime | _distributions(extras["experiments"]) >= _third_party("experiments")
     assert runtime | test >= _third_party("tests")
-    assert test - COMMANDS <= _third_party("tests")
+    assert formats <= test and test - COMMANDS - formats <= _third_party("tests")
     assert not _third_party(PACKAGE) & {"torch", "diffusers"}
 
 

@@ -1,20 +1,44 @@
-"""Weights one by one: how much memory that takes, and what happens when it is broken off."""
+"""Weights one by one: their values in every dtype, their hash, their memory, and early ends."""
 
 import threading
 import tracemalloc
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from blake3 import blake3
 from flax.traverse_util import flatten_dict
 from random_models import random_params, small_config
+from safetensors.numpy import save_file
 
 from seediff_jax.checkpoints import read_leaves, write_folder
+from seediff_jax.leaves import make_leaf, read_ahead, read_leaf
+from seediff_jax.weight_files import open_weights
+
+STORED = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
+LOADED = (np.float32, np.float16, ml_dtypes.bfloat16)
+# Name of a weight, shape of its tensor, and the axes of the tensor in Linen's order: one block and
+# several, sizes that no block divides, rows beyond a block.
+LAYOUTS = {
+    "vector": ("bias", (21,), (0,)),
+    "matrix": ("kernel", (35, 7), (1, 0)),
+    "large matrix": ("kernel", (700, 500), (1, 0)),
+    "wide matrix": ("kernel", (3, 300_000), (1, 0)),
+    "convolution": ("kernel", (19, 5, 3, 2), (2, 3, 1, 0)),
+    "large convolution": ("kernel", (61, 700, 3, 3), (2, 3, 1, 0)),
+    "embedding": ("embedding", (1000, 300), (0, 1)),
+}
+
+
+def random_tensor(shape, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Sixteen of its weights are large and equally so."""
-    text = {"num_hidden_layers": 8, "intermediate_size": 2**13}
+    """Thirty-two of its weights are large and equally so."""
+    text = {"num_hidden_layers": 16, "intermediate_size": 2**13}
     return small_config(tmp_path_factory.mktemp("made") / "tokenizer", text=text)
 
 
@@ -30,26 +54,135 @@ def folder(config, params, tmp_path_factory):
     return folder
 
 
+@pytest.mark.parametrize("loaded", LOADED)
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tensor_is_cast_and_transposed_as_numpy_does_it(layout, stored, loaded):
+    name, shape, axes = LAYOUTS[layout]
+    tensor = random_tensor(shape, stored)
+    leaf = read_leaf((name,), tensor, loaded)
+    expected = tensor.astype(np.float32).transpose(axes)
+    expected = expected.astype(np.float32 if len(shape) == 1 else loaded)
+    assert leaf.array.dtype == expected.dtype and leaf.array.flags.c_contiguous
+    np.testing.assert_array_equal(leaf.array, expected)
+    assert leaf.largest == np.abs(tensor.astype(np.float32)).max()
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_a_tensor_that_is_not_aligned_or_not_contiguous_is_read_alike(stored):
+    tensor = random_tensor((35, 20), stored)
+    moved = np.frombuffer(b"\0" + tensor.tobytes(), np.uint8)[1:].view(stored).reshape(35, 20)
+    turned = np.ascontiguousarray(tensor.T).T
+    expected = read_leaf(("kernel",), tensor, np.float32)
+    assert not moved.flags.aligned and not turned.flags.c_contiguous
+    for other in (moved, turned):
+        leaf = read_leaf(("kernel",), other, np.float32)
+        np.testing.assert_array_equal(leaf.array, expected.array)
+        assert leaf.digest == expected.digest
+
+
+def test_every_float16_is_read_exactly():
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(-1, 16)
+    leaf = read_leaf(("embedding",), halves, np.float32)
+    exponent, fraction = np.divmod(halves.view(np.uint16) & 0x7FFF, 2**10)
+    # IEEE 754: subnormal numbers have the exponent of the smallest normal ones, and no leading 1.
+    size = np.where(exponent == 0, fraction, fraction + 2.0**10)
+    values = np.ldexp(size, np.maximum(exponent, 1).astype(int) - 25)
+    expected = np.where(halves.view(np.uint16) >> 15, -values, values)
+    np.testing.assert_array_equal(leaf.array, expected)
+    assert leaf.largest == 65504
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_digest_is_that_of_the_values_whatever_their_dtype_and_layout(layout):
+    name, shape, axes = LAYOUTS[layout]
+    half = random_tensor(shape, np.float16)
+    wide = half.astype(np.float32)
+    expected = blake3(wide.tobytes()).digest()
+    assert read_leaf((name,), half, ml_dtypes.bfloat16).digest == expected
+    linen = np.ascontiguousarray(wide.transpose(axes))
+    for array in (linen, jax.numpy.asarray(linen), linen.astype(np.float16)):
+        leaf = make_leaf((name,), array, np.float16)
+        assert leaf.digest == expected and leaf.largest == np.abs(wide).max()
+        np.testing.assert_array_equal(leaf.array, linen)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_tensor_with_nan_or_infinity_anywhere_is_not_finite(stored, value, place):
+    tensor = random_tensor((600, 500), stored)
+    assert read_leaf(("kernel",), tensor, np.float16).is_finite
+    tensor.flat[place] = value
+    leaf = read_leaf(("kernel",), tensor, np.float16)
+    assert not leaf.is_finite and leaf.overflows
+    assert not make_leaf(("kernel",), tensor.T.astype(np.float32), np.float32).is_finite
+
+
+@pytest.mark.parametrize("value", [65519.996, -65519.996, 65520, -65520, 1e30])
+def test_a_number_overflows_where_numpy_makes_infinity_of_it(value):
+    tensor = np.array([[1, value]], np.float32)
+    with np.errstate(over="ignore"):
+        overflows = bool(np.isinf(tensor.astype(np.float16)).any())
+    for leaf in (read_leaf(("kernel",), tensor, np.float16), make_leaf(("a",), tensor, np.float16)):
+        assert leaf.overflows == overflows and leaf.is_finite
+    assert not read_leaf(("kernel",), tensor, ml_dtypes.bfloat16).overflows
+    assert not read_leaf(("bias",), tensor[0], np.float16).overflows  # it stays in float32
+
+
+def test_an_empty_tensor_is_a_leaf():
+    leaf = read_leaf(("kernel",), np.zeros((0, 3), np.float32), np.float32)
+    assert leaf.array.shape == (3, 0) and leaf.largest == 0
+
+
+@pytest.mark.parametrize("loaded", LOADED)
+def test_jax_uses_a_leaf_without_a_copy(loaded):
+    for layout in LAYOUTS:
+        name, shape, _ = LAYOUTS[layout]
+        array = read_leaf((name,), random_tensor(shape), loaded).array
+        assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+
+
+def test_an_array_that_has_its_dtype_is_not_copied():
+    array = random_tensor((3, 4))
+    assert make_leaf(("kernel",), array, np.float32).array is array
+
+
+@pytest.mark.parametrize("loaded", LOADED)
+def test_a_merge_changes_the_float32_weight_before_it_is_cast_and_hashed(tmp_path, loaded):
+    tensors = {"a.weight": random_tensor((40, 30)), "b.weight": random_tensor((40, 30), seed=1)}
+    save_file(tensors, tmp_path / "made.safetensors")
+    names = {("a", "kernel"): "a.weight", ("b", "kernel"): "b.weight"}
+    merges = {("b", "kernel"): lambda weight: weight * np.float32(3)}
+    with open_weights([tmp_path / "made.safetensors"]) as reader:
+        leaves = dict(read_ahead(reader, names, loaded, merges))
+    expected = {"a": tensors["a.weight"].T, "b": tensors["b.weight"].T * np.float32(3)}
+    for name, weight in expected.items():
+        leaf = leaves[name, "kernel"]
+        np.testing.assert_array_equal(leaf.array, weight.astype(loaded))
+        assert leaf.digest == blake3(weight.T.tobytes()).digest()
+
+
 def test_few_weights_are_in_memory_at_a_time(folder, config, params):
-    """Of three leaves (the caller's, the next, and the one after it) one is there twice."""
+    """One for each thread, the next, the caller's, and the one that it had before."""
     leaves = read_leaves(folder, config)
-    next(leaves)  # by now the config is traced, which takes memory of its own
+    next(leaves)
     tracemalloc.start()
-    sizes = [leaf.nbytes for _, leaf in leaves]
+    sizes = [leaf.array.nbytes for _, leaf in leaves]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert 6 * max(sizes) < sum(sizes) / 2
-    assert max(sizes) < peak < 6 * max(sizes)
+    assert 8 * max(sizes) < sum(sizes) / 2
+    assert max(sizes) < peak < 8 * max(sizes)
     assert len(sizes) == len(flatten_dict(params)) - 1
 
 
-def test_leaves_come_in_order_and_are_contiguous(folder, config, params):
+def test_leaves_come_in_order(folder, config, params):
     expected = flatten_dict(params, sep="/")
     paths = []
     for path, leaf in read_leaves(folder, config):
         paths.append("/".join(path))
-        assert leaf.flags.c_contiguous and leaf.dtype == np.float32
-        np.testing.assert_array_equal(leaf, expected[paths[-1]])
+        np.testing.assert_array_equal(leaf.array, expected[paths[-1]])
     assert paths == sorted(expected)
 
 
@@ -59,3 +192,15 @@ def test_a_caller_who_stops_early_leaves_no_thread_behind(folder, config):
     next(leaves)
     leaves.close()
     assert threading.active_count() == before
+
+
+def test_what_goes_wrong_in_a_thread_is_the_callers_error(tmp_path):
+    tensors = {f"{i}.weight": random_tensor((40, 30)) for i in range(9)}
+    path = tmp_path / "made.safetensors"
+    save_file(tensors, path)
+    names = {(str(i), "kernel"): f"{i}.weight" for i in range(9)}
+    with open_weights([path]) as reader:
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size - 10)
+        with pytest.raises(ValueError, match="it ends 10 bytes before the end of a tensor"):
+            list(read_ahead(reader, names, np.float32, {}))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -41,14 +40,26 @@ def no_model(monkeypatch):
         ("dog", "'dog' is no flag"),
         ("--prompts=missing.jsonl", "missing.jsonl"),
         ("--template=a {class}", "give one"),
+        ("--subclasses=kinds.txt", "give one"),
+        ("--classes=missing.txt", "missing.txt: no such file"),
+        ("--images_per_prompt=0", "images_per_prompt"),
+        ("--images_per_prompt=1", "num_images=5 is more than 3 prompts have"),
+        ("--shuffle_seed=1", "--shuffle_seed=1 needs --shuffle"),
         ("--threshold=1.5", "threshold"),
         ("--uncertain=0.7", "uncertain=0.7 must lie in 0..0.5"),
         ("--dilations=1,x", "whole numbers"),
-        ("--dilations=0", "from 1 on"),
+        ("--dilations=0", "each 1 or more"),
         ("--guidance_scale=nan", "not a finite number"),
         ("--seed=4294967296", "seed"),
         ("--prediction_type=sample", "epsilon|v_prediction"),
         ("--lora=style.safetensors:much", "needed is path:weight"),
+        ("--mesh=data:-1,tensor:2", "must be like data:-1,model:2"),
+        ("--mesh=data:3", "does not fit 8 devices"),
+        ("--format=png", "must be of files"),
+        ("--format=files,files", "each once"),
+        ("--num_processes=2", "give all three"),
+        ("--profile", "profile needs log_dir"),
+        ("--output=nothing://bucket", "needed is a path or a URL"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
@@ -77,7 +88,7 @@ def test_a_bad_line_of_a_prompt_file_is_named(inputs, tmp_path, capsys, no_model
 def test_more_steps_than_the_scheduler_has_are_refused_before_sampling(
     inputs, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(make_dataset, "generate", None)
+    monkeypatch.setattr(make_dataset, "PairPrograms", None)
     assert main(command(inputs, tmp_path / "out", "--num_steps=5000")) == 2
     assert "num_steps=5000" in error_line(capsys)
     assert not (tmp_path / "out").exists()
@@ -86,7 +97,7 @@ def test_more_steps_than_the_scheduler_has_are_refused_before_sampling(
 def test_a_prompt_that_is_too_long_is_refused_before_sampling(
     inputs, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(make_dataset, "generate", None)
+    monkeypatch.setattr(make_dataset, "PairPrograms", None)
     path = tmp_path / "prompts.txt"
     path.write_text("a cat in the grass")
     options = [f"--prompts={path}", "--classes=cat"]
@@ -136,8 +147,30 @@ def test_loras_are_given_with_their_weights(texts, expected):
     assert parse_loras(texts) == expected
 
 
+@pytest.mark.parametrize(
+    ("options", "seed"),
+    [
+        ([], None),
+        (["--shuffle"], 7),
+        (["--shuffle", "--shuffle_seed=0"], 0),
+        (["--noshuffle"], None),
+    ],
+)
+def test_prompts_are_shuffled_by_the_seed_unless_they_have_their_own(options, seed):
+    values = define_flags()
+    values(["seediff", "--classes=voc", "--seed=7", *options])
+    assert make_config(values).plan.shuffle_seed == seed
+
+
+def test_templates_are_repeated_and_not_split_at_commas():
+    values = define_flags()
+    values(["seediff", "--classes=dog", "--template=a {class}, lit", "--template=the {class}"])
+    records = make_config(values).plan.records
+    assert [record.prompt for record in records] == ["a dog, lit", "the dog"]
+
+
 def test_the_output_of_a_single_file_is_named_without_its_ending(tmp_path):
     values = define_flags()
     values(["seediff", f"--model={tmp_path}/v1.5.safetensors", "--classes=voc", "--lora=a:2"])
     config = make_config(values)
-    assert config.output == Path("outputs/v1.5") and config.loras == (("a", 2.0),)
+    assert config.output == "outputs/v1.5" and config.loras == (("a", 2.0),)

@@ -1,8 +1,10 @@
 """A run of the driver from command line to folder, with a small random model and few steps."""
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +14,8 @@ import pytest
 from PIL import Image
 from small_runs import PROMPTS, command, error_line, write_inputs
 
-from seediff_jax import make_dataset
-from seediff_jax.main import main
+from seediff_jax import make_dataset, sharding
+from seediff_jax.main import SOME_FAILED, main
 from seediff_jax.prompts import VOC_CLASSES
 
 CAT, COW, DOG = 8, 10, 12  # in PASCAL VOC
@@ -62,7 +64,9 @@ def pixels(path):
 def test_a_run_writes_every_part_of_every_image(made):
     names = [f"{part}/{i:06d}.png" for part in ("image", "mask", "overlay") for i in range(5)]
     names += ["settings.json", "classes.txt", "manifest.jsonl", "contact_sheet.png", "strip.png"]
-    assert tree(made).keys() == set(names)
+    # A longer run would add to the only shard, so it keeps its journal.
+    kept = ["00000.journal/000000+5", "00000.jsonl", "00000.open.json", "closed.json"]
+    assert tree(made).keys() == {*names, *(f"shards/{name}" for name in kept)}
 
 
 def test_prompts_are_cycled_and_classes_have_their_official_ids(made):
@@ -79,7 +83,10 @@ def test_masks_show_what_the_manifest_says(made):
         assert set(np.unique(mask)) <= {0, *row["class_ids"]}
         areas = [(mask == class_id).mean() for class_id in row["class_ids"]]
         np.testing.assert_allclose(row["area_fractions"], areas)
-        assert len(row["seed_counts"]) == len(row["classes"])
+        assert len(row["seed_counts"]) == len(row["classes"]) == len(row["scores"])
+        assert all(
+            0.5 < score <= 1 or not area for score, area in zip(row["scores"], areas, strict=True)
+        )
         assert all(0 < count < 64 for count in row["seed_counts"])
 
 
@@ -93,19 +100,32 @@ def test_the_manifest_pins_the_settings_down(made, inputs):
     expected |= {"scheduler": "pndm", "mask_method": "seediff", "power": 1, "uncertain": None}
     assert expected.items() <= settings.items()
     assert len(settings["weights_hash"]) == 64
-    del settings["class_names"]
+    for name in ("class_names", "formats", "shard_size"):
+        del settings[name]
     assert all(settings == {name: row[name] for name in settings} for row in rows(made))
+
+
+def test_the_manifest_tells_the_tokens_of_each_class_and_the_hash_of_each_file(made):
+    first = rows(made)[0]  # "dog cat", a token a letter, after the start token
+    assert first["classes"] == ["dog", "cat"] and first["token_positions"] == [[1, 2, 3], [4, 5, 6]]
+    for row in rows(made):
+        for part in ("image", "mask", "overlay"):
+            content = (made / row[part]).read_bytes()
+            assert hashlib.sha256(content).hexdigest() == row["sha256"][f"{part}.png"]
 
 
 def test_the_same_command_again_changes_nothing(inputs, made, capsys):
     before = tree(made)
     assert main(command(inputs, made)) == 0
     assert tree(made) == before
-    assert "5 of them there already" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out
 
 
-def test_the_closing_line_says_where_to_look(inputs, made, capsys):
-    main(command(inputs, made))
+def test_the_closing_line_says_where_to_look(inputs, made, tmp_path, capsys):
+    folder = shutil.copytree(made, tmp_path / "made")
+    (folder / "shards/closed.json").unlink()
+    main(command(inputs, folder))
+    made = folder
     assert capsys.readouterr().out.splitlines()[-1].endswith(f"{made}/contact_sheet.png")
 
 
@@ -134,26 +154,16 @@ def test_a_run_can_grow(inputs, made, tmp_path):
     assert tree(folder) == tree(made)
 
 
-# Three files open a folder, then come the strip, and for each sample three files and its line.
-@pytest.mark.parametrize(("writes", "samples"), [(3, 0), (5, 0), (7, 1), (9, 1)])
+# Two files open a folder; then come the strip, and for each block its files and its journal.
+@pytest.mark.parametrize("writes", [3, 5, 7, 12, 20, 25])
 def test_a_run_that_was_stopped_ends_with_the_same_files(
-    inputs, made, tmp_path, monkeypatch, writes, samples
+    inputs, made, tmp_path, monkeypatch, writes
 ):
     folder = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(KeyboardInterrupt(), writes))
         assert main(command(inputs, folder)) == 130
-    assert len(rows(folder)) == samples
-    assert main(command(inputs, folder)) == 0
-    assert tree(folder) == tree(made)
-
-
-def test_deleted_files_and_a_torn_manifest_are_made_again(inputs, made, tmp_path):
-    folder = tmp_path / "out"
-    assert main(command(inputs, folder)) == 0
-    (folder / "mask/000003.png").unlink()
-    (folder / "contact_sheet.png").unlink()
-    os.truncate(folder / "manifest.jsonl", (folder / "manifest.jsonl").stat().st_size - 9)
+    assert not (folder / "shards/closed.json").exists()
     assert main(command(inputs, folder)) == 0
     assert tree(folder) == tree(made)
 
@@ -164,7 +174,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(inputs, made, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing(full, 9))
         assert main(command(inputs, folder)) == 2
-    assert error_line(capsys).endswith("png: No space left on device")
+    assert error_line(capsys).endswith(": No space left on device")
     assert main(command(inputs, folder)) == 0
     assert tree(folder) == tree(made)
 
@@ -202,26 +212,65 @@ def test_another_scheduler_is_refused(inputs, made, capsys):
     assert 'scheduler: "pndm" there, "ddim" now' in error_line(capsys)
 
 
-def test_missing_images_come_in_batches_at_fixed_places():
-    assert make_dataset.batch_starts([0, 1, 2, 3, 4], 2) == [0, 2, 4]
-    assert make_dataset.batch_starts([3, 9], 4) == [0, 8]
-    assert make_dataset.batch_starts([], 4) == []
+def test_a_word_of_a_sub_class_gets_the_mask_of_its_class(inputs, tmp_path):
+    kinds = tmp_path / "kinds.txt"
+    kinds.write_text("dog: cur, pug\n")
+    options = {"model": inputs / "model", "classes": "dog,cat", "subclasses": kinds}
+    options |= {"template": "{subclass}", "num_steps": 2, "output": tmp_path / "out"}
+    options |= {"images_per_prompt": 2, "num_images": 5, "compilation_cache": ""}
+    line = ["seediff", *(f"--{name}={value}" for name, value in options.items())]
+    assert main(line) == 0
+    shown = [(row["prompt"], *row["class_ids"]) for row in rows(tmp_path / "out")]
+    assert shown == [*[("cur", DOG)] * 2, *[("pug", DOG)] * 2, ("kitten", CAT)]
+    assert all(row["seed_counts"][0] > 0 for row in rows(tmp_path / "out"))
+    kinds.write_text("dog: cur, tyke\n")
+    assert main(line) == 2
 
 
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (FloatingPointError("latents of sample 3 are not finite"), "latents of sample 3"),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), "smaller --batch_size"),
-    ],
-)
-def test_an_error_of_sampling_is_one_line(inputs, tmp_path, monkeypatch, capsys, error, message):
-    def generate(*_, **__):
-        raise error
+def test_running_out_of_device_memory_is_one_line(inputs, tmp_path, monkeypatch, capsys):
+    def run(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
-    monkeypatch.setattr(make_dataset, "generate", generate)
+    monkeypatch.setattr(sharding.PairPrograms, "__call__", run)
     assert main(command(inputs, tmp_path / "out")) == 2
-    assert message in error_line(capsys)
+    assert "smaller --batch_size" in error_line(capsys)
+
+
+def test_samples_that_are_not_finite_are_tried_twice_and_told_at_the_end(
+    inputs, made, tmp_path, monkeypatch, capsys
+):
+    fetch, fetched = sharding.PairPrograms.fetch, []
+
+    def poisoned(programs, results):
+        rows = fetch(programs, results)
+        fetched.append(rows)
+        if len(fetched) in (1, 2):  # the eight devices make all blocks at once, then one again
+            rows.is_finite["latents"][1] = False
+        return rows
+
+    monkeypatch.setattr(sharding.PairPrograms, "fetch", poisoned)
+    folder = tmp_path / "out"
+    assert main(command(inputs, folder)) == SOME_FAILED
+    assert "1 failed twice" in capsys.readouterr().out
+    failed = [json.loads(line) for line in (folder / "failed.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in failed] == [1]
+    assert failed[0]["failed"] == "latents are not finite" and failed[0]["prompt"] == "a cow"
+    assert rows(folder) == [row for row in rows(made) if row["index"] != 1]
+
+
+def test_a_sample_that_failed_once_is_made_by_the_second_try(inputs, made, tmp_path, monkeypatch):
+    fetch, fetched = sharding.PairPrograms.fetch, []
+
+    def poisoned(programs, results):
+        rows = fetch(programs, results)
+        fetched.append(rows)
+        if len(fetched) == 1:
+            rows.is_finite["images"][0] = False
+        return rows
+
+    monkeypatch.setattr(sharding.PairPrograms, "fetch", poisoned)
+    assert main(command(inputs, tmp_path / "out")) == 0
+    assert tree(tmp_path / "out") == tree(made)
 
 
 def test_a_cache_folder_that_cannot_be_made_stops_no_run(inputs, made, tmp_path, capsys):

@@ -10,13 +10,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from random_models import quick_jit, random_params, small_config
 
 import seediff_jax
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.class_columns import ClassColumns
 from seediff_jax.image_ops import min_max
 from seediff_jax.label_maps import label_map
 from seediff_jax.masks import MaskConfig, class_soft_mask
 from seediff_jax.model import make_model
 from seediff_jax.models.capture import NO_CAPTURE
-from seediff_jax.pipeline import generate, generate_images, make_masks
+from seediff_jax.pipeline import generate, generate_images
 from seediff_jax.refinement import refine
 from seediff_jax.seeds import find_seeds, seed_map
 
@@ -195,7 +196,7 @@ def test_a_model_that_records_nothing_is_refused_before_sampling(model):
 def test_more_classes_than_labels_are_refused_before_sampling(model, monkeypatch):
     too_many = np.zeros((1, 255, 12), bool)
     columns = ClassColumns(too_many)
-    monkeypatch.setattr(seediff_jax.pipeline, "class_columns", lambda *unused: columns)
+    monkeypatch.setattr(seediff_jax.pair_inputs, "class_columns", lambda *unused: columns)
     with pytest.raises(ValueError, match="255 classes, a label map holds 254"):
         run(model, ["a cat"], [["cat"]])
 

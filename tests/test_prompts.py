@@ -16,48 +16,9 @@ def write(folder, content, name="prompts.txt"):
     return path
 
 
-def test_a_record_is_hashable_and_keeps_the_order_of_its_classes():
-    record = PromptRecord("a dog and a cat", ["dog", "cat"])
-    assert record.classes == ("dog", "cat")
-    assert record in {PromptRecord("a dog and a cat", ("dog", "cat"))}
-
-
-@pytest.mark.parametrize(
-    ("prompt", "classes", "message"),
-    [
-        (" ", ("dog",), "not blank, got ' '"),
-        (None, ("dog",), "got None"),
-        ("a dog", (), "prompt 'a dog': the list of classes is empty"),
-        ("a dog", "dog", "list of names"),
-        ("a dog", ("dog", "DOG"), "same name"),
-    ],
-)
-def test_a_record_refuses_a_blank_prompt_and_bad_classes(prompt, classes, message):
-    with pytest.raises(ValueError, match=message):
-        PromptRecord(prompt, classes)
-
-
 def test_class_lists_are_public_here():
     assert len(prompts.VOC_CLASSES) + len(prompts.COCO_CLASSES) + len(prompts.SHAPES_CLASSES) == 108
     assert "person" in prompts.SYNONYMS
-
-
-@pytest.mark.parametrize(
-    ("template", "name", "prompt"),
-    [
-        ("a photo of a {class}", "dog", "a photo of a dog"),
-        ("a photo of a {class}", "aeroplane", "a photo of an aeroplane"),
-        ("A {class}, outdoors", "umbrella", "An umbrella, outdoors"),
-        ("An {class}", "bus", "A bus"),
-        ("a {class}", "unicorn", "a unicorn"),
-        ("a {class}", "hourglass", "an hourglass"),
-        ("the {class}", "orange", "the orange"),
-        ("banana {class}", "orange", "banana orange"),
-        ("{class} {{raw}}; {class}", "ox", "ox {raw}; ox"),
-    ],
-)
-def test_a_template_is_filled_with_the_right_article(template, name, prompt):
-    assert make_prompts([name], template) == [PromptRecord(prompt, (name,))]
 
 
 @pytest.mark.parametrize("classes", [prompts.VOC_CLASSES, prompts.COCO_CLASSES])
@@ -65,20 +26,6 @@ def test_a_made_prompt_names_its_class_and_no_other_of_the_list(tmp_path, classe
     records = make_prompts(classes, "A long shot of a {class}")
     path = write(tmp_path, "\n".join(record.prompt for record in records))
     assert read_prompts(path, classes) == records
-
-
-@pytest.mark.parametrize(
-    "template", ["a photo", "", "a {}", "a {class} {color}", "a {class!r}", "a {class:>9}", "{cl"]
-)
-def test_a_template_without_the_class_or_with_another_field_is_an_error(template):
-    with pytest.raises(ValueError, match="template"):
-        make_prompts(["dog"], template)
-
-
-@pytest.mark.parametrize("classes", [[], "dog", ["dog", "dog"]])
-def test_templates_need_different_classes(classes):
-    with pytest.raises(ValueError, match="make_prompts: .*class"):
-        make_prompts(classes)
 
 
 def test_a_text_file_has_a_prompt_a_line_and_its_classes_are_looked_up(tmp_path):
@@ -89,12 +36,16 @@ def test_a_text_file_has_a_prompt_a_line_and_its_classes_are_looked_up(tmp_path)
     ]
 
 
-def test_synonyms_given_are_used_in_both_formats(tmp_path):
+def test_synonyms_given_are_used_in_every_format(tmp_path):
     hound = {"dog": ["hound"]}
     record = PromptRecord("a hound", ("dog",))
     assert read_prompts(write(tmp_path, "a hound"), PETS, hound) == [record]
     line = json.dumps({"prompt": "a hound", "classes": ["dog"]})
     assert read_prompts(write(tmp_path, line, "p.jsonl"), synonyms=hound) == [record]
+    table = "prompt,classes\na hound,dog"
+    assert read_prompts(write(tmp_path, table, "p.csv"), synonyms=hound) == [record]
+    caption = json.dumps([{"filename": "", "caption": "a hound", "class_prompt": "dog"}])
+    assert read_prompts(write(tmp_path, caption, "p.json"), synonyms=hound) == [record]
 
 
 def test_jsonl_gives_the_classes_of_every_prompt_in_its_own_order(tmp_path):
@@ -109,15 +60,6 @@ def test_jsonl_gives_the_classes_of_every_prompt_in_its_own_order(tmp_path):
         PromptRecord("zebras\u2028here", ("Zebra",)),
         PromptRecord("a dog, a cat", ("cat", "dog")),
     ]
-
-
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\r"])
-def test_byte_order_mark_and_line_endings_do_not_matter(tmp_path, mark, ending):
-    lines = ["# ü", "a dog in a café", "a line\u2028separator and a cat"]
-    content = mark + ending.join(line.encode() for line in lines) + ending
-    expected = [PromptRecord(lines[1], ("dog",)), PromptRecord(lines[2], ("cat",))]
-    assert read_prompts(write(tmp_path, content), PETS) == expected
 
 
 GOOD = '{"prompt": "a dog", "classes": ["dog"]}\n\n'
@@ -151,6 +93,40 @@ def test_a_broken_jsonl_line_is_named_by_file_and_number(tmp_path, line, message
         read_prompts(path)
 
 
+def test_a_table_has_the_same_in_columns(tmp_path):
+    path = write(
+        tmp_path,
+        "prompt,classes,unnamed_classes\n"
+        '"a dog, a cat",dog; cat,\n'
+        "a puppy,,sky;sea\n"
+        ",,\n"
+        "a dog and a cat,,\n",
+        "p.csv",
+    )
+    assert read_prompts(path, PETS) == [
+        PromptRecord("a dog, a cat", ("dog", "cat")),
+        PromptRecord("a puppy", ("dog", "sky", "sea"), ("sky", "sea")),
+        PromptRecord("a dog and a cat", ("cat", "dog")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("a dog,cat,", "'a dog' does not name class 'cat'"),
+        ("a dog,dog,dog", "classes 'dog' and 'dog' are the same name"),
+        ("a puppy,,dog", "'a puppy' names 'dog', which is listed as an unnamed class"),
+        (",dog,", "not blank"),
+        ("a hat,,", "prompt 'a hat' has no classes; pass the classes to look for"),
+        ("a dog,dog;,", "class '' has no letter"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_named_by_file_and_line(tmp_path, row, message):
+    table = f'prompt,classes,unnamed_classes\n"a\ndog",dog,\n{row}\n'
+    with pytest.raises(ValueError, match=rf"p\.csv:4: .*{message}"):
+        read_prompts(write(tmp_path, table, "p.csv"))
+
+
 def test_a_text_line_without_a_class_is_named_by_file_and_number(tmp_path):
     path = write(tmp_path, "a dog\n# x\na hot dog\n")
     with pytest.raises(
@@ -177,8 +153,8 @@ def test_text_that_is_not_utf8_is_an_error(tmp_path, content):
 
 
 def test_other_file_endings_and_absent_files_are_errors(tmp_path):
-    with pytest.raises(ValueError, match=r"p\.csv: a prompt file must end in \.txt or \.jsonl"):
-        read_prompts(write(tmp_path, "a dog", "p.csv"), PETS)
+    with pytest.raises(ValueError, match=r"p\.tsv: .* must end in \.txt, \.jsonl, \.csv or"):
+        read_prompts(write(tmp_path, "a dog", "p.tsv"), PETS)
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         read_prompts(tmp_path / "absent.txt", PETS)
 

@@ -14,9 +14,9 @@ from original_layout import (
     original_unet,
     original_vae,
 )
+from published_configs import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
-from test_config import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 
 from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
@@ -260,7 +260,7 @@ def test_a_tokenizer_of_another_size_is_refused(small_first):
 )
 def test_configs_of_the_full_size_are_the_published_ones(first, family, prediction_type, published):
     configs = FAMILIES[family].folder_configs(prediction_type)
-    config = family_config(FAMILIES[family], configs, first[0] / "tokenizer")
+    config = family_config(FAMILIES[family], configs, {"tokenizer": first[0] / "tokenizer"})
     published = published | {"vae": vae_config(SD1_VAE)}
     assert {name: getattr(config, name) for name in published} == published
     noise = config.scheduler

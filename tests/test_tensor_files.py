@@ -1,7 +1,9 @@
 """safetensors files byte by byte: read as the safetensors library reads them, and every lie."""
 
 import json
+import re
 import struct
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -54,6 +56,36 @@ def test_every_tensor_is_read_into_an_array_of_its_own(tmp_path):
         np.testing.assert_array_equal(reader.read("float32"), TENSORS["float32"])
 
 
+def test_a_borrowed_tensor_is_the_stored_one_and_cannot_be_changed(tmp_path):
+    path = tmp_path / "made.safetensors"
+    save_file(TENSORS, path)
+    expected = load_file(path)
+    with open_weights([path]) as reader:
+        for name in TENSORS:
+            with reader.borrow(name) as tensor:
+                assert tensor.dtype == expected[name].dtype
+                np.testing.assert_array_equal(tensor, expected[name])
+                with pytest.raises(ValueError, match="read-only"):
+                    tensor[...] = 0
+
+
+def test_pages_of_a_tensor_that_was_read_are_given_back(tmp_path):
+    def mapped():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"RssFile:\s+(\d+) kB", status)[1])
+
+    path = tmp_path / "made.safetensors"
+    save_file({name: np.ones(2**24, np.float32) for name in "abc"}, path)
+    with open_weights([path]) as reader:
+        before = mapped()
+        for name in "abc":
+            with reader.borrow(name) as tensor:
+                assert tensor.sum(dtype=np.float64) == 2**24
+                assert mapped() > before + 2**25  # half of the tensor's size
+        # What the system maps around the last page that is read is far below a tensor's 64 MiB.
+        assert mapped() < before + 2**23
+
+
 @pytest.mark.parametrize(
     ("header", "data", "message"),
     [
@@ -74,6 +106,8 @@ def test_every_tensor_is_read_into_an_array_of_its_own(tmp_path):
         ({"a": entry(0, 4, [3], dtype="I16")}, bytes(4), "'a' of shape .3,. and dtype I16 has 4"),
         ({"__metadata__": {"format": 3}}, b"", "its __metadata__ is no object of texts"),
         ({"__metadata__": ["pt"]}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": []}, b"", "its __metadata__ is no object of texts"),
+        ({"__metadata__": 0}, b"", "its __metadata__ is no object of texts"),
         ({"a": entry(0, 4, [True])}, bytes(4), r"'a' has shape \[True\]"),
         ({"a": entry(0, 4, [-1])}, bytes(4), r"'a' has shape \[-1\]"),
         ({"a": entry(0, 4, [1.0])}, bytes(4), r"'a' has shape \[1.0\]"),

@@ -15,7 +15,7 @@ from tokenizer_folders import (
 )
 from tokenizers.pre_tokenizers import ByteLevel
 
-from seediff_jax.class_names import COCO_CLASSES, SHAPES_CLASSES, VOC_CLASSES
+from seediff_jax.class_lists import COCO_CLASSES, SHAPES_CLASSES, VOC_CLASSES
 from seediff_jax.tokenizer import class_token_mask, load_tokenizer
 
 

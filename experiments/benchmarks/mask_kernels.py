@@ -25,8 +25,8 @@ from experiments.benchmarks.measuring import (
 )
 from experiments.benchmarks.unet_call import measure_ours
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.masks import MaskConfig
-from seediff_jax.pipeline import make_masks
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 import random_attention  # noqa: E402

@@ -26,9 +26,9 @@ from experiments.benchmarks.measuring import (
     use_cores,
 )
 from experiments.benchmarks.networks import UNETS, make_random_model
+from seediff_jax.batch_masks import make_masks
 from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model, decode_latents, load_model
-from seediff_jax.pipeline import make_masks
 from seediff_jax.sampling import SampleConfig, sample
 from seediff_jax.schedulers import make_steps
 

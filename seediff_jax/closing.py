@@ -1,0 +1,107 @@
+"""What a complete run gets beside its shards: whole lists, and pictures for people."""
+
+import io
+import itertools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from seediff_jax.dataset import FAILED, Dataset, describe_file, json_line
+from seediff_jax.pictures import contact_sheet
+from seediff_jax.storage import Folder
+
+MANIFEST, SHEET = "manifest.jsonl", "contact_sheet.png"
+CLOSED = "shards/closed.json"
+"""Written last of all: how many samples there are, and the hashes of the whole lists."""
+
+_SHEET_SAMPLES = 24
+
+
+def is_closed(folder: Folder) -> int | None:
+    """Number of samples of a complete folder, or None."""
+    if not folder.exists(CLOSED):
+        return None
+    return int(json.loads(folder.read(CLOSED))["num_images"])
+
+
+def reopen(folder: Folder) -> None:
+    """Marks a folder as incomplete, before samples are added."""
+    folder.remove(CLOSED)
+
+
+def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str, int]:
+    """Writes what a complete run has; all its shards are sealed.
+
+    Returns:
+        "samples", "failed", and "empty", the samples with a class that has no pixel.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder, counts = dataset.folder, {"samples": 0, "failed": 0, "empty": 0}
+    lists = {name: dataset.scratch / name for name in (MANIFEST, "failed.jsonl")}
+    with open(lists[MANIFEST], "wb") as good, open(lists["failed.jsonl"], "wb") as failed:
+        for record in dataset.records():
+            is_failed = FAILED in record
+            (failed if is_failed else good).write(json_line(record))
+            counts["failed" if is_failed else "samples"] += 1
+            counts["empty"] += bool(record.get("empty"))
+    shards = range(dataset.layout.num_shards)
+    files: dict[str, Path] = {}
+    for each in dataset.formats:
+        files |= each.closing_files(
+            lambda: (r for r in dataset.records() if FAILED not in r),
+            folder.read,
+            shards,
+            dataset.scratch,
+        )
+    if not counts["failed"]:
+        lists.pop("failed.jsonl").unlink()
+        folder.remove("failed.jsonl")
+    files |= lists
+    made = {name: describe_file(path) for name, path in files.items()}
+    for name, path in files.items():
+        folder.put(name, path)
+    good_records = (r for r in dataset.records() if FAILED not in r)
+    _write_sheet(folder, good_records, counts["samples"], class_names, model)
+    content = {"num_images": dataset.layout.num_images, **counts, "files": made}
+    folder.write(CLOSED, (json.dumps(content, indent=1) + "\n").encode())
+    return counts
+
+
+def write_picture(folder: Folder, name: str, picture: Image.Image) -> None:
+    """Writes a picture for people as `name` into the folder."""
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    folder.write(name, content.getvalue())
+
+
+def _write_sheet(
+    folder: Folder,
+    records: Iterable[Mapping[str, Any]],
+    count: int,
+    class_names: Sequence[str],
+    model: str,
+) -> None:
+    """Draws the first samples, where a format holds their images and masks as files."""
+    first = list(itertools.islice(records, _SHEET_SAMPLES))
+    if not first or not {"image", "mask"} <= first[0].keys():
+        return
+    title = f"{count} images, model {model}"
+    if len(first) < count:
+        title += f", the first {len(first)}"
+    samples = [_sheet_row(folder, record) for record in first]
+    names = dict(enumerate(class_names, 1))
+    write_picture(folder, SHEET, contact_sheet(samples, title=title, class_names=names))
+
+
+def _sheet_row(folder: Folder, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
+    pictures = [Image.open(io.BytesIO(folder.read(row[part]))) for part in ("image", "mask")]
+    image, label_map = (np.asarray(picture) for picture in pictures)
+    facts = zip(row["classes"], row["area_fractions"], row["seed_counts"], strict=True)
+    notes = [f"{name} {area:.1%} of the image, {seeds} seeds" for name, area, seeds in facts]
+    return image, label_map, "\n".join([f"{row['index']}: {row['prompt']}", ", ".join(notes)])

@@ -1,0 +1,162 @@
+"""Reads a dataset folder again, all of it, and tells what is missing, damaged or different.
+
+    seals, lines, journals -> samples' own files, shard files, whole lists -> problems
+
+Everything is compared with hashes that were taken before it was written. Host only; needs no model.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from seediff_jax.closing import CLOSED
+from seediff_jax.dataset import FAILED, make_formats
+from seediff_jax.folder_settings import read_settings
+from seediff_jax.formats import Format
+from seediff_jax.journal import Journal
+from seediff_jax.storage import Folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something that is not as it was written.
+
+    Attributes:
+        name: of the file.
+        text: what is wrong with it.
+        shard: to make again for its sake, or None where only whole lists are.
+    """
+
+    name: str
+    text: str
+    shard: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
+
+
+def verify(folder: Folder, watch: Callable[[int], None] = lambda count: None) -> list[Problem]:
+    """Checks a dataset folder.
+
+    Args:
+        folder: a run's output.
+        watch: told of every number of samples that were checked.
+
+    Returns:
+        What is wrong, in the order of shards; nothing where all is well.
+
+    Raises:
+        ValueError: the folder is no dataset of this program.
+        OSError: it cannot be read at all.
+    """
+    settings = read_settings(folder)
+    formats = make_formats(
+        settings["formats"],
+        settings["class_names"],
+        soft=settings["soft_masks"],
+        seeds=settings["seed_maps"],
+    )
+    names = folder.names("shards")
+    numbers = {name.split(".")[0] for name in names}
+    shards = sorted(int(number) for number in numbers if number.isdigit())
+    problems: list[Problem] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for shard in shards:
+            problems += _check_shard(folder, names, shard, formats, pool, watch)
+    return problems + _check_lists(folder, shards, settings["shard_size"])
+
+
+def repair(folder: Folder, problems: Sequence[Problem]) -> int:
+    """Forgets what is damaged, so that the command of the run makes it again.
+
+    Returns:
+        Number of shards whose samples will be made again.
+    """
+    if problems:
+        folder.remove(CLOSED)
+    shards = {problem.shard for problem in problems} - {None}
+    for shard in sorted(shards):
+        for name in (f"{shard:05d}.json", f"{shard:05d}.open.json"):
+            folder.remove(f"shards/{name}")
+        Journal(folder, shard).remove()
+    return len(shards)
+
+
+def _check_shard(
+    folder: Folder,
+    names: Sequence[str],
+    shard: int,
+    formats: Sequence[Format],
+    pool: ThreadPoolExecutor,
+    watch: Callable[[int], None],
+) -> list[Problem]:
+    stem, problems = f"shards/{shard:05d}", []
+    seals = [name for name in (f"{shard:05d}.json", f"{shard:05d}.open.json") if name in names]
+    for name in seals:
+        try:
+            files = json.loads(folder.read(f"shards/{name}"))["files"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            problems.append(Problem(f"shards/{name}", f"cannot be read ({error})", shard))
+            continue
+        for path, facts in files.items():
+            if text := _difference(folder, path, facts):
+                problems.append(Problem(path, text, shard))
+    records: list[Mapping[str, Any]] = []
+    try:
+        if not seals or f"{shard:05d}.journal" in names:
+            records = [sample.record for sample in Journal(folder, shard).samples()]
+        elif not problems:
+            records = [json.loads(line) for line in folder.read(f"{stem}.jsonl").splitlines()]
+    except (OSError, ValueError) as error:
+        problems.append(Problem(f"{stem}.journal", str(error), shard))
+
+    def check(record: Mapping[str, Any]) -> list[Problem]:
+        found = []
+        for each in formats:
+            for path, part in each.sample_files(record["index"]).items():
+                if text := _difference(folder, path, {"sha256": record["sha256"][part]}):
+                    found.append(Problem(path, text, shard))
+        return found
+
+    for found in pool.map(check, (record for record in records if FAILED not in record)):
+        problems += found
+        watch(1)
+    return problems
+
+
+def _check_lists(folder: Folder, shards: Sequence[int], shard_size: int) -> list[Problem]:
+    """Whole lists of a complete folder, and whether there is a shard for every sample."""
+    if not folder.exists(CLOSED):
+        return [Problem(CLOSED, "missing: the run is not complete; its command goes on with it")]
+    try:
+        closed = json.loads(folder.read(CLOSED))
+        files, count = closed["files"], closed["num_images"]
+    except (ValueError, TypeError, KeyError) as error:
+        return [Problem(CLOSED, f"cannot be read ({error})")]
+    problems = [
+        Problem(f"shards/{shard:05d}.json", "missing", shard)
+        for shard in sorted(set(range(-(-count // shard_size))) - set(shards))
+    ]
+    for path, facts in files.items():
+        if text := _difference(folder, path, facts):
+            problems.append(Problem(path, text))
+    return problems
+
+
+def _difference(folder: Folder, name: str, facts: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file whose "sha256", and perhaps "bytes", are known."""
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    if len(content) != facts.get("bytes", len(content)):
+        return f"has {len(content)} bytes, written were {facts['bytes']}"
+    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        return "has another content than was written"
+    return None

@@ -1,0 +1,107 @@
+"""Runs of eight samples in three shards, of which one fails, in a format of letters; one thread."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from seediff_jax.closing import close, is_closed, reopen
+from seediff_jax.dataset import FAILED, Dataset, tidy
+from seediff_jax.encoding import EncodedSample
+from seediff_jax.formats import Format
+from seediff_jax.shard_layout import ShardLayout
+from seediff_jax.storage import open_folder
+
+BAD = 4
+"""The sample that fails."""
+
+
+class Letters(Format):
+    """A format with files at all three moments: a file a sample, one a shard, and one in all."""
+
+    name = "letters"
+    parts, shard_parts = ("image.txt", "mask.txt"), ("mask.txt",)
+
+    def sample_files(self, index):
+        return {f"image/{index:06d}.txt": "image.txt"}
+
+    def write_shard(self, number, samples, scratch):
+        path = scratch / f"letters-{number}"
+        path.write_bytes(b"".join(sample.files["mask.txt"] for sample in samples))
+        return {f"letters/{number}.txt": path}
+
+    def closing_files(self, records, read, shards, scratch):
+        path = scratch / "letters"
+        indices = ",".join(str(record["index"]) for record in records())
+        shard_files = b"".join(read(f"letters/{number}.txt") for number in shards)
+        path.write_bytes(indices.encode() + b"\n" + shard_files)
+        return {"letters/all.txt": path}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is asked for: so many samples, in blocks of this size."""
+
+    num_images: int = 8
+    batch_size: int = 3
+
+    @property
+    def layout(self):
+        return ShardLayout(self.num_images, 3, self.batch_size)
+
+
+def encoded(index):
+    if index == BAD:
+        return EncodedSample(index, {"index": index, FAILED: "latents are not finite"}, {})
+    parts = {"image.txt": f"image {index}\n".encode(), "mask.txt": f"mask {index}\n".encode()}
+    return EncodedSample(index, {"prompt": f"letter {index}", "empty": []}, parts)
+
+
+class Place:
+    """New folders of one kind, each with a scratch folder."""
+
+    def __init__(self, kind, tmp_path):
+        self.kind, self.tmp_path, self.numbers = kind, tmp_path, itertools.count()
+
+    def folder(self):
+        number = next(self.numbers)
+        if self.kind == "disk":
+            return open_folder(self.tmp_path / f"made-{number}")
+        return open_folder(f"memory://{self.tmp_path.name}/made-{number}")
+
+    def dataset(self, folder, layout):
+        scratch = self.tmp_path / f"scratch-{next(self.numbers)}"
+        scratch.mkdir()
+        return Dataset(folder, layout, [Letters([])], scratch)
+
+    def run(self, folder, run, blocks=None):
+        """Does what the driver does, in one thread; of `blocks` no more than so many."""
+        dataset = self.dataset(folder, run.layout)
+        exists = dataset.scan()
+        if exists.all() and is_closed(folder) == run.num_images:
+            return
+        tidy(folder)
+        reopen(folder)
+        for first in run.layout.blocks_with(np.flatnonzero(~exists)).tolist()[:blocks]:
+            missing = [index for index in run.layout.wanted(first) if not exists[index]]
+            dataset.write([encoded(index) for index in missing])
+            exists[missing] = True
+            shard = run.layout.shard_of(first)
+            if exists[run.layout.indices(shard)].all():
+                dataset.seal(shard)
+        if blocks is None:
+            for shard in dataset.unsealed(dataset.scan()):
+                dataset.seal(shard)
+            close(dataset, [], "a model")
+
+    def forget(self):
+        """Empties the memory filesystem, which is slow when it is full."""
+        filesystem = open_folder("memory://").filesystem
+        filesystem.store.clear()
+        filesystem.pseudo_dirs[:] = [""]
+
+    def finished(self, *runs):
+        folder = self.folder()
+        for run in runs:
+            self.run(folder, run)
+        return folder

@@ -1,0 +1,90 @@
+"""settings.json pins the samples of a folder down, and no other folder is written to."""
+
+import json
+
+import pytest
+
+from seediff_jax.folder_settings import (
+    VERSIONS,
+    read_settings,
+    require_resumable,
+    write_settings,
+)
+from seediff_jax.run_lock import LOCK
+from seediff_jax.storage import open_folder
+
+SETTINGS = {
+    "seediff_jax_version": "1.2.3",
+    "num_steps": 3,
+    "uncertain": None,
+    "class_names": ["cat", "dog"],
+    VERSIONS: {"jax": "0.10.2"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return open_folder(tmp_path / "made")
+
+
+@pytest.fixture
+def with_sample(folder):
+    write_settings(folder, SETTINGS)
+    folder.write("shards/00000.journal/000000+1", b"")
+    return folder
+
+
+def test_new_and_empty_folders_and_what_a_run_left_before_its_settings_are_taken(folder):
+    require_resumable(folder, SETTINGS)
+    folder.write("settings.json.part", b"{")
+    folder.write(LOCK, b"")
+    require_resumable(folder, SETTINGS)
+
+
+def test_line_k_of_the_class_file_names_id_k(with_sample):
+    assert with_sample.read("classes.txt") == b"cat\ndog\n"
+    assert read_settings(with_sample) == SETTINGS
+
+
+def test_other_settings_are_refused_with_old_and_new_value(with_sample):
+    changed = SETTINGS | {"num_steps": 50, "uncertain": 0.4}
+    with pytest.raises(ValueError, match="num_steps: 3 there, 50 now; uncertain: null there, 0.4"):
+        require_resumable(with_sample, changed)
+
+
+def test_settings_that_are_not_known_yet_are_not_compared(with_sample):
+    require_resumable(with_sample, {"num_steps": 3})
+    with pytest.raises(ValueError, match="num_steps: 3 there, 4 now"):
+        require_resumable(with_sample, {"num_steps": 4})
+
+
+def test_other_versions_of_libraries_are_told_and_not_refused(with_sample):
+    changed = SETTINGS | {VERSIONS: {"jax": "0.11.0"}}
+    (notice,) = require_resumable(with_sample, changed)
+    assert notice == 'software: {"jax": "0.10.2"} there, {"jax": "0.11.0"} now'
+    assert require_resumable(with_sample, SETTINGS) == []
+
+
+def test_a_folder_without_a_sample_takes_other_settings(folder):
+    write_settings(folder, SETTINGS)
+    assert require_resumable(folder, SETTINGS | {"num_steps": 50}) == []
+
+
+def test_a_folder_with_other_things_is_refused_untouched(folder):
+    folder.write("thesis.tex", b"years of work")
+    with pytest.raises(ValueError, match="not empty and no dataset"):
+        require_resumable(folder, SETTINGS)
+    assert folder.names() == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"theme": "dark"}'])
+def test_a_settings_file_of_something_else_is_refused(folder, content):
+    folder.write("settings.json", content.encode())
+    with pytest.raises(ValueError, match="choose a new folder"):
+        require_resumable(folder, SETTINGS)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "made").write_text(json.dumps(SETTINGS))
+    with pytest.raises(ValueError, match="made is a file"):
+        require_resumable(open_folder(tmp_path / "made"), SETTINGS)

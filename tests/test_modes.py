@@ -1,0 +1,152 @@
+"""Verify, repair, regenerate, plan and rehearse: on a small run, damaged in every way."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_runs import command, error_line, write_inputs
+
+from seediff_jax.main import main
+from seediff_jax.modes import DIFFERENT
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="module")
+def made(inputs, tmp_path_factory):
+    """Folder of a complete run with a full shard of 3 and one of 2; not to be changed."""
+    folder = tmp_path_factory.mktemp("made") / "out"
+    assert main(run(inputs, folder)) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+def run(inputs, folder, *more):
+    return command(inputs, folder, "--format=files,webdataset", "--shard_size=3", *more)
+
+
+def tree(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def overwrite(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 5)
+
+
+def test_a_folder_as_it_was_written_is_found_so_without_a_model(made, capsys):
+    before = tree(made)
+    assert main(["seediff", "--verify", f"--output={made}"]) == 0
+    assert capsys.readouterr().out == f"{made}: all is as it was written\n"
+    assert tree(made) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "text"),
+    [
+        ("image/000001.png", overwrite, "has another content than was written"),
+        ("mask/000004.png", os.unlink, "missing"),
+        ("overlay/000003.png", cut, "has another content than was written"),
+        ("webdataset/shard-00000.tar", cut, "bytes, written were"),
+        ("webdataset/shard-00001.tar", os.unlink, "missing"),
+        ("shards/00000.jsonl", overwrite, "has another content"),
+        ("shards/00000.json", cut, "cannot be read"),
+        ("shards/00001.open.json", cut, "cannot be read"),
+        ("shards/00001.journal/000003+2", overwrite, "is damaged"),
+        ("shards/closed.json", cut, "cannot be read"),
+        ("manifest.jsonl", cut, "bytes, written were"),
+    ],
+)
+def test_damage_is_told_and_nothing_changed_then_repaired_by_the_same_command(
+    inputs, made, copy, capsys, name, damage, text
+):
+    damage(copy / name)
+    before = tree(copy)
+    assert main(["seediff", "--verify", f"--output={copy}"]) == DIFFERENT
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(name.split("/0000")[0]) and text in line for line in told), told
+    assert tree(copy) == before
+    assert main(["seediff", "--repair", f"--output={copy}"]) == DIFFERENT
+    assert main(run(inputs, copy)) == 0
+    assert tree(copy) == tree(made)
+
+
+def test_a_lost_shard_of_a_complete_folder_is_told(copy, capsys):
+    for path in [*copy.glob("shards/00000*")]:
+        path.unlink()
+    assert main(["seediff", "--verify", f"--output={copy}"]) == DIFFERENT
+    assert "shards/00000.json: missing" in capsys.readouterr().out
+
+
+def test_verifying_something_else_is_one_line(tmp_path, capsys):
+    assert main(["seediff", "--verify", f"--output={tmp_path / 'no'}"]) == 2
+    assert "settings.json" in error_line(capsys)
+
+
+@pytest.mark.parametrize("index", [0, 4])  # of the sealed shard, and of the open one
+def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, index):
+    before = tree(made)
+    assert main(run(inputs, made, f"--regenerate={index}")) == 0
+    assert capsys.readouterr().out == f"sample {index} is the same to the byte\n"
+    assert tree(made) == before
+
+
+def test_a_sample_that_differs_is_told_by_how_much(inputs, copy, capsys):
+    path = copy / "mask/000001.png"
+    with Image.open(path) as picture:
+        mask, palette = np.array(picture), picture.getpalette()
+    mask[0, :4] = 1 + mask[0, :4]
+    changed = Image.fromarray(mask)
+    changed.putpalette(palette)
+    changed.save(path)
+    lines = (copy / "shards/00000.jsonl").read_text().splitlines()
+    record = json.loads(lines[1])
+    record["sha256"]["mask.png"] = "0" * 64
+    lines[1] = json.dumps(record)
+    (copy / "shards/00000.jsonl").write_text("\n".join(lines) + "\n")
+    assert main(run(inputs, copy, "--regenerate=1")) == DIFFERENT
+    share = f"{4 / mask.size:.4%}"
+    assert capsys.readouterr().out == (
+        f"mask/000001.png: {share} of the pixels have another class\n"
+    )
+
+
+def test_a_sample_that_is_not_there_cannot_be_made_again(inputs, made, capsys):
+    assert main(run(inputs, made, "--regenerate=9", "--num_images=20")) == 2
+    assert "has no sample 9" in error_line(capsys)
+
+
+def test_a_plan_is_told_and_nothing_written(inputs, tmp_path, capsys):
+    assert main(run(inputs, tmp_path / "out", "--plan")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"5 images, 0 of them there already, in {tmp_path / 'out'}"
+    assert any("on disk" in line for line in lines) and any("about" in line for line in lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_everything_and_is_no_start_of_a_real_one(inputs, made, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert main(run(inputs, folder, "--dry_run")) == 0
+    assert tree(folder).keys() == tree(made).keys()
+    for part in ("image", "mask"):
+        content = (folder / part / "000000.png").read_bytes()
+        assert content != (made / part / "000000.png").read_bytes()
+    assert main(["seediff", "--verify", f"--output={folder}"]) == 0
+    assert main(run(inputs, folder)) == 2
+    assert "dry_run: true there, false now" in error_line(capsys)
