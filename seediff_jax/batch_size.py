@@ -1,6 +1,6 @@
 """The batch size that fits: memory of the compiled programs against the memory of the device.
 
-    model, ProgramConfig -> bytes of batches of 1 and 2 -> line -> guess -> compiled, up or down
+    model, ProgramConfig -> bytes of batches of 4 and 8 -> line -> guess -> compiled, up or down
 
 What a program holds is asked of the compiler, which runs nothing. It is not quite linear in the
 batch, since the compiler fuses more where memory is short: a guess is compiled before it is taken.
@@ -27,6 +27,9 @@ DEFAULT_BATCH = 4
 MAX_BATCH = 32
 """64 rows in a UNet call fill any device: beyond, a batch costs memory and gains no time."""
 
+SMALL = (4, 8)
+"""Batches that a guess is made of; of fewer images the compiler fuses otherwise."""
+
 FREE_SHARE = 0.05
 """Share of the memory that stays free, for what the compiler's figures leave out."""
 
@@ -52,7 +55,7 @@ def auto_batch_size(model: Model, config: ProgramConfig, device: jax.Device) -> 
 
     It is DEFAULT_BATCH on a CPU, and else the largest power of two, up to MAX_BATCH, whose programs
     leave FREE_SHARE of the memory free. Stable Diffusion 1 in bfloat16 was measured for TPUs; other
-    programs are compiled here, three or four times, each in about a minute.
+    programs are compiled here, for three or more batches, each in about a minute.
 
     Args:
         model: the model, or one with the shapes of its weights alone.
@@ -152,18 +155,26 @@ def search_batch_size(measure: Callable[[int], int | None], usable: float) -> in
         taken = measured[batch_size]
         return taken is not None and taken <= usable
 
-    if not fits(1):
-        taken = measured[1]
-        needed = "more than that" if taken is None else f"{taken / 2**30:.2f} GiB"
-        raise ValueError(
-            f"one image needs {needed}, usable are {usable / 2**30:.2f} GiB of the device; use "
-            "dtype bfloat16, a smaller image or --capture=coarse"
-        )
-    if not fits(2):
-        return 1
-    batch_size = max(2, predict_batch_size(fit_line({1: measured[1], 2: measured[2]}), usable))
+    if not fits(SMALL[1]):
+        batch_size = SMALL[0]
+        while not fits(batch_size):
+            if batch_size == 1:
+                raise ValueError(_too_large(measured[1], usable))
+            batch_size //= 2
+        return batch_size
+    fits(SMALL[0])
+    line = fit_line({size: measured[size] for size in SMALL})
+    batch_size = max(SMALL[1], predict_batch_size(line, usable))
     while not fits(batch_size):
         batch_size //= 2
     while batch_size < MAX_BATCH and fits(2 * batch_size):
         batch_size *= 2
     return batch_size
+
+
+def _too_large(taken: int | None, usable: float) -> str:
+    needed = "more than there is" if taken is None else f"{taken / 2**30:.2f} GiB"
+    return (
+        f"one image needs {needed}, usable are {usable / 2**30:.2f} GiB of the device; use "
+        "--dtype=bfloat16, a smaller image or --capture=coarse"
+    )

@@ -123,6 +123,17 @@ def small_config(folder, text=None, unet=None, vae=None, scheduler=None):
     )
 
 
+def one_level_config(folder):
+    """The smallest that still records attention, for tests that compile whole programs."""
+    unet = {
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+        "block_out_channels": [16],
+    }
+    text, vae = {"num_hidden_layers": 1}, {"block_out_channels": [8]}
+    return small_config(folder, text=text, unet=unet, vae=vae)
+
+
 def small_xl_config(folder, **options):
     """The same of Stable Diffusion XL; `folder` takes both tokenizers."""
     config = small_config(folder / "tokenizer", unet=XL_UNET, **options)

