@@ -36,7 +36,7 @@ FREE_SHARE = 0.05
 QUICK = {"exec_time_optimization_effort": -1.0}
 """Compiler options: a program of nearly the same memory in a tenth of the time."""
 
-SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 32, "TPU v5": 32}
+SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 16}
 """Kind of device -> batch of Stable Diffusion 1 in bfloat16, from docs/tpu_memory.md."""
 
 MEASURED_CLASSES = 20

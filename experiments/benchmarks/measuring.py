@@ -32,14 +32,20 @@ def use_cores(count: int) -> None:
 
 def machine_line() -> str:
     """Names the CPU, the cores in use, the load before the run, and the versions of libraries."""
+    cpu, *versions = describe_machine("jax", "torch")
+    return ", ".join([cpu, f"load {os.getloadavg()[0]:.1f}", *versions])
+
+
+def describe_machine(*libraries: str) -> list[str]:
+    """The CPU with the cores in use, and the versions of Python and of libraries."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "torch"))
-    return f"{cpu}, {cores} cores, load {load:.1f}, Python {platform.python_version()}, {versions}"
+    cores = f"{cpu}, {len(os.sched_getaffinity(0))} cores"
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in libraries]
+    return [cores, f"Python {platform.python_version()}", *versions]
 
 
 def best_seconds(call: Callable[[], Any], repeats: int) -> float:

@@ -1,0 +1,190 @@
+"""The table of the full-size comparisons with diffusers: runs the tests, and writes docs.
+
+    python -m experiments.full_size_table [--only=1.4] [--resume]
+
+Every test of tests/parity/test_full_size.py has a process of its own, so that its peak memory is
+its own. After each one docs/full_size_parity.json is written, which holds what was measured, and
+docs/full_size_parity.md, which is made of it alone. Other rows stay as they are.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from absl import app, flags
+
+from experiments.benchmarks.measuring import GIB, describe_machine
+
+ROOT = Path(__file__).parents[1]
+TESTS = "tests/parity/test_full_size.py"
+RESULTS = ROOT / "docs" / "full_size_parity.json"
+TABLE = RESULTS.with_suffix(".md")
+LIBRARIES = ("jax", "flax", "torch", "diffusers", "transformers")
+
+Row = dict[str, Any]
+
+_HEADER = (
+    "family",
+    "network",
+    "compared",
+    "largest difference",
+    "bound",
+    "ours, s",
+    "reference, s",
+    "peak memory, GiB",
+    "load",
+)
+_TEXT = """\
+# Parity in full size
+
+The networks of Stable Diffusion in their published sizes, with the same random weights, in float32
+on a CPU, beside diffusers and transformers. `python -m experiments.full_size_table` made this file
+out of [full_size_parity.json](full_size_parity.json), which it measured by
+[{tests}](../{tests}); a test holds the one to the other.
+
+{table}
+
+A difference is the largest of an element, in standard deviations of the reference; those of
+attention maps, which are summed over heads, are absolute, and the largest of all layers that are
+recorded. Seconds are those of a second call, in which both sides keep the attention maps. Peak
+memory is that of the process, which runs the reference before ours. The load is the number of
+processes that ran on the machine just before: above 0.5 or so, seconds are too many on both sides.
+
+Measured on {machines}.
+"""
+
+
+def collect() -> list[str]:
+    """Names of the tests, "test_x[1.4]", family by family."""
+    run = _pytest("--collect-only", "-q", TESTS)
+    found = re.findall(rf"^{re.escape(TESTS)}::(\S+)$", run.stdout, re.MULTILINE)
+    if run.returncode or not found:
+        raise RuntimeError(f"no tests were collected from {TESTS}:\n{run.stdout}{run.stderr}")
+    families = list(dict.fromkeys(map(family_of, found)))
+    return sorted(found, key=lambda name: families.index(family_of(name)))
+
+
+def family_of(name: str) -> str:
+    """The family in a test's name: "1.4" of "test_x[1.4-64x64]"."""
+    return re.search(r"\[([^]-]+)", name)[1]
+
+
+def measure(test: str) -> Row:
+    """Runs a test in a process of its own.
+
+    Args:
+        test: its node id, "file.py::test_x[1.4]".
+
+    Returns:
+        What it recorded, the machine and its load before the run.
+
+    Raises:
+        RuntimeError: the test did not pass; its output is part of the message.
+    """
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder, "report.xml")
+        temporary = Path(folder, "tests")
+        # The default family of reports has no properties of a single test.
+        run = _pytest(
+            test, f"--junitxml={report}", "-o", "junit_family=xunit1", f"--basetemp={temporary}"
+        )
+        if run.returncode:
+            raise RuntimeError(f"{test} did not pass:\n{run.stdout}{run.stderr}")
+        row = read_report(report)
+    return row | {"machine": ", ".join(describe_machine(*LIBRARIES)), "load": round(load, 1)}
+
+
+def read_report(path: Path) -> Row:
+    """The properties that a test recorded, of a JUnit report with one test."""
+    (case,) = ElementTree.parse(path).getroot().iter("testcase")
+    row: Row = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
+    row["differences"] = json.loads(row["differences"])
+    for name in ("bound", "seconds", "seconds_of_reference"):
+        row[name] = float(row[name])
+    row["peak_memory"] = int(row["peak_memory"])
+    return row
+
+
+def render(rows: Mapping[str, Row]) -> str:
+    """The page of measured rows, as Markdown."""
+    lines = [_HEADER, ["---"] * len(_HEADER), *map(_cells, rows.values())]
+    machines = dict.fromkeys(row["machine"] for row in rows.values())
+    return _TEXT.format(
+        tests=TESTS,
+        table="\n".join(f"| {' | '.join(cells)} |" for cells in lines),
+        machines="; and on ".join(machines),
+    )
+
+
+def _cells(row: Row) -> Sequence[str]:
+    return (
+        row["family"],
+        row["config"],
+        "<br>".join(row["differences"]),
+        "<br>".join(f"{value:.1e}" for value in row["differences"].values()),
+        f"{row['bound']:.0e}",
+        f"{row['seconds']:.1f}",
+        f"{row['seconds_of_reference']:.1f}",
+        f"{row['peak_memory'] / GIB:.1f}",
+        f"{row['load']:.1f}",
+    )
+
+
+def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-m", "slow", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def _read_results() -> dict[str, Row]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def update(only: str | None, resume: bool) -> None:
+    """Measures, and writes the results and the table after every test.
+
+    Args:
+        only: part of the names of tests; None is all.
+        resume: leave out what the results have.
+
+    Raises:
+        ValueError: no test has such a name.
+    """
+    tests, rows = collect(), _read_results()
+    chosen = [test for test in tests if only is None or only in test]
+    if not chosen:
+        raise ValueError(f"--only={only} is in no name of these tests: {', '.join(tests)}")
+    for test in chosen:
+        if resume and test in rows:
+            continue
+        print(f"measuring {test}", file=sys.stderr)
+        rows[test] = measure(f"{TESTS}::{test}")
+        rows = {test: rows[test] for test in tests if test in rows}
+        _write(RESULTS, json.dumps(rows, indent=2) + "\n")
+        _write(TABLE, render(rows))
+    _write(TABLE, render(rows))  # also where nothing was left to measure
+
+
+def main(_) -> None:
+    """Measures what the flags choose; a run that is stopped keeps what it has."""
+    update(flags.FLAGS.only, flags.FLAGS.resume)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("only", None, "Part of tests' names, as in 1.4 or unet; by default all.")
+    flags.DEFINE_bool("resume", False, "Measure only what the results lack.")
+    app.run(main)
