@@ -19,14 +19,19 @@ MANIFEST, SHEET = "manifest.jsonl", "contact_sheet.png"
 CLOSED = "shards/closed.json"
 """Written last of all: how many samples there are, and the hashes of the whole lists."""
 
+_COUNTS = ("samples", "failed", "empty")
 _SHEET_SAMPLES = 24
 
 
-def is_closed(folder: Folder) -> int | None:
-    """Number of samples of a complete folder, or None."""
+def closed_counts(folder: Folder) -> dict[str, int] | None:
+    """What `close` returned for a complete folder, with "num_images" beside; None for another."""
     if not folder.exists(CLOSED):
         return None
-    return int(json.loads(folder.read(CLOSED))["num_images"])
+    try:
+        content = json.loads(folder.read(CLOSED))
+        return {name: int(content[name]) for name in ("num_images", *_COUNTS)}
+    except (ValueError, TypeError, KeyError):
+        return None  # damaged: closing makes it again
 
 
 def reopen(folder: Folder) -> None:

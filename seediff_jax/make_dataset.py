@@ -18,7 +18,7 @@ import numpy as np
 from seediff_jax import hosts
 from seediff_jax.batch_size import auto_batch_size
 from seediff_jax.class_columns import class_columns
-from seediff_jax.closing import SHEET, close, is_closed, reopen
+from seediff_jax.closing import SHEET, close, closed_counts, reopen
 from seediff_jax.dataset import SCRATCH, Dataset, make_formats, tidy
 from seediff_jax.folder_settings import (
     SETTINGS,
@@ -165,9 +165,11 @@ class _Run:
     def make(self) -> int:
         count = self.config.num_images
         done = int(self.exists.sum())
-        if done == count and is_closed(self.folder) == count:
-            self._say(f"all {count} images are in {self.folder} already; nothing to do")
-            return 0
+        closed = closed_counts(self.folder)
+        if done == count and closed is not None and closed["num_images"] == count:
+            but = f", but for {closed['failed']} that failed" if closed["failed"] else ""
+            self._say(f"all {count} images are in {self.folder} already{but}; nothing to do")
+            return closed["failed"]
         self._say(
             f"{count} images of {len(self.config.plan)} prompts with {self.model.model_id} on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {done} of them there already"

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 
-from seediff_jax.closing import close, is_closed, reopen
+from seediff_jax.closing import close, closed_counts, reopen
 from seediff_jax.dataset import FAILED, Dataset, tidy
 from seediff_jax.encoding import EncodedSample
 from seediff_jax.formats import Format
@@ -78,7 +78,8 @@ class Place:
         """Does what the driver does, in one thread; of `blocks` no more than so many."""
         dataset = self.dataset(folder, run.layout)
         exists = dataset.scan()
-        if exists.all() and is_closed(folder) == run.num_images:
+        counts = closed_counts(folder)
+        if exists.all() and counts is not None and counts["num_images"] == run.num_images:
             return
         tidy(folder)
         reopen(folder)

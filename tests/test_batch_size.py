@@ -133,7 +133,9 @@ def test_what_is_not_linear_is_compiled_until_it_fits(taken, usable, expected):
     assert len(asked) == len(set(asked)), "a compile takes a minute"
 
 
-@pytest.mark.parametrize(("taken", "needed"), [(12 * GIB, "12.00 GiB"), (None, "more than there is")])
+@pytest.mark.parametrize(
+    ("taken", "needed"), [(12 * GIB, "12.00 GiB"), (None, "more than there is")]
+)
 def test_a_device_that_is_too_small_for_one_image_is_said(taken, needed):
     with pytest.raises(
         ValueError, match=rf"one image needs {needed}, usable are 10.00 GiB.*coarse"

@@ -11,6 +11,7 @@ import pytest
 from crashes import killed_at, tree
 from letter_runs import BAD, Place, Run, encoded
 
+from seediff_jax.closing import closed_counts, reopen
 from seediff_jax.dataset import FAILED, tidy
 from seediff_jax.journal import Journal
 
@@ -46,6 +47,23 @@ def test_a_finished_folder_holds_every_file_of_every_moment(place):
     assert folder.names("shards") == [*sealed, *unfilled, "closed.json"]
     counts = {"num_images": 8, "samples": 7, "failed": 1, "empty": 0}
     assert counts.items() <= json.loads(folder.read("shards/closed.json")).items()
+
+
+def test_a_finished_folder_tells_its_counts_until_it_is_opened_again(place):
+    folder = place.finished(Run())
+    assert closed_counts(folder) == {"num_images": 8, "samples": 7, "failed": 1, "empty": 0}
+    reopen(folder)
+    assert closed_counts(folder) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"[]", b'{"num_images": 8}', b"\xff"])
+def test_a_damaged_mark_of_the_end_is_written_again(place, content):
+    folder = place.finished(Run())
+    expected = tree(folder)
+    folder.write("shards/closed.json", content)
+    assert closed_counts(folder) is None
+    place.run(folder, Run())
+    assert tree(folder) == expected
 
 
 def test_seals_and_records_tell_the_hash_of_every_file(place):
