@@ -160,6 +160,10 @@ def _overlapping(
     ]
 
 
+_MAX_ID = 2**24
+"""Far above any vocabulary."""
+
+
 def load_tokenizer(
     folder: str | os.PathLike[str], max_length: int | None = None, pad_token: str | None = None
 ) -> Tokenizer:
@@ -212,7 +216,16 @@ def _require_files(folder: Path) -> tuple[str, ...]:
     model = _read_object(folder / "tokenizer.json").get("model", {"type": "BPE"})
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise ValueError(f"{folder / 'tokenizer.json'} holds no byte-pair encoding, as CLIP's is")
+    vocab = model.get("vocab") if "tokenizer.json" in names else _read_object(folder / names[0])
+    _require_small_ids(folder / names[0], vocab)
     return names
+
+
+def _require_small_ids(path: Path, vocab: Any) -> None:
+    """The tokenizers library lists all ids that are free below the largest one."""
+    ids = vocab.values() if isinstance(vocab, dict) else ()
+    if wrong := [id for id in ids if isinstance(id, int) and id >= _MAX_ID]:
+        raise ValueError(f"{path} is damaged: an entry has the id {wrong[0]}, not below {_MAX_ID}")
 
 
 def _read_length(folder: Path, max_length: int | None) -> int:

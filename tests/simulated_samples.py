@@ -26,7 +26,7 @@ class Programs:
         return results
 
 
-def prepare(config):
+def prepare(config, folder=None):
     """Stands in for `make_dataset.prepare`: a model without weights."""
     read = read_source_config(find_source(config.model))
     model = Model(
@@ -41,7 +41,7 @@ def prepare(config):
         model_id=config.model,
         weights_hash="none",
     )
-    return model, Programs(make_mesh(config.mesh))
+    return config, model, Programs(make_mesh(config.mesh))
 
 
 def _row(index, count):

@@ -168,3 +168,14 @@ assert "TRANSFORMERS_NO_ADVISORY_WARNINGS" not in os.environ
     command = [sys.executable, "-W", "error", "-c", script]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json"])
+def test_an_id_that_would_make_the_library_list_billions_is_refused(tmp_path, name):
+    folder = write_tokenizer(tmp_path / "lying")
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocab["a"] = 2**32 - 1
+    content = vocab if name == "vocab.json" else {"model": {"type": "BPE", "vocab": vocab}}
+    write_json(folder / name, content)
+    with pytest.raises(ValueError, match=rf"{name} is damaged: an entry has the id 4294967295"):
+        load_tokenizer(folder)
