@@ -86,7 +86,8 @@ def measure(test: str) -> Row:
         What it recorded, the machine and its load before the run.
 
     Raises:
-        RuntimeError: the test did not pass; its output is part of the message.
+        RuntimeError: the test did not pass; its output is part of the message. An exit status of -9
+            is that of a process that was killed, as for want of memory.
     """
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +98,8 @@ def measure(test: str) -> Row:
             test, f"--junitxml={report}", "-o", "junit_family=xunit1", f"--basetemp={temporary}"
         )
         if run.returncode:
-            raise RuntimeError(f"{test} did not pass:\n{run.stdout}{run.stderr}")
+            status = f"exit status {run.returncode}"
+            raise RuntimeError(f"{test} did not pass, {status}:\n{run.stdout}{run.stderr}")
         row = read_report(report)
     return row | {"machine": ", ".join(describe_machine(*LIBRARIES)), "load": round(load, 1)}
 

@@ -68,7 +68,9 @@ def test_the_figures_of_a_test_are_measured_in_its_process(tmp_path):
 
 
 def test_a_test_that_fails_gives_no_row(tmp_path):
-    with pytest.raises(RuntimeError, match="did not pass:(.|\n)*the figures are too large"):
+    with pytest.raises(
+        RuntimeError, match="did not pass, exit status 1:(.|\n)*the figures are too large"
+    ):
         full_size_table.measure(write_test(tmp_path, passes=False))
 
 
