@@ -21,7 +21,7 @@ TEMPORARY = ".part"
 """Ends the names of files that are being written on a disk; a stopped run may leave some."""
 
 # Threads that wait for a disk or a bucket, which take little longer over many files than over one.
-_WAITING = ThreadPoolExecutor(16, "storage")
+_WAITING = ThreadPoolExecutor(64, "storage")
 _CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 
 

@@ -1,12 +1,13 @@
 """The loop of a run on one host: devices, encoding and disk at work at the same time.
 
-main thread        start a round on the devices, at most `depth` rounds ahead of their results
-one thread         wait for a round, copy it to the host, queue its blocks
+main thread        start a round on the devices, at most `depth` rounds ahead of the queue
+`depth` threads    wait for a round, copy it to the host, queue its blocks
 `workers` threads  encode a block, write it
 one thread         seal shards that are complete
 
 A device has its next round before it is done with the last, and waits only where encoding or the
-disk is slower: then the queue is full, and no round leaves the devices. No thread of this module
+disk is slower: then the queue is full, and no place becomes free. Each round has a thread that
+waits for it, so that it is known when a device is done, full queue or not. No thread of this module
 knows what a model is.
 """
 
@@ -18,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 DEPTH = 2
-"""Rounds on the devices: one that is made, and one that is ready to follow."""
+"""Rounds between start and queue: one that is made, and one that is ready to follow."""
 
 _DISK_WAITERS = 2
 """Threads, beside one a core, that encode while others wait for the disk."""
@@ -51,7 +52,7 @@ class WorkLoop:
     Args:
         stages: what to do.
         workers: threads that encode and write.
-        depth: rounds that were started and not fetched.
+        depth: rounds that were started and are not in the queue.
     """
 
     def __init__(self, stages: Stages, workers: int | None = None, depth: int = DEPTH):
@@ -76,7 +77,7 @@ class WorkLoop:
         """
         failed: list[Any] = []
         errors: list[BaseException] = []
-        lock, on_devices = threading.Lock(), threading.Semaphore(self._depth)
+        lock, on_their_way = threading.Lock(), threading.Semaphore(self._depth)
         queued = threading.Semaphore(2 * self._workers)
         stopped = False
 
@@ -101,24 +102,23 @@ class WorkLoop:
 
         def fetch(blocks: Sequence[int], handle: Any) -> None:
             contents = attempt(self._stages.fetch, handle)
-            on_devices.release()
-            if contents is None:
-                return
-            for first, content in zip(blocks, contents, strict=True):
-                queued.acquire()
-                writing = writers.submit(attempt, write, first, content)
-                writing.add_done_callback(lambda _: queued.release())
+            if contents is not None:
+                for first, content in zip(blocks, contents, strict=True):
+                    queued.acquire()
+                    writing = writers.submit(attempt, write, first, content)
+                    writing.add_done_callback(lambda _: queued.release())
+            on_their_way.release()
 
         with (
             ThreadPoolExecutor(1, "seal") as sealer,
             ThreadPoolExecutor(self._workers, "write") as writers,
-            ThreadPoolExecutor(1, "fetch") as fetcher,
+            ThreadPoolExecutor(self._depth, "fetch") as fetcher,
         ):
             try:
                 for number, blocks in enumerate(rounds):
                     if stopped := should_stop(number):
                         break
-                    on_devices.acquire()
+                    on_their_way.acquire()
                     if errors:
                         break
                     fetcher.submit(fetch, blocks, self._stages.start(blocks))

@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.memory_flat [--formats=webdataset] [--scratch=/dev/shm]
 
 The driver runs with a simulated device that has its samples, of 64 x 64 pixels, as soon as they are
-asked for. Resident memory is sampled before rounds, while all threads are at work; the slope is
-that of a line fitted to all samples of the second half.
+asked for. Memory is what is resident and anonymous, so no mapped file, before a round, while all
+threads are at work; the slope is that of a line fitted to the second half.
 """
 
 import tempfile
@@ -31,7 +31,7 @@ _LINES = 10
 
 
 def measure(scratch: str, formats: list[str], num_images: int) -> dict[str, Any]:
-    """Runs the driver; "counts" of samples and resident "bytes", and seconds since the start."""
+    """Runs the driver; "counts" of samples, "bytes" of memory, and seconds since the start."""
     config = simulated_config(
         Path(scratch) / "out", formats, num_images, num_prompts=20000, batch_size=_BATCH_SIZE
     )
@@ -44,7 +44,7 @@ def measure(scratch: str, formats: list[str], num_images: int) -> dict[str, Any]
     def watch(asked: int) -> None:
         if not counts or asked - counts[-1] >= step:
             counts.append(asked)
-            sizes.append(resident("VmRSS"))
+            sizes.append(resident("RssAnon"))
             seconds.append(time.monotonic() - start)
 
     run_driver(config, make_pool(_SIDE), watch=watch)
@@ -62,7 +62,7 @@ def main(_) -> None:
     counts, sizes = np.array(run["counts"]), np.array(run["bytes"])
     places = np.searchsorted(counts, np.linspace(0, counts[-1], _LINES + 1))
     rows = [[f"{counts[k]:,}", f"{run['seconds'][k]:.0f}", f"{sizes[k] / MIB:.1f}"] for k in places]
-    print_table(["samples", "seconds", "resident MiB"], rows)
+    print_table(["samples", "seconds", "anonymous MiB"], rows)
     half = counts >= values.num_images / 2
     slope = np.polyfit(counts[half], sizes[half], 1)[0]
     print(f"\nSlope of the second half: {slope:.0f} bytes a sample.")
