@@ -73,7 +73,9 @@ class Server:
     def ask(self, **request):
         self._program.stdin.write(json.dumps(request) + "\n")
         self._program.stdin.flush()
-        return json.loads(self._program.stdout.readline())
+        answer = self._program.stdout.readline()
+        assert answer, f"the server ended with {self._program.wait()}"
+        return json.loads(answer)
 
     def start(self, argv, **options):
         """Starts a process with a command line, whose first word is ignored, and options."""

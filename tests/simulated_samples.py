@@ -26,8 +26,9 @@ class Programs:
         return results
 
 
-def prepare(config):
+def prepare(config, folder):
     """Stands in for `make_dataset.prepare`: a model without weights."""
+    del folder
     read = read_source_config(find_source(config.model))
     model = Model(
         params={},
@@ -41,7 +42,7 @@ def prepare(config):
         model_id=config.model,
         weights_hash="none",
     )
-    return model, Programs(make_mesh(config.mesh))
+    return config, model, Programs(make_mesh(config.mesh))
 
 
 def _row(index, count):
