@@ -102,7 +102,8 @@ class Dataset:
         A shard that a longer run would add to keeps its journal, and is sealed again every time.
 
         Raises:
-            ValueError: a file of the journal was damaged; it is gone, and its samples with it.
+            ValueError: a file of the journal was damaged; it is gone, and its samples with it. Or
+                samples are missing.
             OSError: a file cannot be written.
         """
         try:
@@ -115,6 +116,12 @@ class Dataset:
 
     def _seal(self, shard: int, journal: Journal) -> None:
         lines, counts = self._write_lines(shard, journal)
+        needed, there = len(self.layout.indices(shard)), counts["samples"] + counts["failed"]
+        if there != needed:
+            raise ValueError(
+                f"shard {shard} of {self.folder} has {there} of its {needed} samples; when no "
+                "other run is at work there, give the same command again to make the others"
+            )
         files = {f"shards/{shard:05d}.jsonl": lines}
         for each in self.formats:
             files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)

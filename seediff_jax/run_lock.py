@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from seediff_jax.storage import Folder
@@ -47,8 +47,10 @@ def _flock(folder: Folder, name: str, _: float) -> Iterator[None]:
     path = folder.local / LOCK
     descriptor = _locked_file(folder, path)
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, name.encode())
+        # The name is for messages; a disk that is full is told by the first file that matters.
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, name.encode())
         yield
     finally:
         path.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ class Programs:
 
 def prepare(config, folder=None):
     """Stands in for `make_dataset.prepare`: a model without weights."""
+    del folder
     read = read_source_config(find_source(config.model))
     model = Model(
         params={},

@@ -243,6 +243,15 @@ def test_a_seal_counts_samples_failures_and_empty_classes(place):
     assert dataset.counts(2) == {"samples": 2, "failed": 0, "empty": 0}
 
 
+def test_a_shard_that_lost_samples_to_something_else_is_never_sealed(place):
+    folder = place.folder()
+    place.run(folder, Run(batch_size=1), blocks=2)
+    before = tree(folder)
+    with pytest.raises(ValueError, match="shard 0 of .* has 2 of its 3 samples; when no other run"):
+        place.dataset(folder, Run().layout).seal(0)
+    assert tree(folder) == before
+
+
 def test_journals_hold_only_what_shard_files_need(place):
     folder = place.folder()
     place.dataset(folder, Run().layout).write([encoded(0)])

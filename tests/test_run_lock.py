@@ -1,5 +1,6 @@
 """Two runs never write one folder, and a run that was killed holds nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -40,6 +41,19 @@ def test_a_second_run_is_refused_while_the_first_is_alive_and_not_after_it_was_k
     assert folder.names() == [LOCK]
     with hold_lock(folder):
         assert folder.names() == [LOCK]
+    assert folder.names() == []
+
+
+def test_a_lock_holds_on_a_disk_that_has_no_room_for_the_name_of_its_holder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    folder = open_folder(tmp_path)
+    with hold_lock(folder):
+        with pytest.raises(ValueError, match=r"another run \(just begun\) is writing"):
+            with hold_lock(folder):
+                pass
     assert folder.names() == []
 
 

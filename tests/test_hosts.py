@@ -1,0 +1,110 @@
+"""Hosts of a run: what they are told, when they wait for one another, and how one process stops."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from seediff_jax import hosts
+
+
+@pytest.fixture
+def two_hosts(monkeypatch):
+    """As if there were two; returns what they wait for and when JAX was asked whether to stop."""
+    events = []
+
+    def asked(number):
+        events.append(number)
+        return number == 11
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "sync_global_devices", events.append)
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked)
+    return events
+
+
+def test_hosts_wait_for_one_another_after_the_first_round_and_then_every_eighth(two_hosts):
+    stopper = hosts.Stopper()
+    assert [stopper(number) for number in range(11)] == [False] * 10 + [True]
+    assert two_hosts == [1, "rounds", 2, *range(3, 10), "rounds", 10, 11]
+
+
+def test_the_second_loop_of_a_run_goes_on_counting(two_hosts):
+    stopper = hosts.Stopper()
+    for _ in range(2):
+        for number in range(3):
+            stopper(number)
+    assert two_hosts == [1, "rounds", 2, 3, 4, 5, 6]
+
+
+def test_one_process_stops_before_the_round_after_sigterm():
+    stopper, before = hosts.Stopper(), signal.getsignal(signal.SIGTERM)
+    with stopper.listen():
+        assert not stopper(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopper(1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_handler_of_sigterm_is_given_back_after_an_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), hosts.Stopper().listen():
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_error_of_the_only_process_is_raised():
+    with pytest.raises(ValueError, match="of the only one"), hosts.ending_together():
+        raise ValueError("of the only one")
+
+
+class Ended(BaseException):
+    """Stands in for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (ValueError("another run is there"), []),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), []),
+        (jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer"), [45]),
+    ],
+    ids=["own", "memory", "other"],
+)
+def test_an_error_of_one_of_several_ends_it_and_leaves_jax_the_time_to_name_a_host_that_is_gone(
+    two_hosts, monkeypatch, capsys, error, seconds
+):
+    slept = []
+
+    def end(status):
+        raise Ended(status)
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(Ended, match="2"), hosts.ending_together():
+        raise error
+    assert capsys.readouterr().err == f"seediff: host 0: {error}\n"
+    assert slept == seconds
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("h:1", None, None), "give all three, or none where the cluster is recognised"),
+        ((None, 2, 0), "give all three"),
+        (("h:1", 2, 2), r"process_id=2 must lie in 0\.\.1"),
+        (("h:1", 2, -1), r"process_id=-1 must lie in 0\.\.1"),
+    ],
+)
+def test_processes_that_are_not_told_enough_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        hosts.join_hosts(*arguments)
+
+
+def test_numbers_and_arrays_of_one_process_stay_as_they_are():
+    assert hosts.gather(7) == [7]
+    bits = np.arange(3)
+    assert hosts.share(bits) is bits
