@@ -176,6 +176,16 @@ class PairPrograms:
         samples = self._sample(self._model, self._scalars, inputs)
         return self._mask(None, self._scalars, samples)
 
+    def lower(self, inputs: PairInputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Lowers both programs for the rows of all hosts, of which the shapes are enough.
+
+        The weights, too, may be `jax.ShapeDtypeStruct`s, and the devices those of a machine that is
+        not there (`jax.experimental.topologies`). Under shard_map only.
+        """
+        sample, samples = self._sample.lower(self._model, self._scalars, inputs)
+        masks, _ = self._mask.lower(None, self._scalars, samples)
+        return sample, masks
+
     def fetch(self, results: Any) -> Any:
         """Waits for results of a call, or some of them, and copies this host's rows to NumPy."""
 
@@ -243,6 +253,15 @@ class _ShardMap:
 
     def __call__(self, model: Any, scalars: PairScalars, batch: Any) -> Any:
         return self._program(model, scalars, jax.tree.map(self._spread, batch))
+
+    def lower(self, model: Any, scalars: PairScalars, batch: Any) -> tuple[Any, Any]:
+        """The lowered program and the shapes of its results."""
+
+        def placed(leaf):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
+
+        arguments = (model, scalars, jax.tree.map(placed, batch))
+        return self._program.lower(*arguments), jax.eval_shape(self._program, *arguments)
 
     def _spread(self, leaf: Array | np.ndarray) -> Array:
         if isinstance(leaf, jax.Array):
