@@ -177,10 +177,9 @@ class PairPrograms:
         return self._mask(None, self._scalars, samples)
 
     def lower(self, inputs: PairInputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-        """Lowers both programs for the rows of all hosts, of which the shapes are enough.
+        """Lowers both programs for the rows of all hosts, under shard_map.
 
-        The weights, too, may be `jax.ShapeDtypeStruct`s, and the devices those of a machine that is
-        not there (`jax.experimental.topologies`). Under shard_map only.
+        Rows and weights may be shapes, and devices not there (`jax.experimental.topologies`).
         """
         sample, samples = self._sample.lower(self._model, self._scalars, inputs)
         masks, _ = self._mask.lower(None, self._scalars, samples)
@@ -242,12 +241,14 @@ class _ShardMap:
 
     def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
         self._rows = NamedSharding(mesh, P(DATA))
+        # An axis that is left to the compiler, even one of 1, keeps it from fusing attention.
+        by_hand = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
         split = jax.shard_map(
             kernel,
             mesh=mesh,
             in_specs=(P(), P(), P(DATA)),
             out_specs=P(DATA),
-            axis_names={DATA},
+            axis_names=by_hand,
         )
         self._program = jax.jit(split)
 
@@ -257,10 +258,9 @@ class _ShardMap:
     def lower(self, model: Any, scalars: PairScalars, batch: Any) -> tuple[Any, Any]:
         """The lowered program and the shapes of its results."""
 
-        def placed(leaf):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._rows)
-
-        arguments = (model, scalars, jax.tree.map(placed, batch))
+        placed = functools.partial(jax.ShapeDtypeStruct, sharding=self._rows)
+        rows = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), batch)
+        arguments = (model, scalars, rows)
         return self._program.lower(*arguments), jax.eval_shape(self._program, *arguments)
 
     def _spread(self, leaf: Array | np.ndarray) -> Array:

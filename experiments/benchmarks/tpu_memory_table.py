@@ -64,7 +64,7 @@ def total_bytes(figures: Figures) -> int | None:
 
 
 def picked_batch(content: Figures, topology: str) -> int:
-    """The batch that `--batch_size=auto` has to pick, by what was measured."""
+    """The batch that `--batch_size=auto` has to pick, by what was measured; 0 if none fits."""
     usable = (1 - FREE_SHARE) * GIB * content["available_gib"][topology]
     taken = {
         figures["batch"]: total_bytes(figures) or usable + 1
@@ -72,7 +72,7 @@ def picked_batch(content: Figures, topology: str) -> int:
         if figures["topology"] == topology and figures["effort"] == "quick"
     }
     powers = (2**k for k in range(MAX_BATCH.bit_length()))
-    return max(batch for batch in powers if taken.get(batch, usable + 1) <= usable)
+    return max((batch for batch in powers if taken.get(batch, usable + 1) <= usable), default=0)
 
 
 def render(content: Figures) -> str:
