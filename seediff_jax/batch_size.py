@@ -1,6 +1,6 @@
 """The batch size that fits: memory of the compiled programs against the memory of the device.
 
-    model, ProgramConfig -> bytes of batches of 4 and 8 -> line -> guess -> compiled, up or down
+    model, PairSettings -> bytes of batches of 4 and 8 -> line -> guess -> compiled, up or down
 
 What a program holds is asked of the compiler, which runs nothing. It is not quite linear in the
 batch, since the compiler fuses more where memory is short: a guess is compiled before it is taken.
@@ -11,21 +11,25 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from seediff_jax.families import SD1
 from seediff_jax.model import Model
 from seediff_jax.models.capture import published_capture
 from seediff_jax.models.config import clip_text_config, unet_config, vae_config
-from seediff_jax.programs import AXIS, ProgramConfig, Programs, abstract_programs, program_memory
+from seediff_jax.pair_settings import PairSettings
+from seediff_jax.programs import Programs, abstract_programs, program_memory, run_bytes
 from seediff_jax.sampling import SampleConfig
+from seediff_jax.sharding import MODEL, local_rows_of
 
 DEFAULT_BATCH = 4
 """Where memory is not the limit, on a CPU, or is not known."""
 
 MAX_BATCH = 32
 """64 rows in a UNet call fill any device: beyond, a batch costs memory and gains no time."""
+
+ROUNDS = 2
+"""Batches that a device has at a time, as in `work_loop.DEPTH`."""
 
 SMALL = (4, 8)
 """Batches that a guess is made of; of fewer images the compiler fuses otherwise."""
@@ -36,7 +40,7 @@ FREE_SHARE = 0.05
 QUICK = {"exec_time_optimization_effort": -1.0}
 """Compiler options: a program of nearly the same memory in a tenth of the time."""
 
-SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 16}
+SD1_BATCHES = {"TPU v5 lite": 16, "TPU v6 lite": 16, "TPU v5": 32}
 """Kind of device -> batch of Stable Diffusion 1 in bfloat16, from docs/tpu_memory.md."""
 
 MEASURED_CLASSES = 20
@@ -50,37 +54,66 @@ class MemoryLine(NamedTuple):
     per_image: float
 
 
-def auto_batch_size(model: Model, config: ProgramConfig, device: jax.Device) -> int:
-    """The number of images that a device takes at a time.
+def auto_batch_size(
+    model: Model,
+    settings: PairSettings,
+    mesh: Mesh,
+    *,
+    num_classes: int = 1,
+    has_unnamed: bool = False,
+) -> int:
+    """The number of images that each place on the data axis takes at a time.
 
-    It is DEFAULT_BATCH on a CPU, and else the largest power of two, up to MAX_BATCH, whose programs
-    leave FREE_SHARE of the memory free. Stable Diffusion 1 in bfloat16 was measured for TPUs; other
-    programs are compiled here, for three or more batches, each in about a minute.
+    It is DEFAULT_BATCH on a CPU, and else the largest power of two, up to MAX_BATCH, with which a
+    run leaves FREE_SHARE of the memory free. Stable Diffusion 1 in bfloat16 was measured for TPUs;
+    other programs are compiled here, for three or more batches, each in about a minute.
 
     Args:
         model: the model, or one with the shapes of its weights alone.
-        config: of its programs.
-        device: one of those that will run them.
+        settings: of the run.
+        mesh: of the run; one of this host's places is asked for all.
+        num_classes: c, the classes of an image.
+        has_unnamed: whether classes are looked for that no prompt names.
 
     Raises:
         ValueError: not even one image fits.
     """
+    device = mesh.devices[local_rows_of(mesh)[0], 0]
     if device.platform == "cpu":
         return DEFAULT_BATCH
-    if device.device_kind in SD1_BATCHES and is_measured(model, config):
+    is_known = mesh.shape[MODEL] == 1 and device.device_kind in SD1_BATCHES
+    if is_known and is_measured(model, settings, num_classes, has_unnamed):
         return SD1_BATCHES[device.device_kind]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:
         return DEFAULT_BATCH
-    mesh = Mesh(np.array([device]), (AXIS,))
+    return fitting_batch_size(model, settings, mesh, memory, num_classes, has_unnamed)
+
+
+def fitting_batch_size(
+    model: Model,
+    settings: PairSettings,
+    mesh: Mesh,
+    memory: int,
+    num_classes: int = 1,
+    has_unnamed: bool = False,
+) -> int:
+    """As `auto_batch_size` for devices with so many bytes of memory, and always compiled."""
+    first = local_rows_of(mesh)[0]
+    own = Mesh(mesh.devices[first : first + 1], mesh.axis_names)
 
     def measure(batch_size: int) -> int | None:
-        return programs_bytes(model, abstract_programs(mesh, model, batch_size, config))
+        programs = abstract_programs(
+            own, model, batch_size, settings, num_classes=num_classes, has_unnamed=has_unnamed
+        )
+        return programs_bytes(programs)
 
     return search_batch_size(measure, (1 - FREE_SHARE) * memory)
 
 
-def is_measured(model: Model, config: ProgramConfig) -> bool:
+def is_measured(
+    model: Model, settings: PairSettings, num_classes: int = 1, has_unnamed: bool = False
+) -> bool:
     """Whether SD1_BATCHES holds for these programs; the number of steps takes no memory."""
     folder = SD1.folder_configs()
     unet = unet_config(folder["unet/config.json"])
@@ -91,35 +124,30 @@ def is_measured(model: Model, config: ProgramConfig) -> bool:
         vae_config(folder["vae/config.json"]),
         published_capture(unet),
         jnp.bfloat16,
-        (side, side),
+        SampleConfig(num_steps=settings.num_steps, latent_size=(side, side)),
+        PairSettings().mask_config,
     )
     given = (model.text_config, model.unet_config, model.vae_config, model.capture, model.dtype)
-    latents = config.sample.latent_size or (side, side)
-    plain = ProgramConfig(
-        sample=SampleConfig(
-            num_steps=config.sample.num_steps, latent_size=config.sample.latent_size
-        ),
-        num_classes=min(config.num_classes, MEASURED_CLASSES),
-    )
-    return (*given, latents) == measured and config == plain
+    given += (settings.sample_config(model), settings.mask_config)
+    is_more = settings.refine_iterations or settings.guidance_rescale or has_unnamed
+    return given == measured and not is_more and num_classes <= MEASURED_CLASSES
 
 
-def programs_bytes(
-    model: Model, programs: Programs, compiler_options: Mapping[str, float] = QUICK
-) -> int | None:
-    """Bytes of the program that takes more on each device, or None where the compiler refuses.
+def programs_bytes(programs: Programs, compiler_options: Mapping[str, float] = QUICK) -> int | None:
+    """Most bytes on each device in a run of such batches; None where the compiler refuses.
 
     Raises:
         jax.errors.JaxRuntimeError: it fails for another reason than memory.
     """
+    options, weights = dict(compiler_options), programs.weight_bytes
     try:
-        sample, masks = (lowered.compile(dict(compiler_options)) for lowered in programs)
+        sample = program_memory(programs.sample.compile(options), weights, True)
+        masks = program_memory(programs.make_masks.compile(options), weights, False)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None
-    memories = program_memory(sample, model, True), program_memory(masks, model, False)
-    return max(memory.total for memory in memories)
+    return run_bytes(sample, masks, ROUNDS)
 
 
 def fit_line(measured: Mapping[int, int]) -> MemoryLine:

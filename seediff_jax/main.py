@@ -21,6 +21,7 @@ from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_co
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.formats import FORMATS
 from seediff_jax.hosts import join_hosts
+from seediff_jax.libtpu import widen_compiler_stack
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
@@ -258,6 +259,7 @@ def main(argv: Sequence[str]) -> int:
 def _work(values: flags.FlagValues) -> int:
     if values.verify or values.repair:
         return verify_folder(open_folder(_output(values)), values.repair)
+    widen_compiler_stack()
     join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:

@@ -30,7 +30,6 @@ from seediff_jax.model import Model, load_model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_maker import PairMaker
 from seediff_jax.pipeline import require_capture
-from seediff_jax.programs import ProgramConfig
 from seediff_jax.prompt_tokens import encode_prompts
 from seediff_jax.run_config import RunConfig
 from seediff_jax.run_lock import hold_lock
@@ -95,7 +94,13 @@ def prepare(
     if folder is None or not has_settings(folder, config.settings_with(model)):
         require_prompts_fit(model, config)
     if config.batch_size is None:
-        size = auto_batch_size(model, _program_config(model, config), jax.local_devices()[0])
+        size = auto_batch_size(
+            model,
+            config.pair_settings,
+            mesh,
+            num_classes=config.plan.max_classes,
+            has_unnamed=config.plan.has_unnamed,
+        )
         config = dataclasses.replace(config, batch_size=size)
     return config, model, PairPrograms(model, config.pair_settings, mesh, config.partition)
 
@@ -125,20 +130,6 @@ def require_prompts_fit(model: Model, config: RunConfig) -> None:
         encode_prompts(model, prompts)
         named = [record.named for record in records]
         class_columns(model, prompts, named, config.unnamed_classes(records), config.plan.synonyms)
-
-
-def _program_config(model: Model, config: RunConfig) -> ProgramConfig:
-    """What tells the programs of a run apart from others of the model."""
-    settings = config.pair_settings
-    return ProgramConfig(
-        sample=settings.sample_config(model),
-        masks=settings.mask_config,
-        refine_iterations=settings.refine_iterations,
-        dilations=settings.dilations,
-        num_classes=config.plan.max_classes,
-        has_unnamed=config.plan.has_unnamed,
-        rescales=settings.guidance_rescale > 0,
-    )
 
 
 class _Run:

@@ -176,6 +176,15 @@ class PairPrograms:
         samples = self._sample(self._model, self._scalars, inputs)
         return self._mask(None, self._scalars, samples)
 
+    def lower(self, inputs: PairInputs) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+        """Lowers both programs for the rows of all hosts, under shard_map.
+
+        Rows and weights may be shapes, and devices not there (`jax.experimental.topologies`).
+        """
+        sample, samples = self._sample.lower(self._model, self._scalars, inputs)
+        masks, _ = self._mask.lower(None, self._scalars, samples)
+        return sample, masks
+
     def fetch(self, results: Any) -> Any:
         """Waits for results of a call, or some of them, and copies this host's rows to NumPy."""
 
@@ -232,17 +241,27 @@ class _ShardMap:
 
     def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
         self._rows = NamedSharding(mesh, P(DATA))
+        # An axis that is left to the compiler, even one of 1, keeps it from fusing attention.
+        by_hand = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
         split = jax.shard_map(
             kernel,
             mesh=mesh,
             in_specs=(P(), P(), P(DATA)),
             out_specs=P(DATA),
-            axis_names={DATA},
+            axis_names=by_hand,
         )
         self._program = jax.jit(split)
 
     def __call__(self, model: Any, scalars: PairScalars, batch: Any) -> Any:
         return self._program(model, scalars, jax.tree.map(self._spread, batch))
+
+    def lower(self, model: Any, scalars: PairScalars, batch: Any) -> tuple[Any, Any]:
+        """The lowered program and the shapes of its results."""
+
+        placed = functools.partial(jax.ShapeDtypeStruct, sharding=self._rows)
+        rows = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype), batch)
+        arguments = (model, scalars, rows)
+        return self._program.lower(*arguments), jax.eval_shape(self._program, *arguments)
 
     def _spread(self, leaf: Array | np.ndarray) -> Array:
         if isinstance(leaf, jax.Array):

@@ -123,12 +123,12 @@ def small_config(folder, text=None, unet=None, vae=None, scheduler=None):
     )
 
 
-def one_level_config(folder):
+def one_level_config(folder, channels=16):
     """The smallest that still records attention, for tests that compile whole programs."""
     unet = {
         "down_block_types": ["CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D"],
-        "block_out_channels": [16],
+        "block_out_channels": [channels],
     }
     text, vae = {"num_hidden_layers": 1}, {"block_out_channels": [8]}
     return small_config(folder, text=text, unet=unet, vae=vae)

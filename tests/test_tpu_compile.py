@@ -5,43 +5,41 @@ JAX_PLATFORMS=cpu python -m pytest -m tpu_compile
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from random_models import one_level_config, small_config, small_xl_config
 
+from experiments.benchmarks.measuring import in_own_process
 from experiments.benchmarks.networks import make_abstract_model
-from experiments.benchmarks.tpu_memory import find_available, measure
+from experiments.benchmarks.tpu_memory import compile_attention, find_available, measure
 from experiments.benchmarks.tpu_memory_table import total_bytes
 from experiments.benchmarks.tpu_topologies import TOPOLOGIES, collectives_in, make_topology_mesh
 from seediff_jax.batch_size import (
     FREE_SHARE,
     MEASURED_CLASSES,
     QUICK,
+    SD1_BATCHES,
     auto_batch_size,
+    fitting_batch_size,
     programs_bytes,
 )
 from seediff_jax.masks import MaskConfig
-from seediff_jax.programs import (
-    AXIS,
-    ProgramConfig,
-    abstract_model,
-    abstract_programs,
-    program_memory,
-)
+from seediff_jax.pair_settings import PairSettings
+from seediff_jax.programs import abstract_model, abstract_programs, program_memory
+from seediff_jax.sharding import DATA, MeshShape, make_mesh
 
 pytestmark = pytest.mark.tpu_compile
 GIB = 2**30
 IMAGES = 2  # a chip
+PLAIN = PairSettings()
 # The compiler fuses a little differently for one chip, and may then count an operation twice.
 SAME = 0.01
 
-PLAIN = ProgramConfig()
 
-
-def compile_both(mesh, model, config=PLAIN):
-    programs = abstract_programs(mesh, model, IMAGES * mesh.size, config)
-    return [program.compile(QUICK) for program in programs]
+def compile_both(mesh, model, settings=PLAIN, **classes):
+    programs = abstract_programs(mesh, model, IMAGES * mesh.shape[DATA], settings, **classes)
+    return programs.sample.compile(QUICK), programs.make_masks.compile(QUICK)
 
 
 def flops(compiled):
@@ -49,52 +47,51 @@ def flops(compiled):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """A small model, and its programs for one chip of each slice."""
-    folder = tmp_path_factory.mktemp("made")
-    model = abstract_model(one_level_config(folder / "tokenizer"), jnp.bfloat16)
-
-    def compile_alone(name):
-        chip = make_topology_mesh(name).devices.flat[0]
-        return compile_both(Mesh(np.array([chip]), (AXIS,)), model)
-
-    return model, compile_alone
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made") / "tokenizer"
+    return abstract_model(one_level_config(folder), jnp.bfloat16)
 
 
 @pytest.mark.parametrize("name", [name for name in TOPOLOGIES if not name.endswith(":1x1")])
-def test_chips_of_a_slice_work_alone_on_equal_parts(alone, name):
-    model, compile_alone = alone
+def test_chips_of_a_slice_work_alone_on_equal_parts(model, name):
     mesh = make_topology_mesh(name)
     assert mesh.size == {"v5e:2x2": 4, "v5e:16x16": 256, "v5p:2x2x1": 4}[name]
     together = compile_both(mesh, model)
     assert [collectives_in(one.as_text()) for one in together] == [[], []]
-    assert flops(together) == pytest.approx(flops(compile_alone(name)), rel=SAME)
+    alone = compile_both(make_mesh(devices=[mesh.devices.flat[0]]), model)
+    assert flops(together) == pytest.approx(flops(alone), rel=SAME)
 
 
 def test_an_exchange_between_chips_is_found():
     mesh = make_topology_mesh("v5e:2x2")
-    spec = jax.sharding.PartitionSpec
     total = jax.shard_map(
-        lambda x: jax.lax.psum(x, AXIS), mesh=mesh, in_specs=spec(AXIS), out_specs=spec()
+        lambda x: jax.lax.psum(x, DATA), mesh=mesh, in_specs=P(DATA), out_specs=P()
     )
-    sharding = jax.sharding.NamedSharding(mesh, spec(AXIS))
+    sharding = NamedSharding(mesh, P(DATA))
     argument = jax.ShapeDtypeStruct((1024, 1024), jnp.float32, sharding=sharding)
     assert collectives_in(jax.jit(total).lower(argument).compile().as_text()) == ["all-reduce"]
 
 
+def test_weights_are_split_over_two_chips(tmp_path):
+    model = abstract_model(one_level_config(tmp_path / "tokenizer", channels=128), jnp.bfloat16)
+    devices = make_topology_mesh("v5e:2x2").devices.flat
+    sample, masks = compile_both(make_mesh(MeshShape(2, 2), devices), model)
+    assert collectives_in(sample.as_text()) and not collectives_in(masks.as_text())
+
+
 @pytest.mark.parametrize(
-    "config",
+    ("settings", "classes"),
     [
-        ProgramConfig(num_classes=3, has_unnamed=True, rescales=True),
-        ProgramConfig(num_classes=2, refine_iterations=2, dilations=(1, 2)),
-        ProgramConfig(masks=MaskConfig(affinity="transition", power=2)),
-        ProgramConfig(masks=MaskConfig(method="exponentiation")),
+        (PairSettings(guidance_rescale=0.7), {"num_classes": 3, "has_unnamed": True}),
+        (PairSettings(refine_iterations=2, dilations=(1, 2)), {"num_classes": 2}),
+        (PairSettings(mask_config=MaskConfig(affinity="transition", power=2)), {}),
+        (PairSettings(mask_config=MaskConfig(method="exponentiation"), guidance_scale=1), {}),
     ],
-    ids=str,
+    ids=["unnamed classes", "refinement", "transition", "exponentiation"],
 )
-def test_other_programs_compile_too(tmp_path, config):
+def test_other_programs_compile_too(tmp_path, settings, classes):
     model = abstract_model(small_config(tmp_path / "tokenizer"), jnp.bfloat16)
-    compiled = compile_both(make_topology_mesh("v6e:1x1"), model, config)
+    compiled = compile_both(make_topology_mesh("v6e:1x1"), model, settings, **classes)
     assert all(count > 0 for count in flops(compiled))
 
 
@@ -102,6 +99,18 @@ def test_stable_diffusion_xl_compiles(tmp_path):
     model = abstract_model(small_xl_config(tmp_path), jnp.bfloat16)
     compiled = compile_both(make_topology_mesh("v5e:2x2"), model)
     assert [collectives_in(one.as_text()) for one in compiled] == [[], []]
+
+
+def test_the_batch_of_a_small_model_is_found_by_compiling(model):
+    mesh = make_topology_mesh("v5e:1x1")
+    taken = {size: programs_bytes(abstract_programs(mesh, model, size)) for size in (8, 16)}
+    memory = sum(taken.values()) / 2 / (1 - FREE_SHARE)
+    assert fitting_batch_size(model, PLAIN, mesh, memory) == 8
+
+
+def test_the_compiler_survives_the_attention_of_eight_images():
+    # A compiler that dies takes its process along. All logits together would be 8 GiB.
+    assert in_own_process(compile_attention, images=8)["temporaries"] < GIB
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +121,8 @@ def sd1():
 @pytest.fixture(scope="module")
 def picked(sd1):
     """The batch that is picked for a v5e chip, and what it takes there and on 256 chips."""
-    chip = make_topology_mesh("v5e:1x1").devices.flat[0]
-    batch = auto_batch_size(sd1, PLAIN, chip)
+    batch = auto_batch_size(sd1, PLAIN, make_topology_mesh("v5e:1x1"))
+    assert batch == SD1_BATCHES["TPU v5 lite"]
     return batch, [measure(name, batch, "quick") for name in ("v5e:1x1", "v5e:16x16")]
 
 
@@ -126,8 +135,7 @@ def test_the_picked_batch_of_stable_diffusion_1_fits_a_v5e_chip(picked):
 
 def test_twice_the_picked_batch_does_not_fit_a_v5e_chip(sd1, picked):
     batch, _ = picked
-    programs = abstract_programs(make_topology_mesh("v5e:1x1"), sd1, 2 * batch)
-    taken = programs_bytes(sd1, programs)
+    taken = programs_bytes(abstract_programs(make_topology_mesh("v5e:1x1"), sd1, 2 * batch))
     assert taken is None or taken > 15.75 * GIB
 
 
@@ -142,7 +150,7 @@ def test_each_of_256_chips_does_what_one_chip_does(picked):
 
 def test_masks_of_many_classes_fit_where_sampling_does(sd1, picked):
     batch, (chip, _) = picked
-    config = ProgramConfig(num_classes=MEASURED_CLASSES)
-    programs = abstract_programs(make_topology_mesh("v5e:1x1"), sd1, batch, config)
-    masks = program_memory(programs.make_masks.compile(QUICK), sd1, reads_model=False)
+    mesh = make_topology_mesh("v5e:1x1")
+    programs = abstract_programs(mesh, sd1, batch, num_classes=MEASURED_CLASSES)
+    masks = program_memory(programs.make_masks.compile(QUICK), programs.weight_bytes, False)
     assert masks.total < total_bytes(chip)

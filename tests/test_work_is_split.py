@@ -2,23 +2,18 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from random_models import one_level_config
 
 from experiments.benchmarks.hlo_flops import count_flops
 from experiments.benchmarks.tpu_topologies import collectives_in
-from seediff_jax.programs import abstract_model, abstract_programs, program_memory
+from seediff_jax.programs import Programs, abstract_model, abstract_programs, program_memory
+from seediff_jax.sharding import DATA, make_mesh
 
 # What is counted is decided before machine code is made.
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 DEVICES = 8
-
-
-def mesh_of(count):
-    return Mesh(np.array(jax.devices()[:count]), ("data",))
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +23,18 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(model):
-    """Both programs for eight images on one device, and on eight."""
-    return {
-        count: [
-            program.compile(UNOPTIMIZED)
-            for program in abstract_programs(mesh_of(count), model, DEVICES)
-        ]
+    """Both programs for eight images on one device, and on eight; and the bytes of weights."""
+    lowered = {
+        count: abstract_programs(make_mesh(devices=jax.devices()[:count]), model, DEVICES)
         for count in (1, DEVICES)
+    }
+    return {
+        count: Programs(
+            programs.sample.compile(UNOPTIMIZED),
+            programs.make_masks.compile(UNOPTIMIZED),
+            programs.weight_bytes,
+        )
+        for count, programs in lowered.items()
     }
 
 
@@ -44,30 +44,31 @@ def compile_text(function, *shapes):
 
 
 def test_each_of_eight_devices_does_an_eighth_of_the_work(compiled):
-    alone, split = (count_flops(compiled[count][0].as_text()) for count in (1, DEVICES))
+    alone, split = (count_flops(compiled[count].sample.as_text()) for count in (1, DEVICES))
     # Nothing is done twice; 2 % would be as much as the text encoder.
     assert split * DEVICES == pytest.approx(alone, rel=0.02)
 
 
-def test_each_of_eight_devices_holds_an_eighth_of_what_is_not_weights(model, compiled):
-    for k, reads_model in enumerate((True, False)):
-        alone, split = (
-            program_memory(compiled[count][k], model, reads_model) for count in (1, DEVICES)
-        )
-        pointers = 8 * compiled[1][k].out_tree.num_leaves  # to the results
-        assert (split.outputs - pointers) * DEVICES == alone.outputs - pointers
-        # Where temporaries are placed does not follow the batch to the byte.
-        assert split.temporaries * DEVICES < 1.25 * alone.temporaries
+@pytest.mark.parametrize("name", ["sample", "make_masks"])
+def test_each_of_eight_devices_holds_an_eighth_of_what_is_not_weights(compiled, name):
+    alone, split = (
+        program_memory(getattr(compiled[count], name), compiled[count].weight_bytes, True)
+        for count in (1, DEVICES)
+    )
+    pointers = 8 * getattr(compiled[1], name).out_tree.num_leaves  # to the results
+    assert (split.outputs - pointers) * DEVICES == alone.outputs - pointers
+    # Where temporaries are placed does not follow the batch to the byte.
+    assert split.temporaries * DEVICES < 1.25 * alone.temporaries
 
 
-@pytest.mark.parametrize("program", [0, 1], ids=["sample", "make_masks"])
-def test_no_program_exchanges_data_between_devices(compiled, program):
-    assert collectives_in(compiled[DEVICES][program].as_text()) == []
+@pytest.mark.parametrize("name", ["sample", "make_masks"])
+def test_no_program_exchanges_data_between_devices(compiled, name):
+    assert collectives_in(getattr(compiled[DEVICES], name).as_text()) == []
 
 
 def test_an_exchange_between_devices_is_found():
     spread = jax.shard_map(
-        lambda x: jax.lax.psum(x, "data"), mesh=mesh_of(DEVICES), in_specs=P("data"), out_specs=P()
+        lambda x: jax.lax.psum(x, DATA), mesh=make_mesh(), in_specs=P(DATA), out_specs=P()
     )
     assert collectives_in(compile_text(spread, (DEVICES, 4))) == ["all-reduce"]
 

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.measuring import GIB, markdown_table
-from seediff_jax.batch_size import FREE_SHARE, MAX_BATCH
-from seediff_jax.programs import ProgramMemory
+from seediff_jax.batch_size import FREE_SHARE, MAX_BATCH, ROUNDS
+from seediff_jax.programs import ProgramMemory, run_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 JSON_FILE, MARKDOWN_FILE = DOCS / "tpu_memory.json", DOCS / "tpu_memory.md"
 
+PROGRAMS = ("sample", "make_masks")
 Figures = Mapping[str, Any]
 
 _TEXT = """\
@@ -26,17 +27,18 @@ HBM that programs may take, in GiB a chip: {available}.
 
 {memory}
 
-All columns are GiB a chip. Weights and arguments, results, temporaries and code are those of
-sampling, the larger of the two programs; masks are all that is there while masks are made. A batch
-fits if the compiler takes it and the larger sum is within the HBM.
+All columns are GiB a chip. The first five are those of the sampling program, with all weights of
+the model; masks are all that is there while masks are made. A run has {rounds} batches on a chip at
+a time, one at work and one ready to follow; the results of both have their place from the start. A
+batch fits if the compiler takes it and a run with it is within the HBM.
 
-`--batch_size=auto` takes the largest power of two up to {most} that leaves {free} of the HBM free:
-{picks}.
+`--batch_size=auto` takes the largest power of two up to {most} with which a run leaves {free} of
+the HBM free: {picks}.
 
 ## Compiler effort
 
 The table above was compiled with an execution time effort of -1, which takes a tenth of the time.
-The same at the default effort:
+The same at the default effort, at which runs are compiled:
 
 {efforts}
 
@@ -55,15 +57,14 @@ def key_of(topology: str, batch: int, effort: str) -> str:
 
 
 def total_bytes(figures: Figures) -> int | None:
-    """Bytes of the larger program of a result; None if the compiler refused one."""
-    parts = [figures[name] for name in ("sample", "make_masks") if name in figures]
-    if any("needed_gib" in part for part in parts):
+    """Bytes of a run with this batch; None if the compiler refused it."""
+    if any("memory" not in figures.get(name, ()) for name in PROGRAMS):
         return None
-    return max(_memory(part).total for part in parts)
+    return run_bytes(*(_memory(figures[name]) for name in PROGRAMS), ROUNDS)
 
 
 def picked_batch(content: Figures, topology: str) -> int:
-    """The batch that `--batch_size=auto` has to pick, by what was measured."""
+    """The batch that `--batch_size=auto` has to pick, by what was measured; 0 if none fits."""
     usable = (1 - FREE_SHARE) * GIB * content["available_gib"][topology]
     taken = {
         figures["batch"]: total_bytes(figures) or usable + 1
@@ -71,7 +72,7 @@ def picked_batch(content: Figures, topology: str) -> int:
         if figures["topology"] == topology and figures["effort"] == "quick"
     }
     powers = (2**k for k in range(MAX_BATCH.bit_length()))
-    return max(batch for batch in powers if taken.get(batch, usable + 1) <= usable)
+    return max((batch for batch in powers if taken.get(batch, usable + 1) <= usable), default=0)
 
 
 def render(content: Figures) -> str:
@@ -87,14 +88,15 @@ def render(content: Figures) -> str:
         available=", ".join(f"{gib} ({name})" for name, gib in names.items()),
         free=f"{FREE_SHARE:.0%}",
         most=MAX_BATCH,
+        rounds=ROUNDS,
         picks=", ".join(f"{picked_batch(content, name)} ({name})" for name in names),
         memory=markdown_table(
             ("slice", "images a chip", "weights and arguments", "results", "temporaries", "code")
-            + ("sum", "masks", "fits", "compiled in, s"),
+            + ("sampling", "masks", "a run", "fits", "compiled in, s"),
             [_memory_row(figures, names[figures["topology"]]) for figures in quick],
         ),
         efforts=markdown_table(
-            ("slice", "images a chip", "sum, GiB", "sum at effort -1, GiB", "compiled in, s"),
+            ("slice", "images a chip", "a run, GiB", "at effort -1, GiB", "compiled in, s"),
             [_effort_row(figures, content["results"]) for figures in full],
         ),
         split=markdown_table(
@@ -116,16 +118,16 @@ def _memory_row(figures: Figures, available_gib: float) -> tuple[str, ...]:
     start = (figures["topology"], str(figures["batch"]))
     if "needed_gib" in figures["sample"]:
         needed = f"no, {figures['sample']['needed_gib']} of temporaries"
-        return (*start, *["" for _ in range(6)], needed, "")
+        return (*start, *["" for _ in range(7)], needed, "")
     memory, masks = _memory(figures["sample"]), _memory(figures["make_masks"])
     parts = (memory.arguments + memory.idle, memory.outputs - memory.aliased)
-    parts += (memory.temporaries, memory.code, memory.total, masks.total)
+    parts += (memory.temporaries, memory.code, memory.total, masks.total, total_bytes(figures))
     fits = "yes" if total_bytes(figures) <= available_gib * GIB else "no"
     return (*start, *map(_gib, parts), fits, _seconds(figures))
 
 
 def _seconds(figures: Figures) -> str:
-    return f"{sum(figures[name]['seconds'] for name in ('sample', 'make_masks')):.0f}"
+    return f"{sum(figures[name]['seconds'] for name in PROGRAMS):.0f}"
 
 
 def _effort_row(figures: Figures, results: Figures) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def _effort_row(figures: Figures, results: Figures) -> tuple[str, ...]:
 
 
 def _split_row(figures: Figures) -> tuple[str, ...]:
-    parts = [figures[name] for name in ("sample", "make_masks")]
+    parts = [figures[name] for name in PROGRAMS]
     collectives = sorted({name for part in parts for name in part["collectives"]})
     flops = (f"{part['flops'] / 1e12:.4f}" for part in parts)
     numbers = (figures["topology"], str(figures["chips"]), str(figures["batch"]))

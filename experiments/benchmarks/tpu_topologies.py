@@ -7,11 +7,11 @@ import os
 import re
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from seediff_jax.programs import AXIS
+from seediff_jax.libtpu import widen_compiler_stack
+from seediff_jax.sharding import make_mesh
 
 _ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
 TOPOLOGIES = {
@@ -35,12 +35,13 @@ _ENVIRONMENT = {
 
 
 def make_topology_mesh(name: str) -> Mesh:
-    """A mesh of one axis, "data", over the chips of one of TOPOLOGIES.
+    """The mesh of a run on the chips of one of TOPOLOGIES.
 
     Raises:
         RuntimeError: there is no libtpu.
     """
     jax.config.update("jax_platforms", "cpu")
+    widen_compiler_stack()
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     try:
@@ -51,7 +52,7 @@ def make_topology_mesh(name: str) -> Mesh:
         raise RuntimeError(
             "programs for TPUs are compiled by libtpu: pip install 'seediff_jax[tpu_compile]'"
         ) from error
-    return Mesh(np.array(described.devices), (AXIS,))
+    return make_mesh(devices=described.devices)
 
 
 def collectives_in(program: str) -> list[str]:
