@@ -54,7 +54,7 @@ class Model:
         tokenizer: the checkpoint's tokenizer.
         dtype: of the computation; norms, softmax and AttentionMaps are float32 in any case.
         model_id: what it was loaded from, as given to `load_model`.
-        weights_hash: BLAKE3 of the stored weights, see `leaves.WeightsDigest`.
+        weights_hash: XXH3 of the stored weights, see `leaves.WeightsDigest`.
         text_config_2: config of the second text encoder of Stable Diffusion XL.
         tokenizer_2: its tokenizer.
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.

@@ -102,8 +102,9 @@ def load_copy(folder: str, dtype: str) -> dict[str, Any]:
 def measured() -> Iterator[dict[str, Any]]:
     """Yields a dict, in which the block puts the time when the model is there.
 
-    It then holds seconds under "load" and "read", bytes under "before" (resident before the
-    block), "peak" (the most resident in this process) and "anonymous" (its largest sample).
+    It then holds seconds under "load" and "read", seconds of all cores for both under "cpu", bytes
+    under "before" (resident before the block), "peak" (the most resident in this process) and
+    "anonymous" (its largest sample).
     """
     figures: dict[str, Any] = {"before": resident("VmRSS")}
     done = threading.Event()
@@ -115,11 +116,11 @@ def measured() -> Iterator[dict[str, Any]]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     try:
         yield figures
     finally:
-        end = time.perf_counter()
+        end, figures["cpu"] = time.perf_counter(), time.process_time() - start_cpu
         done.set()
         watcher.join()
     figures["read"] = end - figures["load"]
@@ -165,7 +166,7 @@ def make_rows(model: str, scratch: Path, repeats: int) -> Iterator[list[str]]:
                 f"{stored}, {size / GIB:.2f} GiB",
                 loaded,
                 name,
-                *(f"{run[key]:.1f}" for key in ("load", "read", "process")),
+                *(f"{run[key]:.1f}" for key in ("load", "read", "cpu", "process")),
                 *(f"{run[key] / GIB:.2f}" for key in ("before", "peak", "anonymous")),
                 f"{run['peak'] / size:.2f}",
             ]
@@ -176,7 +177,7 @@ def main(_) -> None:
     values = flags.FLAGS
     use_cores(values.cores)
     print(f"{machine_line()}\n")
-    header = ["stored", "loaded", "by", "load s", "then read s", "process s"]
+    header = ["stored", "loaded", "by", "load s", "then read s", "CPU s", "process s"]
     header += ["GiB before", "peak GiB", "anonymous GiB", "peak / file"]
     with tempfile.TemporaryDirectory() as scratch:
         print_table(header, list(make_rows(values.model, Path(scratch), values.repeats)))
