@@ -115,7 +115,8 @@ def load_model(
         prediction_type: "epsilon" or "v_prediction" instead of what the checkpoint says; needed
             for a single file of Stable Diffusion 2.x, which does not say it.
         tokenizer: folder or hub id of a tokenizer, or of a model with one, instead of the
-            checkpoint's own; a single file has none, and by default the hub is asked for that of
+            checkpoint's own, of Stable Diffusion XL both, a single one taking both places; a single
+            file has none, and by default the hub is asked for that of
             "openai/clip-vit-large-patch14".
         revision: branch, tag or commit of a model of the hub.
         loras: LoRA files (.safetensors of kohya or diffusers) that are merged into the weights,
