@@ -17,6 +17,13 @@ ALIGN_ROUNDS = 8
 """Rounds between two moments at which hosts wait for one another, the first after they compiled."""
 
 
+# What JAX says where it recognises no cluster, and where it was used or the hosts joined before.
+_NO_CLUSTER = "coordinator_address should be defined"
+_TOO_LATE = ("must be called before any JAX calls", "should only be called once")
+# Variables with the number of processes and that of this one. JAX knows Open MPI up to version 4.
+_LAUNCHERS = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+
+
 def join_hosts(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
@@ -31,7 +38,8 @@ def join_hosts(
         process_id: of this process, 0 to num_processes - 1.
 
     Raises:
-        ValueError: only some of the three are given, or the processes cannot reach one another.
+        ValueError: only some of the three are given, the processes cannot reach one another, or
+            there are several and nothing says where.
     """
     given = (coordinator, num_processes, process_id)
     if any(value is not None for value in given) and None in given:
@@ -52,12 +60,26 @@ def join_hosts(
             coordinator_bind_address=coordinator if process_id == 0 else None,
         )
     except (ValueError, RuntimeError) as error:
-        if coordinator is None and not isinstance(error, jax.errors.JaxRuntimeError):
-            return  # no cluster, or too late to look for one
+        if coordinator is None and any(text in str(error) for text in _TOO_LATE):
+            return
+        if coordinator is None and _NO_CLUSTER in str(error):
+            _require_alone()
+            return
         raise ValueError(
             f"the processes of the run did not come together at {coordinator or 'the coordinator'}"
             f": {str(error).splitlines()[0]}"
         ) from error
+
+
+def _require_alone() -> None:
+    """Refuses one of several processes that would each take itself for the whole run."""
+    for size, rank in _LAUNCHERS:
+        if int(os.environ.get(size, 1)) > 1:
+            raise ValueError(
+                f"{os.environ[size]} processes were started ({size}) by a launcher that JAX does "
+                "not recognise; add --coordinator=HOST:PORT of the first, "
+                f"--num_processes=${size} and --process_id=${rank}"
+            )
 
 
 def is_first() -> bool:

@@ -307,6 +307,27 @@ def encode_images(model: Model, images: Float[Array, "b H W 3"]) -> Float[Array,
     return mean * model.vae_config.scaling_factor
 
 
+def model_of(
+    config: ModelConfig, params: Any, dtype: DTypeLike, model_id: str, weights_hash: str
+) -> Model:
+    """A Model of weights that are in their place, or of their shapes alone."""
+    return Model(
+        params=params,
+        text_config=config.text_encoder,
+        unet_config=config.unet,
+        vae_config=config.vae,
+        scheduler_config=config.scheduler,
+        capture=config.capture,
+        tokenizer=config.tokenizer,
+        dtype=jnp.dtype(dtype),
+        model_id=model_id,
+        weights_hash=weights_hash,
+        text_config_2=config.text_encoder_2,
+        tokenizer_2=config.tokenizer_2,
+        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
+    )
+
+
 def _module(model: Model, name: str):
     return make_modules(model.config, model.dtype)[name]
 
@@ -333,21 +354,7 @@ def _put_together(
             )
         # Waits, lest weights pile up here while they are on their way.
         placed[path] = _place(leaf.array, sharding).block_until_ready()
-    return Model(
-        params=unflatten_dict(placed),
-        text_config=config.text_encoder,
-        unet_config=config.unet,
-        vae_config=config.vae,
-        scheduler_config=config.scheduler,
-        capture=config.capture,
-        tokenizer=config.tokenizer,
-        dtype=jnp.dtype(dtype),
-        model_id=model_id,
-        weights_hash=digest.hexdigest(),
-        text_config_2=config.text_encoder_2,
-        tokenizer_2=config.tokenizer_2,
-        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
-    )
+    return model_of(config, unflatten_dict(placed), dtype, model_id, digest.hexdigest())
 
 
 def _place(leaf: np.ndarray, sharding: Placement | None) -> Array:

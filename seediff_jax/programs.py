@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints import expected_shapes
-from seediff_jax.model import Model
+from seediff_jax.model import Model, model_of
 from seediff_jax.model_config import ModelConfig
 from seediff_jax.pair_inputs import PairInputs
 from seediff_jax.pair_settings import PairSettings
@@ -75,21 +75,7 @@ def abstract_model(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Model
         path: leaf.update(dtype=config.dtype_of(path[0], dtype) if leaf.ndim > 1 else jnp.float32)
         for path, leaf in shapes.items()
     }
-    return Model(
-        params=unflatten_dict(params),
-        text_config=config.text_encoder,
-        unet_config=config.unet,
-        vae_config=config.vae,
-        scheduler_config=config.scheduler,
-        capture=config.capture,
-        tokenizer=config.tokenizer,
-        dtype=jnp.dtype(dtype),
-        model_id="abstract",
-        weights_hash="",
-        text_config_2=config.text_encoder_2,
-        tokenizer_2=config.tokenizer_2,
-        force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt,
-    )
+    return model_of(config, unflatten_dict(params), dtype, "abstract", "")
 
 
 def abstract_programs(

@@ -104,6 +104,41 @@ def test_processes_that_are_not_told_enough_are_refused(arguments, message):
         hosts.join_hosts(*arguments)
 
 
+def failing(monkeypatch, error):
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+
+
+def test_a_process_without_a_cluster_is_a_run_of_its_own(monkeypatch):
+    failing(monkeypatch, ValueError("coordinator_address should be defined."))
+    hosts.join_hosts()
+
+
+def test_a_program_that_used_jax_before_goes_on_as_it_is():
+    jax.devices()
+    hosts.join_hosts()
+
+
+@pytest.mark.parametrize("launcher", ["OMPI_COMM_WORLD", "PMI"])
+def test_processes_of_a_launcher_that_jax_does_not_know_are_no_runs_of_their_own(
+    monkeypatch, launcher
+):
+    failing(monkeypatch, ValueError("coordinator_address should be defined."))
+    monkeypatch.setenv(f"{launcher}_SIZE", "1")
+    hosts.join_hosts()
+    monkeypatch.setenv(f"{launcher}_SIZE", "4")
+    with pytest.raises(ValueError, match=rf"4 processes .*--process_id=\${launcher}_RANK"):
+        hosts.join_hosts()
+
+
+def test_a_cluster_that_is_recognised_and_cannot_be_asked_is_an_error(monkeypatch):
+    failing(monkeypatch, RuntimeError("Kubernetes API Error: 403 - Forbidden\nmore"))
+    with pytest.raises(ValueError, match="the coordinator: Kubernetes API Error: 403 - Forbidden$"):
+        hosts.join_hosts()
+
+
 def test_numbers_and_arrays_of_one_process_stay_as_they_are():
     assert hosts.gather(7) == [7]
     bits = np.arange(3)
