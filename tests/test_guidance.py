@@ -110,6 +110,7 @@ def test_masks_come_from_the_two_levels_of_stable_diffusion_xl(model):
     assert pairs.soft_masks.min() == 0 and pairs.soft_masks.max() == 1
 
 
+@pytest.mark.slow
 def test_a_batch_of_xl_split_over_devices_is_sampled_alike(model):
     """Sizes are the same on all devices, text and its pooled embedding are not."""
     prompts = ["a cat", "a dog"]
@@ -255,6 +256,7 @@ def test_settings_out_of_range_are_refused(model, options, message):
         generate_images(model, ["a cat"], num_steps=2, **options)
 
 
+@pytest.mark.slow
 def test_one_model_is_close_to_itself_in_bfloat16(parts, model):
     """bfloat16 keeps 8 bits: the sizes and the pooled text must not be lost to it."""
     low = make_model(*parts, dtype=jnp.bfloat16, model_id="xl")

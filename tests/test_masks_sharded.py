@@ -77,7 +77,12 @@ def test_eight_devices_give_the_bits_of_one(config):
 
 
 @pytest.mark.parametrize(
-    ("sides", "batch_size", "num_objects"), [((12, 24), 8, 1), ((16, 32), 8, 2), ((16, 32), 24, 1)]
+    ("sides", "batch_size", "num_objects"),
+    [
+        pytest.param((12, 24), 8, 1, marks=pytest.mark.slow),
+        pytest.param((16, 32), 8, 2, marks=pytest.mark.slow),
+        ((16, 32), 24, 1),
+    ],
 )
 def test_bits_do_not_depend_on_the_batch_per_device(sides, batch_size, num_objects):
     batch = attention_batch(sides, batch_size, num_objects)

@@ -198,7 +198,15 @@ def test_without_guidance_and_capture_images_are_those_of_guidance_scale_one(mod
     assert plain.attention_maps.self_attention == {}
 
 
-@pytest.mark.parametrize("kind", ["pndm", "ddim", "dpmsolver_multistep", "euler_ancestral"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "pndm",
+        pytest.param("ddim", marks=pytest.mark.slow),
+        pytest.param("dpmsolver_multistep", marks=pytest.mark.slow),
+        "euler_ancestral",
+    ],
+)
 def test_a_batch_split_over_eight_devices_is_sampled_alike(model, batch, kind):
     model = model.replace(scheduler_config=model.scheduler_config.with_kind(kind))
     arrays = inputs(model, range(8))
