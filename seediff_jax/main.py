@@ -25,7 +25,7 @@ from seediff_jax.libtpu import widen_compiler_stack
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
-from seediff_jax.pair_settings import REFINED_THRESHOLD
+from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
 from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
 from seediff_jax.run_config import RunConfig
 from seediff_jax.scheduler_configs import CLASS_NAMES
@@ -161,10 +161,6 @@ def make_config(values: flags.FlagValues) -> RunConfig:
     """
     source = _make_source(values)
     plan, class_names = make_plan(source)
-    try:
-        dilations = tuple(int(text) for text in values.dilations)
-    except ValueError:
-        raise ValueError(f"dilations={values.dilations} must be whole numbers") from None
     return RunConfig(
         plan=plan,
         class_names=class_names,
@@ -177,7 +173,6 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         shard_size=values.shard_size,
         mesh=parse_mesh(values.mesh),
         partition=values.partition,
-        dry_run=values.dry_run,
         log_dir=values.log_dir,
         profile=values.profile,
         model=values.model,
@@ -188,6 +183,16 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         dtype=values.dtype,
         scheduler=values.scheduler,
         capture=values.capture,
+        pair_settings=_make_pair_settings(values),
+    )
+
+
+def _make_pair_settings(values: flags.FlagValues) -> PairSettings:
+    try:
+        dilations = tuple(int(text) for text in values.dilations)
+    except ValueError:
+        raise ValueError(f"dilations={values.dilations} must be whole numbers") from None
+    return PairSettings(
         rng_seed=values.seed,
         num_steps=values.num_steps,
         guidance_scale=values.guidance_scale,
@@ -205,6 +210,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         uncertain=values.uncertain,
         refine_iterations=values.refine_iterations,
         dilations=dilations,
+        dry_run=values.dry_run,
         refined_threshold=values.refined_threshold,
     )
 

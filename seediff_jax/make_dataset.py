@@ -111,11 +111,11 @@ def require_fit(model: Model, config: RunConfig) -> None:
     Raises:
         ValueError: it cannot.
     """
-    steps = make_steps(model.scheduler_config, config.num_steps)
+    steps = make_steps(model.scheduler_config, config.pair_settings.num_steps)
     model.capture.recorded_calls(len(steps.timesteps))
     require_capture(model)
     config.pair_settings.sample_config(model)
-    encode_prompts(model, [config.negative_prompt])
+    encode_prompts(model, [config.pair_settings.negative_prompt])
 
 
 def require_prompts_fit(model: Model, config: RunConfig) -> None:

@@ -159,7 +159,7 @@ class PairMaker:
                 [record.prompt for record in new],
                 [record.named for record in new],
                 np.zeros(len(new), np.int32),
-                negative_prompt=self._config.negative_prompt,
+                negative_prompt=self._config.pair_settings.negative_prompt,
                 unnamed_classes=self._config.unnamed_classes(new),
                 synonyms=self._config.plan.synonyms,
                 num_classes=self._config.plan.max_classes,
@@ -189,7 +189,7 @@ class PairMaker:
             seed_counts=rows.seed_counts[:count],
             scores=rows.scores[:count],
         )
-        if index == 0 and self._config.mask_config.method == "seediff":
+        if index == 0 and self._config.pair_settings.mask_config.method == "seediff":
             self._draw_strip(rows, mask)
         soft = rows.soft_masks[:count] if self._config.soft_masks else None
         return Sample(

@@ -18,9 +18,8 @@ import jax
 import seediff_jax
 from seediff_jax.dataset import require_formats
 from seediff_jax.folder_settings import VERSIONS
-from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
-from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
+from seediff_jax.pair_settings import PairSettings
 from seediff_jax.prompt_plan import PromptPlan
 from seediff_jax.prompts import PromptRecord
 from seediff_jax.shard_layout import ShardLayout
@@ -43,17 +42,11 @@ class RunConfig:
         shard_size: samples of a shard file.
         mesh: how devices share the work, see `make_mesh`.
         partition: see `PairPrograms`.
-        dry_run: make no UNet call, see `SampleConfig`.
         log_dir: see `monitor`; None for no log.
         profile: whether to write a profile there.
         revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
             the checkpoint's own.
-        height: of the images in pixels; None is the side that the model was trained for.
-        width: the same.
-        threshold: see `label_map`; None is the published value of the mask's method.
-        uncertain: lower end of the ignored band; None is the published value of the method, where
-            `threshold` is None too, and else no band.
-        refined_threshold: takes the place of `threshold` for refined masks.
+        pair_settings: of images and masks, as in `generate`.
     """
 
     plan: PromptPlan
@@ -67,7 +60,6 @@ class RunConfig:
     shard_size: int = 1000
     mesh: MeshShape = ALL_DEVICES
     partition: str = "shard_map"
-    dry_run: bool = False
     log_dir: str | None = None
     profile: bool = False
     model: str = "shapes"
@@ -78,32 +70,13 @@ class RunConfig:
     dtype: str = "float32"
     scheduler: str | None = None
     capture: str | None = None
-    rng_seed: int = 0
-    num_steps: int = 50
-    guidance_scale: float = 7.5
-    guidance_rescale: float = 0.0
-    negative_prompt: str = ""
-    height: int | None = None
-    width: int | None = None
-    mask_config: MaskConfig = MaskConfig()
-    threshold: float | None = None
-    uncertain: float | None = None
-    refine_iterations: int = 0
-    dilations: tuple[int, ...] = (1,)
-    refined_threshold: float = REFINED_THRESHOLD
+    pair_settings: PairSettings = PairSettings()
 
     def __post_init__(self):
         ShardLayout(self.num_images, self.shard_size, self.batch_size or 1)
-        _ = self.pair_settings
         require_formats(self.formats)
         if self.profile and self.log_dir is None:
             raise ValueError("profile needs log_dir, the folder to write it to")
-
-    @property
-    def pair_settings(self) -> PairSettings:
-        """The settings of `generate`."""
-        names = [field.name for field in dataclasses.fields(PairSettings)]
-        return PairSettings(**{n: getattr(self, n) for n in names if hasattr(self, n)})
 
     def record(self, index: int) -> PromptRecord:
         """The prompt of image `index`, which may lie beyond `num_images`."""
@@ -117,7 +90,8 @@ class RunConfig:
 
     def settings(self) -> dict[str, Any]:
         """Settings of a sample that are known without the model, as JSON values."""
-        threshold, uncertain = self.pair_settings.thresholds
+        pairs, masks = self.pair_settings, self.pair_settings.mask_config
+        threshold, uncertain = pairs.thresholds
         return {
             "seediff_jax_version": seediff_jax.__version__,
             "model": self.model,
@@ -126,28 +100,28 @@ class RunConfig:
             "loras": [list(pair) for pair in self.loras],
             "dtype": self.dtype,
             "capture": self.capture,
-            "rng_seed": self.rng_seed,
-            "num_steps": self.num_steps,
-            "guidance_scale": self.guidance_scale,
-            "guidance_rescale": self.guidance_rescale,
-            "negative_prompt": self.negative_prompt,
-            "height": self.height,
-            "width": self.width,
-            "mask_method": self.mask_config.method,
-            "affinity": self.mask_config.affinity,
-            "power": self.mask_config.resolved_power,
-            "background": self.mask_config.background,
+            "rng_seed": pairs.rng_seed,
+            "num_steps": pairs.num_steps,
+            "guidance_scale": pairs.guidance_scale,
+            "guidance_rescale": pairs.guidance_rescale,
+            "negative_prompt": pairs.negative_prompt,
+            "height": pairs.height,
+            "width": pairs.width,
+            "mask_method": masks.method,
+            "affinity": masks.affinity,
+            "power": masks.resolved_power,
+            "background": masks.background,
             "threshold": threshold,
             "uncertain": uncertain,
-            "refine_iterations": self.refine_iterations,
-            "dilations": list(self.dilations),
-            "refined_threshold": self.refined_threshold,
+            "refine_iterations": pairs.refine_iterations,
+            "dilations": list(pairs.dilations),
+            "refined_threshold": pairs.refined_threshold,
             **self.plan.settings(),
             "formats": list(self.formats),
             "soft_masks": self.soft_masks,
             "seed_maps": self.seed_maps,
             "shard_size": self.shard_size,
-            "dry_run": self.dry_run,
+            "dry_run": pairs.dry_run,
             "class_names": list(self.class_names),
         }
 

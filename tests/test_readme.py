@@ -17,7 +17,7 @@ def test_job_and_tests_are_one_line_each_from_a_fresh_environment():
     job, tests, *_ = COMMANDS
     start = r"python3 -m venv \.venv && \.venv/bin/pip install -q .* && \.venv/bin/python -m "
     assert re.fullmatch(start + r"seediff_jax\.main\n", job)
-    assert re.fullmatch(start + r"pytest( -n 2 --dist=loadfile)?\n", tests)
+    assert re.fullmatch(start + r"pytest( -n 2 --dist=worksteal)?\n", tests)
 
 
 def test_flags_and_their_defaults_are_those_of_the_driver():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from seediff_jax.masks import MaskConfig
+from seediff_jax.pair_settings import PairSettings
 from seediff_jax.prompt_plan import PromptPlan
 from seediff_jax.prompts import VOC_CLASSES, PromptRecord
 from seediff_jax.run_config import RunConfig
@@ -39,12 +40,12 @@ def test_the_plan_says_which_prompt_an_image_shows():
     ],
 )
 def test_thresholds_that_are_not_given_are_the_published_ones(method, options, expected):
-    config = make_config(mask_config=MaskConfig(method=method), **options)
-    assert config.pair_settings.thresholds == expected
+    settings = PairSettings(mask_config=MaskConfig(method=method), **options)
+    assert settings.thresholds == expected
 
 
 def test_settings_survive_json():
-    settings = make_config(uncertain=0.3, dilations=(1, 2)).settings()
+    settings = make_config(pair_settings=PairSettings(uncertain=0.3, dilations=(1, 2))).settings()
     assert json.loads(json.dumps(settings)) == settings
 
 

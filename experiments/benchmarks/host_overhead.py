@@ -43,6 +43,7 @@ from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
 from seediff_jax.pair_inputs import pair_inputs
 from seediff_jax.pair_maker import PairMaker
+from seediff_jax.pair_settings import PairSettings
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sample_records import class_mask, make_record
 from seediff_jax.shard_layout import ShardLayout
@@ -53,7 +54,7 @@ _SIDE, _BATCH_SIZE, _SHARD_SIZE = 512, 4, 100
 _REPEATS = 5
 _MOST = 100  # samples for each second of a run at no limit
 # The first image is not drawn as a strip, whose program would have to be compiled.
-_MASKS = MaskConfig(method="cross_attention")
+_SETTINGS = PairSettings(mask_config=MaskConfig(method="cross_attention"))
 
 
 def measure_run(
@@ -66,7 +67,7 @@ def measure_run(
         num_images,
         batch_size=_BATCH_SIZE,
         shard_size=_SHARD_SIZE,
-        mask_config=_MASKS,
+        pair_settings=_SETTINGS,
     )
     run = run_driver(config, make_pool(_SIDE), speed or math.inf)
     seconds = run.written.time - run.first_round.time
@@ -79,7 +80,7 @@ def measure_run(
 
 def measure_steps(scratch: str, formats: list[str]) -> dict[str, Any]:
     """CPU and wall seconds of each step of a sample's way, as triples with its name."""
-    config = simulated_config(Path(scratch) / "out", formats, 10**5, mask_config=_MASKS)
+    config = simulated_config(Path(scratch) / "out", formats, 10**5, pair_settings=_SETTINGS)
     model, pool = load_simulated_model(config.model), make_pool(_SIDE)
     dataset = _open_dataset(config, formats)
     exists = np.zeros(config.num_images, bool)
