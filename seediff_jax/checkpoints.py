@@ -11,8 +11,10 @@ mis-shaped is reported at once.
 """
 
 import contextlib
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -271,8 +273,12 @@ def _written_aside(folder: Path, components: Iterable[str]) -> Iterator[Path]:
     """Yields a folder beside `folder`, which takes its name when all is written."""
     require_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    # Ids of processes mean something on one host only; the folder may be shared by several.
+    stem = f".{folder.name}.{socket.gethostname()}."
+    aside = folder.parent / f"{stem}{os.getpid()}.partial"
+    for left in folder.parent.glob(f"{glob.escape(stem)}*.partial"):
+        if left == aside or not _is_alive(left.name[len(stem) : -len(".partial")]):
+            shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     try:
         for component in components:
@@ -281,3 +287,14 @@ def _written_aside(folder: Path, components: Iterable[str]) -> Iterator[Path]:
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this host has the id `process`."""
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (ValueError, OSError):
+        return False
+    return True

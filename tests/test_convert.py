@@ -1,9 +1,17 @@
 """The converter's command line: any source becomes a folder that loads as the same model."""
 
+import itertools
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from crashes import killed_at
 from safetensors.numpy import load_file, save_file
 from small_runs import write_inputs
 
@@ -96,6 +104,54 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(source, tmp_path, capsys, opt
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (tmp_path / "new").exists()
+
+
+def test_a_conversion_killed_at_any_call_leaves_nothing_or_all(source, tmp_path):
+    output = tmp_path / "out"
+    # Threads of orbax would wait for one another; real kills of it are in the slow test below.
+    options = f"--output={output}", "--format=diffusers"
+    for number in itertools.count(1):
+        with killed_at(number) as calls:
+            convert(source, *options)
+        if calls[-1] != "killed":
+            break
+        assert not output.exists()
+    assert number > 5  # else the calls were not seen
+    assert load_model(output).weights_hash == load_model(source).weights_hash
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["orbax", "diffusers"])
+def test_a_conversion_killed_at_any_instant_is_made_by_the_same_command(source, tmp_path, kind):
+    output = tmp_path / "out"
+    words = [sys.executable, "-m", "seediff_jax.convert", f"--model={source}"]
+    words += [f"--output={output}", f"--format={kind}"]
+    begin, random = time.monotonic(), np.random.default_rng(0)
+    subprocess.run([*words[:-2], f"--output={tmp_path / 'whole'}", words[-1]], check=True)
+    seconds = time.monotonic() - begin
+    for _ in range(10):
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        # The start of Python is the longest part, and writes nothing.
+        time.sleep(random.uniform(0.5, 1) * seconds)
+        process.kill()
+        process.wait()
+        if output.exists():
+            assert load_model(output).weights_hash == load_model(source).weights_hash
+            shutil.rmtree(output)
+    subprocess.run(words, check=True)
+    assert load_model(output).weights_hash == load_model(source).weights_hash
+    assert sorted(os.listdir(tmp_path)) == ["out", "whole"]
+
+
+def test_what_a_live_process_or_another_host_writes_is_left_to_it(source, tmp_path):
+    live = tmp_path / f".out.{socket.gethostname()}.{os.getppid()}.partial"
+    elsewhere = tmp_path / ".out.another-host.1.partial"
+    dead = tmp_path / f".out.{socket.gethostname()}.{2**22 + 1}.partial"
+    for folder in (live, elsewhere, dead):
+        folder.mkdir()
+    assert convert(source, f"--output={tmp_path / 'out'}") == 0
+    assert sorted(os.listdir(tmp_path)) == sorted([live.name, elsewhere.name, "out"])
 
 
 def test_help_lists_every_flag(capsys):
