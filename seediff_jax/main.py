@@ -76,7 +76,7 @@ def _define_sampling(values: flags.FlagValues) -> None:
     seed = "Seed of all noise; image i depends on the seed and on i alone."
     whole("seed", 0, seed, lower_bound=0, upper_bound=2**32 - 1)
     whole("num_steps", 50, "Denoising steps.", lower_bound=1)
-    guidance = "How strongly the prompt guides; 1 is no guidance."
+    guidance = "How strongly the prompt guides; up to 1 there is no guidance."
     number("guidance_scale", 7.5, guidance, lower_bound=0)
     rescale = "How far guidance gives up the contrast that it adds, 0..1; 0.7 suits v models."
     number("guidance_rescale", 0.0, rescale, lower_bound=0, upper_bound=1)

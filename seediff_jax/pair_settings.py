@@ -70,8 +70,11 @@ class PairSettings:
         object.__setattr__(self, "dilations", tuple(self.dilations))
         require_range("rng_seed", self.rng_seed, 2**32 - 1)
         require_range("refine_iterations", self.refine_iterations, 2**31 - 1)
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"guidance_scale={self.guidance_scale} is not a finite number")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(
+                f"guidance_scale={self.guidance_scale} must be 0 or more and finite; up to 1 the "
+                "prompt alone is denoised"
+            )
         if not 0 <= self.guidance_rescale <= 1:
             raise ValueError(f"guidance_rescale={self.guidance_rescale} must lie in 0..1")
         self.size_condition.require_valid()
@@ -111,7 +114,7 @@ class PairSettings:
         """
         return SampleConfig(
             num_steps=self.num_steps,
-            use_guidance=self.guidance_scale != 1,
+            use_guidance=self.guidance_scale > 1,
             capture=capture,
             latent_size=latent_size(model, self.height, self.width),
             dry=self.dry_run,

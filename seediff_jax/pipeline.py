@@ -73,7 +73,7 @@ def generate(
     Sample `first_index + i` depends on `rng_seed`, that index, its prompt and the settings, not on
     the batch that it is part of. Only another shape (prompts, classes, images) or another
     `num_steps`, `mask_config`, `refine_iterations` or `dilations` compiles again, and so does a
-    `guidance_scale` of exactly 1 and the first `guidance_rescale` above 0.
+    `guidance_scale` of 1 or less and the first `guidance_rescale` above 0.
 
     Args:
         model: the model; `model.replace(scheduler_config=...)` chooses another sampler.
@@ -82,7 +82,8 @@ def generate(
         rng_seed: 0 to 2**32 - 1.
         first_index: index of the first sample.
         num_steps: denoising steps.
-        guidance_scale: weight of the prompt; 1 is no guidance.
+        guidance_scale: weight of the prompt, 0 or more; up to 1 the prompt alone is denoised, as by
+            diffusers.
         guidance_rescale: how far, in 0..1, guidance gives up the contrast that it adds, see
             `guidance.guide`.
         negative_prompt: what images are guided away from; for Stable Diffusion XL, an empty one is

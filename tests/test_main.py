@@ -49,7 +49,7 @@ def no_model(monkeypatch):
         ("--uncertain=0.7", "uncertain=0.7 must lie in 0..0.5"),
         ("--dilations=1,x", "whole numbers"),
         ("--dilations=0", "each 1 or more"),
-        ("--guidance_scale=nan", "not a finite number"),
+        ("--guidance_scale=nan", "must be 0 or more and finite"),
         ("--seed=4294967296", "seed"),
         ("--prediction_type=sample", "epsilon|v_prediction"),
         ("--lora=style.safetensors:much", "needed is path:weight"),

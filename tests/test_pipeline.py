@@ -92,6 +92,15 @@ def test_images_alone_are_those_of_the_pairs(model, pairs):
     assert_images_alike(generate_images(model, PROMPTS, num_steps=STEPS), pairs.images)
 
 
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_up_to_a_scale_of_1_the_prompt_alone_makes_the_image(model, pairs, scale):
+    def images(scale):
+        return generate_images(model, PROMPTS, num_steps=STEPS, guidance_scale=scale)
+
+    # The guided program, whose weight of the negative prompt is next to nothing.
+    assert_images_alike(images(scale), images(1 + 1e-6))
+
+
 def assert_images_alike(got, expected):
     """Another order of sums may round a colour to its neighbour."""
     assert np.abs(np.asarray(got, int) - np.asarray(expected, int)).max() <= 1
@@ -168,7 +177,8 @@ ERRORS = {
     "first word that is lost": {"negative_prompt": "far too many words"},
     "num_steps=0 must be a whole number from 1 on": {"num_steps": 0},
     "num_steps=1001 must lie in 1..1000": {"num_steps": 1001},
-    "guidance_scale=nan is not a finite": {"guidance_scale": float("nan")},
+    "guidance_scale=nan must be 0 or more and finite": {"guidance_scale": float("nan")},
+    "guidance_scale=-1 must be 0 or more": {"guidance_scale": -1},
     "rng_seed=-1 must be a whole number in 0..4294967295": {"rng_seed": -1},
     "first_index=2147483647 must": {"first_index": 2**31 - 1},
     "threshold=1.5 must lie in 0..1": {"threshold": 1.5},
