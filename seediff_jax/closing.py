@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,13 @@ from PIL import Image
 
 from seediff_jax.dataset import FAILED, Dataset, describe_file
 from seediff_jax.pictures import contact_sheet
+from seediff_jax.seals import COUNTS, read_checked
 from seediff_jax.storage import Folder
 
 MANIFEST, SHEET = "manifest.jsonl", "contact_sheet.png"
 CLOSED = "shards/closed.json"
 """Written last of all: how many samples there are, and the hashes of the whole lists."""
 
-_COUNTS = ("samples", "failed", "empty")
 _SHEET_SAMPLES = 24
 
 
@@ -29,7 +29,7 @@ def closed_counts(folder: Folder) -> dict[str, int] | None:
         return None
     try:
         content = json.loads(folder.read(CLOSED))
-        return {name: int(content[name]) for name in ("num_images", *_COUNTS)}
+        return {name: int(content[name]) for name in ("num_images", *COUNTS)}
     except (ValueError, TypeError, KeyError):
         return None  # damaged: closing makes it again
 
@@ -43,9 +43,10 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
     """Writes what a complete run has; all its shards are sealed.
 
     Returns:
-        "samples", "failed", and "empty", the samples with a class that has no pixel.
+        `seals.COUNTS` of all shards.
 
     Raises:
+        DamagedFile: a finished file is not as it was written.
         OSError: a file cannot be written.
     """
     folder, shards = dataset.folder, range(dataset.layout.num_shards)
@@ -55,7 +56,7 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
     for each in dataset.formats:
         files |= each.closing_files(
             lambda: (r for r in dataset.records() if FAILED not in r),
-            folder.read,
+            dataset.read,
             shards,
             dataset.scratch,
         )
@@ -63,11 +64,13 @@ def close(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str,
         lists.pop("failed.jsonl").unlink()
         folder.remove("failed.jsonl")
     files |= lists
+    good_records = (r for r in dataset.records() if FAILED not in r)
+    if sheet := _draw_sheet(folder, good_records, counts["samples"], class_names, model):
+        files[SHEET] = dataset.scratch / SHEET
+        sheet.save(files[SHEET])
     made = {name: describe_file(path) for name, path in files.items()}
     for name, path in files.items():
         folder.put(name, path)
-    good_records = (r for r in dataset.records() if FAILED not in r)
-    _write_sheet(folder, good_records, counts["samples"], class_names, model)
     content = {"num_images": dataset.layout.num_images, **counts, "files": made}
     folder.write(CLOSED, (json.dumps(content, indent=1) + "\n").encode())
     return counts
@@ -95,28 +98,34 @@ def write_picture(folder: Folder, name: str, picture: Image.Image) -> None:
     folder.write(name, content.getvalue())
 
 
-def _write_sheet(
+def _draw_sheet(
     folder: Folder,
     records: Iterable[Mapping[str, Any]],
     count: int,
     class_names: Sequence[str],
     model: str,
-) -> None:
-    """Draws the first samples, where a format holds their images and masks as files."""
+) -> Image.Image | None:
+    """The first samples, where a format holds their images and masks as files."""
     first = list(itertools.islice(records, _SHEET_SAMPLES))
     if not first or not {"image", "mask"} <= first[0].keys():
-        return
+        return None
     title = f"{count} images, model {model}"
     if len(first) < count:
         title += f", the first {len(first)}"
     samples = [_sheet_row(folder, record) for record in first]
     names = dict(enumerate(class_names, 1))
-    write_picture(folder, SHEET, contact_sheet(samples, title=title, class_names=names))
+    return contact_sheet(samples, title=title, class_names=names)
 
 
 def _sheet_row(folder: Folder, row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, str]:
-    pictures = [Image.open(io.BytesIO(folder.read(row[part]))) for part in ("image", "mask")]
-    image, label_map = (np.asarray(picture) for picture in pictures)
+    image, label_map = (_pixels(folder, row, part) for part in ("image", "mask"))
     facts = zip(row["classes"], row["area_fractions"], row["seed_counts"], strict=True)
     notes = [f"{name} {area:.1%} of the image, {seeds} seeds" for name, area, seeds in facts]
     return image, label_map, "\n".join([f"{row['index']}: {row['prompt']}", ", ".join(notes)])
+
+
+def _pixels(folder: Folder, row: Mapping[str, Any], part: str) -> np.ndarray:
+    name = row[part]
+    facts = {"sha256": row["sha256"][part + PurePosixPath(name).suffix]}
+    with Image.open(io.BytesIO(read_checked(folder, name, facts))) as picture:
+        return np.asarray(picture)

@@ -23,6 +23,7 @@ import numpy as np
 from seediff_jax.encoding import EncodedSample
 from seediff_jax.formats import FORMATS, Format
 from seediff_jax.journal import DamagedEntry, Journal
+from seediff_jax.seals import COUNTS, read_checked, read_seal
 from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.storage import TEMPORARY, Folder
 
@@ -139,13 +140,18 @@ class Dataset:
             journal.compact()
 
     def counts(self, shard: int) -> dict[str, int]:
-        """Of a sealed shard "samples", "failed", and "empty", those with a class of no pixel."""
-        seal = json.loads(self.folder.read(self._seal_name(shard)))
-        return {name: seal[name] for name in ("samples", "failed", "empty")}
+        """`seals.COUNTS` of a sealed shard; raises DamagedFile for a damaged seal."""
+        seal = read_seal(self.folder, self._seal_name(shard))
+        return {name: seal[name] for name in COUNTS}
+
+    def read(self, shard: int, name: str) -> bytes:
+        """Reads a file of a sealed shard; raises DamagedFile unless it is as it was written."""
+        files = read_seal(self.folder, self._seal_name(shard))["files"]
+        return read_checked(self.folder, name, files[name])
 
     def lines(self, shard: int) -> bytes:
         """Records of the samples of a sealed shard in order, of failed ones too, a line each."""
-        return self.folder.read(f"shards/{shard:05d}.jsonl")
+        return self.read(shard, f"shards/{shard:05d}.jsonl")
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Records of the samples of all shards in order, of failed ones too."""

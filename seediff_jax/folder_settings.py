@@ -1,4 +1,7 @@
-"""settings.json, which marks a dataset folder and pins its samples down."""
+"""settings.json, which marks a dataset folder and pins its samples down.
+
+A copy lies in `shards`, where nobody edits it: a million samples must not be lost with one file.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,9 +10,11 @@ from typing import Any
 from seediff_jax.run_lock import LOCK
 from seediff_jax.storage import TEMPORARY, Folder
 
-SETTINGS = "settings.json"
+SETTINGS, COPY = "settings.json", "shards/settings.json"
 VERSIONS = "software"
 """Setting that may differ when a run goes on: versions of the libraries that do the arithmetic."""
+
+_NEEDED = {"seediff_jax_version", "class_names"}
 
 
 def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
@@ -35,11 +40,12 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
         if others:
             raise ValueError(
                 f"{folder} is not empty and no dataset of this program (it has no {SETTINGS}); "
-                "choose a new folder"
+                f"{_way_out(folder)}"
             )
         return []
     old = read_settings(folder)
-    if not any(name.endswith((".journal", ".json")) for name in folder.names("shards")):
+    names = (name.split(".") for name in folder.names("shards"))
+    if not any(number.isdigit() and ends in ("journal", "json") for number, *_, ends in names):
         return []
     changes = _differences(old, settings)
     refused = [text for name, text in changes.items() if name != VERSIONS]
@@ -58,14 +64,40 @@ def read_settings(folder: Folder) -> dict[str, Any]:
         ValueError: they are none of this program's.
         OSError: there is no such file.
     """
-    path = folder.path(SETTINGS)
     try:
-        settings = json.loads(folder.read(SETTINGS))
+        return _parsed(folder, SETTINGS)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); choose a new folder") from error
-    if not isinstance(settings, dict) or "seediff_jax_version" not in settings:
-        raise ValueError(f"{path} is not of this program; choose a new folder")
+        raise ValueError(f"{error}; {_way_out(folder)}") from error
+
+
+def read_copy(folder: Folder) -> dict[str, Any]:
+    """The settings as they were written, whatever became of settings.json.
+
+    Raises:
+        ValueError: neither the copy nor settings.json is of this program.
+        OSError: there is neither.
+    """
+    try:
+        return _parsed(folder, COPY)
+    except (ValueError, OSError):
+        return read_settings(folder)
+
+
+def _parsed(folder: Folder, name: str) -> dict[str, Any]:
+    path = folder.path(name)
+    try:
+        settings = json.loads(folder.read(name))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    if not isinstance(settings, dict) or not settings.keys() >= _NEEDED:
+        raise ValueError(f"{path} is not of this program")
     return settings
+
+
+def _way_out(folder: Folder) -> str:
+    if folder.exists(COPY):
+        return f"--repair --output={folder} restores it from {COPY}"
+    return "choose a new folder"
 
 
 def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
@@ -77,10 +109,16 @@ def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
 
 
 def write_settings(folder: Folder, settings: Mapping[str, Any]) -> None:
-    """Writes the settings and, a line a class, `classes.txt`."""
-    folder.write(SETTINGS, (json.dumps(settings, indent=2) + "\n").encode())
-    names = settings["class_names"]
-    folder.write("classes.txt", "".join(f"{name}\n" for name in names).encode())
+    """Writes what `settings_files` gives."""
+    for name, content in settings_files(settings).items():
+        folder.write(name, content)
+
+
+def settings_files(settings: Mapping[str, Any]) -> dict[str, bytes]:
+    """Content by name of the settings, their copy and, a line a class, `classes.txt`."""
+    content = (json.dumps(settings, indent=2) + "\n").encode()
+    classes = "".join(f"{name}\n" for name in settings["class_names"])
+    return {COPY: content, SETTINGS: content, "classes.txt": classes.encode()}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from seediff_jax.folder_settings import require_resumable
 from seediff_jax.hosts import gather, is_first
 from seediff_jax.make_dataset import prepare
 from seediff_jax.planning import describe_plan
-from seediff_jax.regenerate import measure, regenerate
+from seediff_jax.regenerate import as_made, measure, regenerate
 from seediff_jax.run_config import RunConfig
 from seediff_jax.run_lock import hold_lock
 from seediff_jax.shard_layout import ShardLayout
@@ -39,7 +39,7 @@ def verify_folder(folder: Folder, repairs: bool) -> int:
 
 def regenerate_sample(config: RunConfig, index: int) -> int:
     """Makes a sample again and tells how it differs; returns the exit status."""
-    differences = regenerate(*prepare(config), index)
+    differences = regenerate(*prepare(as_made(config, index)), index)
     for line in differences or [f"sample {index} is the same to the byte"]:
         print(line)
     return DIFFERENT if differences else 0

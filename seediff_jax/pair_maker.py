@@ -1,5 +1,6 @@
 """The stages of a run's work: a round of blocks on the devices, and what becomes of each block."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from seediff_jax.closing import write_picture
 from seediff_jax.dataset import Dataset
-from seediff_jax.encoding import EncodedSample, Sample
+from seediff_jax.encoding import EncodedSample, Sample, encode
 from seediff_jax.model import Model
 from seediff_jax.monitor import Monitor
 from seediff_jax.pair_inputs import PairInputs, pair_inputs
@@ -18,7 +19,6 @@ from seediff_jax.run_config import RunConfig
 from seediff_jax.sample_records import (
     Failure,
     class_mask,
-    encode_or_fail,
     failed_sample,
     failed_stage,
     make_record,
@@ -28,6 +28,7 @@ from seediff_jax.sharding import PairPrograms, PairRows
 from seediff_jax.work_loop import Stages
 
 _KEPT_PROMPTS = 4096
+_log = logging.getLogger(__name__)
 
 
 class Round(NamedTuple):
@@ -127,9 +128,7 @@ class PairMaker:
         for k, index in enumerate(self._layout.wanted(first)):
             if not self._is_needed[index]:
                 continue
-            made = self._sample(index, block, k)
-            if isinstance(made, Sample):
-                made = encode_or_fail(made, self._parts)
+            made = self._encoded(index, block, k)
             if isinstance(made, Failure):
                 failures.append(made)
                 if self.record_failures:
@@ -173,10 +172,21 @@ class PairMaker:
         size = self._layout.batch_size
         return Block(*_part((inputs, rows), slice(k * size, (k + 1) * size)))
 
-    def _sample(self, index: int, block: Block, k: int) -> Sample | Failure:
-        inputs, rows = _part(block, k)
-        if reason := failed_stage(rows.is_finite):
-            return Failure(index, reason)
+    def _encoded(self, index: int, block: Block, k: int) -> EncodedSample | Failure:
+        """Makes a sample of row k; what goes wrong in it must not stop the others."""
+        try:
+            inputs, rows = _part(block, k)
+            if reason := failed_stage(rows.is_finite):
+                return Failure(index, reason)
+            sample = self._sample(index, inputs, rows)
+            encoded = encode(sample, self._parts)
+        except Exception as error:
+            return Failure(index, f"{type(error).__name__}: {error}")
+        if index == 0 and self._config.pair_settings.mask_config.method == "seediff":
+            self._draw_strip(rows, sample.mask)
+        return encoded
+
+    def _sample(self, index: int, inputs: PairInputs, rows: PairRows) -> Sample:
         prompt, names = self._config.record(index), self._config.class_names
         count = len(prompt.classes)
         mask = class_mask(rows.label_maps, [names.index(name) + 1 for name in prompt.classes])
@@ -189,8 +199,6 @@ class PairMaker:
             seed_counts=rows.seed_counts[:count],
             scores=rows.scores[:count],
         )
-        if index == 0 and self._config.pair_settings.mask_config.method == "seediff":
-            self._draw_strip(rows, mask)
         soft = rows.soft_masks[:count] if self._config.soft_masks else None
         return Sample(
             index=index,
@@ -208,9 +216,13 @@ class PairMaker:
         return rows.seed_maps.reshape(-1, side, rows.seed_maps.shape[-1] // side)
 
     def _draw_strip(self, rows: PairRows, mask: np.ndarray) -> None:
-        """Draws the method on the first class of the first image."""
-        seeds = np.asarray(jax.jit(find_seeds)(rows.seed_maps[0]))
-        picture = method_strip(rows.images, seeds, rows.soft_masks[0], mask)
+        """Draws the method on the first class of the first image; a run can do without."""
+        try:
+            seeds = np.asarray(jax.jit(find_seeds)(rows.seed_maps[0]))
+            picture = method_strip(rows.images, seeds, rows.soft_masks[0], mask)
+        except Exception as error:
+            _log.warning("strip.png is not drawn: %s: %s", type(error).__name__, error)
+            return
         write_picture(self._dataset.folder, "strip.png", picture)
 
 

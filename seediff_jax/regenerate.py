@@ -1,5 +1,6 @@
 """Single blocks: a sample made again and compared with what is stored, and a trial to measure."""
 
+import dataclasses
 import io
 import json
 import tempfile
@@ -19,6 +20,7 @@ from seediff_jax.pair_maker import PairMaker
 from seediff_jax.planning import Measured
 from seediff_jax.run_config import RunConfig
 from seediff_jax.sample_records import Failure
+from seediff_jax.seals import fault_of
 from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.sharding import PairPrograms, local_rows_of
 from seediff_jax.storage import Folder, open_folder
@@ -79,11 +81,23 @@ def measure(config: RunConfig, model: Model, programs: PairPrograms) -> Measured
     return Measured(seconds, written / max(made, 1), stats.get("peak_bytes_in_use"))
 
 
+def as_made(config: RunConfig, index: int) -> RunConfig:
+    """A run's config with the batch size with which it made a sample, for the same rounding.
+
+    Raises:
+        ValueError: there is no such sample, or the folder was made with other settings.
+    """
+    folder = open_folder(config.output)
+    require_resumable(folder, config.settings())
+    stored = stored_record(folder, ShardLayout(index + 1, config.shard_size, 1), index)
+    return dataclasses.replace(config, batch_size=stored["batch_size"])
+
+
 def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: int) -> list[str]:
     """Makes a sample again, with its neighbours of the same block, and writes nothing.
 
     Args:
-        config: that of the run which made it.
+        config: see `as_made`.
         model: the same.
         programs: on the devices of this host.
         index: of the sample.
@@ -105,11 +119,32 @@ def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: i
         if reasons := [failure.reason for failure in failures if failure.index == index]:
             return [f"it fails now: {reasons[0]}"]
         made = stored_record(again, layout, index)
-        return [
-            _difference(folder, again, stored, made, part)
+        changed = {
+            part: _difference(folder, again, stored, made, part)
             for part in made["sha256"]
             if made["sha256"][part] != stored["sha256"].get(part)
-        ]
+        }
+        return [*changed.values(), *_damages(folder, config, stored, set(changed))]
+
+
+def _damages(
+    folder: Folder, config: RunConfig, stored: dict[str, Any], told: set[str]
+) -> list[str]:
+    """What is wrong with a sample's own files, but for those of parts that are told already."""
+    formats = make_formats(
+        config.formats, config.class_names, soft=config.soft_masks, seeds=config.seed_maps
+    )
+    parts = {
+        name: part
+        for each in formats
+        for name, part in each.sample_files(stored["index"]).items()
+        if part not in told
+    }
+    faults = {
+        name: fault_of(folder, name, {"sha256": stored["sha256"][part]})
+        for name, part in parts.items()
+    }
+    return [f"{name}: {fault}" for name, fault in faults.items() if fault]
 
 
 def _difference(

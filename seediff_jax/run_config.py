@@ -139,7 +139,11 @@ class RunConfig:
         }
 
     def row_settings(self, model: Model) -> dict[str, Any]:
-        """The settings that stand in the record of every sample."""
+        """What stands in the record of every sample: settings, and what its rounding depends on."""
         left_out = ("class_names", "formats", "shard_size")
         settings = {k: v for k, v in self.settings_with(model).items() if k not in left_out}
-        return settings | {"device": jax.devices()[0].device_kind}
+        return settings | {
+            "batch_size": self.batch_size,
+            "model_axis": self.mesh.model,
+            "device": jax.devices()[0].device_kind,
+        }

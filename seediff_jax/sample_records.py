@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from seediff_jax.arrays import UInt8, typechecked
-from seediff_jax.encoding import EncodedSample, Sample, encode
+from seediff_jax.encoding import EncodedSample
 from seediff_jax.label_maps import IGNORE_INDEX
 from seediff_jax.prompts import PromptRecord
 from seediff_jax.sampling import STAGES
@@ -82,14 +82,6 @@ def make_record(
 
 def _share(where: np.ndarray) -> float:
     return np.count_nonzero(where) / where.size
-
-
-def encode_or_fail(sample: Sample, parts: Sequence[str]) -> EncodedSample | Failure:
-    """Encodes a sample; what goes wrong in it must not stop the others."""
-    try:
-        return encode(sample, parts)
-    except Exception as error:
-        return Failure(sample.index, f"{type(error).__name__}: {error}")
 
 
 def failed_sample(failure: Failure, prompt: PromptRecord) -> EncodedSample:

@@ -2,7 +2,8 @@
 
     seals, lines, journals -> samples' own files, shard files, whole lists -> problems
 
-Everything is compared with hashes that were taken before it was written. Host only; needs no model.
+Everything is compared with hashes that were taken before it was written, but for `strip.png`, which
+is for people alone. Host only; needs no model.
 """
 
 import dataclasses
@@ -15,10 +16,13 @@ from typing import Any
 
 from seediff_jax.closing import CLOSED
 from seediff_jax.dataset import FAILED, make_formats
-from seediff_jax.folder_settings import read_settings
+from seediff_jax.folder_settings import read_copy, settings_files
 from seediff_jax.formats import Format
 from seediff_jax.journal import Journal
+from seediff_jax.seals import DamagedFile, fault_of, read_seal
 from seediff_jax.storage import Folder
+
+_NEEDED = ("formats", "soft_masks", "seed_maps", "shard_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,9 @@ def verify(folder: Folder, watch: Callable[[int], None] = lambda count: None) ->
         ValueError: the folder is no dataset of this program.
         OSError: it cannot be read at all.
     """
-    settings = read_settings(folder)
+    settings = read_copy(folder)
+    if missing := [name for name in _NEEDED if name not in settings]:
+        raise ValueError(f"the settings of {folder} lack {', '.join(missing)}: they are damaged")
     formats = make_formats(
         settings["formats"],
         settings["class_names"],
@@ -63,7 +69,7 @@ def verify(folder: Folder, watch: Callable[[int], None] = lambda count: None) ->
     names = folder.names("shards")
     numbers = {name.split(".")[0] for name in names}
     shards = sorted(int(number) for number in numbers if number.isdigit())
-    problems: list[Problem] = []
+    problems = _check_settings(folder, settings)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for shard in shards:
             problems += _check_shard(folder, names, shard, formats, pool, watch)
@@ -78,12 +84,25 @@ def repair(folder: Folder, problems: Sequence[Problem]) -> int:
     """
     if problems:
         folder.remove(CLOSED)
+    named = {problem.name for problem in problems}
+    for name, content in settings_files(read_copy(folder)).items():
+        if name in named:
+            folder.write(name, content)
     shards = {problem.shard for problem in problems} - {None}
     for shard in sorted(shards):
         for name in (f"{shard:05d}.json", f"{shard:05d}.open.json"):
             folder.remove(f"shards/{name}")
         Journal(folder, shard).remove()
     return len(shards)
+
+
+def _check_settings(folder: Folder, settings: Mapping[str, Any]) -> list[Problem]:
+    problems = []
+    for name, content in settings_files(settings).items():
+        facts = {"sha256": hashlib.sha256(content).hexdigest()}
+        if text := fault_of(folder, name, facts):
+            problems.append(Problem(name, text))
+    return problems
 
 
 def _check_shard(
@@ -98,19 +117,19 @@ def _check_shard(
     seals = [name for name in (f"{shard:05d}.json", f"{shard:05d}.open.json") if name in names]
     for name in seals:
         try:
-            files = json.loads(folder.read(f"shards/{name}"))["files"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            problems.append(Problem(f"shards/{name}", f"cannot be read ({error})", shard))
+            files = read_seal(folder, f"shards/{name}")["files"]
+        except (OSError, DamagedFile) as error:
+            problems.append(Problem(f"shards/{name}", getattr(error, "reason", str(error)), shard))
             continue
         for path, facts in files.items():
-            if text := _difference(folder, path, facts):
+            if text := fault_of(folder, path, facts):
                 problems.append(Problem(path, text, shard))
     records: list[Mapping[str, Any]] = []
     try:
         if not seals or f"{shard:05d}.journal" in names:
-            records = [sample.record for sample in Journal(folder, shard).samples()]
-        elif not problems:
-            records = [json.loads(line) for line in folder.read(f"{stem}.jsonl").splitlines()]
+            records.extend(sample.record for sample in Journal(folder, shard).samples())
+        elif not any(problem.name == f"{stem}.jsonl" for problem in problems):
+            records.extend(map(json.loads, folder.read(f"{stem}.jsonl").splitlines()))
     except (OSError, ValueError) as error:
         problems.append(Problem(f"{stem}.journal", str(error), shard))
 
@@ -118,7 +137,7 @@ def _check_shard(
         found = []
         for each in formats:
             for path, part in each.sample_files(record["index"]).items():
-                if text := _difference(folder, path, {"sha256": record["sha256"][part]}):
+                if text := fault_of(folder, path, {"sha256": record["sha256"][part]}):
                     found.append(Problem(path, text, shard))
         return found
 
@@ -142,21 +161,6 @@ def _check_lists(folder: Folder, shards: Sequence[int], shard_size: int) -> list
         for shard in sorted(set(range(-(-count // shard_size))) - set(shards))
     ]
     for path, facts in files.items():
-        if text := _difference(folder, path, facts):
+        if text := fault_of(folder, path, facts):
             problems.append(Problem(path, text))
     return problems
-
-
-def _difference(folder: Folder, name: str, facts: Mapping[str, Any]) -> str | None:
-    """What is wrong with a file whose "sha256", and perhaps "bytes", are known."""
-    try:
-        content = folder.read(name)
-    except FileNotFoundError:
-        return "missing"
-    except OSError as error:
-        return f"cannot be read ({error})"
-    if len(content) != facts.get("bytes", len(content)):
-        return f"has {len(content)} bytes, written were {facts['bytes']}"
-    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
-        return "has another content than was written"
-    return None

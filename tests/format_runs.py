@@ -82,7 +82,7 @@ def write_run(name, folder, samples=SAMPLES, *, soft=None, seeds=False, shard_si
         for index in sorted(samples):
             yield json.loads(json.dumps(samples[index].record))
 
-    keep(form.closing_files(records, lambda path: (folder / path).read_bytes(), shards, scratch))
+    keep(form.closing_files(records, lambda _, path: (folder / path).read_bytes(), shards, scratch))
     return folder
 
 

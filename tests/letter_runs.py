@@ -33,7 +33,7 @@ class Letters(Format):
     def closing_files(self, records, read, shards, scratch):
         path = scratch / "letters"
         indices = ",".join(str(record["index"]) for record in records())
-        shard_files = b"".join(read(f"letters/{number}.txt") for number in shards)
+        shard_files = b"".join(read(number, f"letters/{number}.txt") for number in shards)
         path.write_bytes(indices.encode() + b"\n" + shard_files)
         return {"letters/all.txt": path}
 

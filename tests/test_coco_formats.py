@@ -126,7 +126,7 @@ def test_annotations_do_not_depend_on_the_size_of_shards(folder, tmp_path, name,
 @pytest.mark.parametrize("name", ["coco", "coco_panoptic"])
 def test_a_run_without_a_sample_has_an_empty_list_of_images(tmp_path, name):
     form = FORMATS[name](CLASS_NAMES)
-    (path,) = form.closing_files(lambda: iter(()), lambda path: b"", [], tmp_path).values()
+    (path,) = form.closing_files(lambda: iter(()), lambda _, path: b"", [], tmp_path).values()
     content = json.loads(path.read_bytes())
     assert content["images"] == content["annotations"] == []
     assert len(content["categories"]) >= len(CLASS_NAMES)
@@ -138,11 +138,11 @@ def test_closing_reads_the_lines_of_each_shard_once_and_leaves_only_its_file(tmp
     (lines,) = form.write_shard(0, iter(shard), tmp_path / "shard").values()
     seen = []
 
-    def read(path):
-        seen.append(path)
+    def read(shard, path):
+        seen.append((shard, path))
         return lines.read_bytes()
 
     made = form.closing_files(lambda: iter(()), read, [0, 7], tmp_path / "closing")
-    assert seen == ["coco/parts/00000.jsonl", "coco/parts/00007.jsonl"]
+    assert seen == [(0, "coco/parts/00000.jsonl"), (7, "coco/parts/00007.jsonl")]
     files = [path for path in (tmp_path / "closing").rglob("*") if path.is_file()]
     assert files == list(made.values())

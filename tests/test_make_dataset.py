@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from small_runs import PROMPTS, command, error_line, write_inputs
 
-from seediff_jax import make_dataset, sharding
+from seediff_jax import make_dataset, pair_maker, sharding
 from seediff_jax.main import SOME_FAILED, main
 from seediff_jax.prompts import VOC_CLASSES
 
@@ -66,6 +66,7 @@ def test_a_run_writes_every_part_of_every_image(made):
     names += ["settings.json", "classes.txt", "manifest.jsonl", "contact_sheet.png", "strip.png"]
     # A longer run would add to the only shard, so it keeps its journal.
     kept = ["00000.journal/000000+5", "00000.jsonl", "00000.open.json", "closed.json"]
+    kept.append("settings.json")
     assert tree(made).keys() == {*names, *(f"shards/{name}" for name in kept)}
 
 
@@ -179,13 +180,16 @@ def test_a_run_that_was_stopped_ends_with_the_same_files(
     assert tree(folder) == tree(made)
 
 
-def test_a_full_disk_is_one_line_and_the_run_can_go_on(inputs, made, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_more_is_one_line_and_the_run_can_go_on(
+    inputs, made, tmp_path, monkeypatch, capsys, reason
+):
     folder = tmp_path / "out"
-    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    error = OSError(reason, os.strerror(reason))
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", failing(full, 9))
+        patch.setattr(os, "fsync", failing(error, 9))
         assert main(command(inputs, folder)) == 2
-    assert error_line(capsys).endswith(": No space left on device")
+    assert error_line(capsys).endswith(f": {os.strerror(reason)}")
     assert main(command(inputs, folder)) == 0
     assert tree(folder) == tree(made)
 
@@ -267,6 +271,37 @@ def test_samples_that_are_not_finite_are_tried_twice_and_told_at_the_end(
     assert [row["index"] for row in failed] == [1]
     assert failed[0]["failed"] == "latents are not finite" and failed[0]["prompt"] == "a cow"
     assert rows(folder) == [row for row in rows(made) if row["index"] != 1]
+
+
+@pytest.mark.parametrize("stage", ["make_record", "encode"])
+def test_a_sample_that_cannot_be_recorded_or_encoded_stops_no_run(
+    inputs, made, tmp_path, monkeypatch, capsys, stage
+):
+    work, calls = getattr(pair_maker, stage), []
+
+    def failing_for_1(what, *arguments, **options):
+        if getattr(what, "index", what) == 1:
+            calls.append(stage)
+            raise OverflowError("too much")
+        return work(what, *arguments, **options)
+
+    monkeypatch.setattr(pair_maker, stage, failing_for_1)
+    folder = tmp_path / "out"
+    assert main(command(inputs, folder)) == SOME_FAILED
+    assert "1 failed twice" in capsys.readouterr().out and len(calls) == 2
+    (failed,) = (folder / "failed.jsonl").read_text().splitlines()
+    assert '"index": 1, "failed": "OverflowError: too much"' in failed
+    assert rows(folder) == [row for row in rows(made) if row["index"] != 1]
+
+
+def test_a_picture_for_people_that_cannot_be_drawn_stops_no_run(
+    inputs, made, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pair_maker, "method_strip", None)
+    assert main(command(inputs, tmp_path / "out")) == 0
+    expected = tree(made)
+    del expected["strip.png"]
+    assert tree(tmp_path / "out") == expected
 
 
 def test_a_sample_that_failed_once_is_made_by_the_second_try(inputs, made, tmp_path, monkeypatch):

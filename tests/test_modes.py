@@ -71,6 +71,12 @@ def test_a_folder_as_it_was_written_is_found_so_without_a_model(made, capsys):
         ("shards/00001.journal/000003+2", overwrite, "is damaged"),
         ("shards/closed.json", cut, "cannot be read"),
         ("manifest.jsonl", cut, "bytes, written were"),
+        ("contact_sheet.png", overwrite, "has another content"),
+        ("classes.txt", overwrite, "has another content"),
+        ("settings.json", os.unlink, "missing"),
+        ("settings.json", cut, "has another content"),
+        ("shards/settings.json", cut, "has another content"),
+        ("shards/settings.json", os.unlink, "missing"),
     ],
 )
 def test_damage_is_told_and_nothing_changed_then_repaired_by_the_same_command(
@@ -87,6 +93,59 @@ def test_damage_is_told_and_nothing_changed_then_repaired_by_the_same_command(
     assert tree(copy) == tree(made)
 
 
+def test_a_changed_setting_is_told_and_put_back(copy, capsys):
+    path = copy / "settings.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"guidance_scale": 7.5', b'"guidance_scale": 3.0'))
+    assert main(["seediff", "--repair", f"--output={copy}"]) == DIFFERENT
+    assert "settings.json: has another content" in capsys.readouterr().out
+    assert path.read_bytes() == content
+
+
+def test_every_damage_of_a_shard_is_told(copy, capsys):
+    cut(copy / "webdataset/shard-00000.tar")
+    (copy / "image/000001.png").unlink()
+    (copy / "shards/00001.open.json").write_text("[]")
+    overwrite(copy / "mask/000004.png")
+    assert main(["seediff", "--verify", f"--output={copy}"]) == DIFFERENT
+    told = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(told) == [
+        "image/000001.png",
+        "mask/000004.png",
+        "shards/00001.open.json",
+        "webdataset/shard-00000.tar",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("shards/00000.json", cut),
+        ("shards/00000.jsonl", cut),
+        ("shards/00000.jsonl", os.unlink),
+        ("image/000002.png", overwrite),  # the contact sheet shows it
+        ("settings.json", cut),
+        ("settings.json", os.unlink),
+    ],
+)
+def test_a_run_that_meets_damage_names_it_and_the_way_out(inputs, made, copy, capsys, name, damage):
+    damage(copy / name)
+    (copy / "shards/closed.json").unlink()
+    assert main(run(inputs, copy)) == 2
+    line = error_line(capsys)
+    assert name in line and f"--repair --output={copy}" in line
+    assert main(["seediff", "--repair", f"--output={copy}"]) == DIFFERENT
+    assert main(run(inputs, copy)) == 0
+    assert tree(copy) == tree(made)
+
+
+def test_settings_that_lack_what_is_needed_are_one_line(copy, capsys):
+    for name in ("settings.json", "shards/settings.json"):
+        (copy / name).write_text('{"seediff_jax_version": "1", "class_names": []}')
+    assert main(["seediff", "--verify", f"--output={copy}"]) == 2
+    assert "lack formats, soft_masks" in error_line(capsys)
+
+
 def test_a_lost_shard_of_a_complete_folder_is_told(copy, capsys):
     for path in [*copy.glob("shards/00000*")]:
         path.unlink()
@@ -99,10 +158,12 @@ def test_verifying_something_else_is_one_line(tmp_path, capsys):
     assert "settings.json" in error_line(capsys)
 
 
-@pytest.mark.parametrize("index", [0, 4])  # of the sealed shard, and of the open one
-def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, index):
+# Of the sealed shard, and of the open one; with the batch size of the run, whatever is given.
+@pytest.mark.parametrize(("index", "batch_size"), [(0, 2), (4, 3)])
+def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, index, batch_size):
     before = tree(made)
-    assert main(run(inputs, made, f"--regenerate={index}")) == 0
+    options = f"--regenerate={index}", f"--batch_size={batch_size}"
+    assert main(run(inputs, made, *options)) == 0
     assert capsys.readouterr().out == f"sample {index} is the same to the byte\n"
     assert tree(made) == before
 
@@ -120,11 +181,15 @@ def test_a_sample_that_differs_is_told_by_how_much(inputs, copy, capsys):
     record["sha256"]["mask.png"] = "0" * 64
     lines[1] = json.dumps(record)
     (copy / "shards/00000.jsonl").write_text("\n".join(lines) + "\n")
+    overwrite(copy / "image/000001.png")
+    (copy / "overlay/000001.png").unlink()
     assert main(run(inputs, copy, "--regenerate=1")) == DIFFERENT
     share = f"{4 / mask.size:.4%}"
-    assert capsys.readouterr().out == (
-        f"mask/000001.png: {share} of the pixels have another class\n"
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        f"mask/000001.png: {share} of the pixels have another class",
+        "image/000001.png: has another content than was written",
+        "overlay/000001.png: missing",
+    ]
 
 
 def test_a_sample_that_is_not_there_cannot_be_made_again(inputs, made, capsys):

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 
-from seediff_jax.encoding import EncodedSample, Sample
 from seediff_jax.prompts import PromptRecord
 from seediff_jax.sample_records import (
     Failure,
     class_mask,
-    encode_or_fail,
     failed_sample,
     failed_stage,
     make_record,
@@ -63,14 +61,6 @@ def test_the_first_stage_that_is_not_finite_is_the_reason(stage):
     is_finite = {name: stages.index(name) < stages.index(stage) for name in stages}
     assert failed_stage(is_finite) == f"{stage} are not finite"
     assert failed_stage(dict.fromkeys(stages, True)) is None
-
-
-def test_a_sample_that_cannot_be_encoded_is_a_failure_with_the_reason():
-    image = np.zeros((6, 8, 3), np.uint8)
-    sample = Sample(4, image, LABELS, {}, soft_masks=np.full((1, 6, 8), np.nan, np.float32))
-    assert isinstance(encode_or_fail(sample, ["mask.png"]), EncodedSample)
-    failure = encode_or_fail(sample, ["soft.npz"])
-    assert failure.index == 4 and failure.reason.startswith("ValueError: the soft masks of sample")
 
 
 def test_a_failed_sample_has_a_record_and_no_files():

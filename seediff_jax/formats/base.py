@@ -24,8 +24,8 @@ SOFT = ("npz", "png")
 Records = Callable[[], Iterator[dict[str, Any]]]
 """Goes through the manifest's rows of all samples, by index; each call starts anew."""
 
-Read = Callable[[str], bytes]
-"""Content of a file of the dataset by its relative path."""
+Read = Callable[[int, str], bytes]
+"""Content of a shard's file by the number of the shard and its relative path."""
 
 
 class Format:
@@ -102,7 +102,7 @@ class Format:
 
         Args:
             records: the manifest's rows of the run.
-            read: reads what `write_shard` made.
+            read: reads what `write_shard` made, by the number of the shard and the name.
             shards: numbers of all shards, ascending.
             scratch: folder for the files.
 

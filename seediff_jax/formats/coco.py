@@ -47,7 +47,7 @@ class _Annotated(Format, abc.ABC):
             images.write('{"info": {"description": "made by seediff_jax"}, "licenses": [],\n')
             images.write(f'"categories": {json_text(self._categories())},\n"images": [')
             with open(rest, "w", encoding="ascii", newline="\n") as annotations:
-                self._write_entries(images, annotations, map(self._lines, shards), read)
+                self._write_entries(images, annotations, shards, read)
             images.write('\n],\n"annotations": [')
             with open(rest, encoding="ascii", newline="\n") as annotations:
                 shutil.copyfileobj(annotations, images)
@@ -56,11 +56,11 @@ class _Annotated(Format, abc.ABC):
         return {path: file}
 
     def _write_entries(
-        self, images: TextIO, annotations: TextIO, paths: Iterator[str], read: Read
+        self, images: TextIO, annotations: TextIO, shards: Sequence[int], read: Read
     ) -> None:
         comma = {images: "", annotations: ""}
-        for path in paths:
-            for line in read(path).splitlines():
+        for shard in shards:
+            for line in read(shard, self._lines(shard)).splitlines():
                 image, of_image = json.loads(line)
                 for file, entries in ((images, [image]), (annotations, of_image)):
                     for entry in entries:
