@@ -1,6 +1,7 @@
 """What the command-line programs share: flags that name a model, --help, and errors of one line."""
 
 import functools
+import json
 import math
 import os
 import sys
@@ -12,6 +13,7 @@ import jax
 from absl import flags
 
 from seediff_jax.families import PREDICTION_TYPES
+from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.sources import DEFAULT_TOKENIZER
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -82,6 +84,9 @@ def define_source_flags(values: flags.FlagValues) -> None:
     text("tokenizer", None, tokenizer + "replaces both, one taking both places if it is alone.")
     prediction = "What the UNet predicts; by default what the model says, which a .safetensors "
     prediction += "file of Stable Diffusion 2.x does not."
+    enum("scheduler", None, [*CLASS_NAMES], "Sampler; by default the model's own.")
+    options = "Options of the sampler to change, in diffusers' words, separated by commas, as in "
+    text("scheduler_options", None, options + "use_karras_sigmas=true,timestep_spacing=trailing.")
     enum("prediction_type", None, [*PREDICTION_TYPES], prediction)
     lora = "LoRA file to merge and its weight, as in style.safetensors:0.8; can be repeated."
     many("lora", None, lora)
@@ -103,6 +108,24 @@ def help_text(values: flags.FlagValues, doc: str) -> str:
         text = textwrap.fill(flag.help, 92)
         paragraphs.append(f"  --{name}{default}\n{textwrap.indent(text, ' ' * 6)}")
     return f"{doc}\nFlags, with their defaults:\n\n" + "\n".join(paragraphs)
+
+
+def parse_scheduler_options(text: str | None) -> dict[str, Any]:
+    """Splits `name=value,name=value`; a value is JSON's, or else a word.
+
+    Raises:
+        ValueError: a part is no pair.
+    """
+    options: dict[str, Any] = {}
+    for pair in filter(None, (text or "").split(",")):
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not (name and equals and value) or name in options:
+            raise ValueError(f"scheduler_options={text!r}: {pair!r} must be name=value, each once")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def parse_loras(texts: Sequence[str] | None) -> tuple[tuple[str, float], ...]:

@@ -10,9 +10,15 @@ from pathlib import Path
 from absl import flags
 
 from seediff_jax.checkpoints import require_free
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.commands import (
+    define_source_flags,
+    kinds,
+    parse_loras,
+    parse_scheduler_options,
+    run_command,
+    run_program,
+)
 from seediff_jax.model import load_model, save_model, save_orbax
-from seediff_jax.scheduler_configs import CLASS_NAMES
 
 FORMATS = ("diffusers", "orbax")
 
@@ -26,7 +32,6 @@ def define_flags() -> flags.FlagValues:
     enum("format", "diffusers", [*FORMATS], "Kind of folder; orbax is the one of JAX.")
     dtypes = ["float32", "bfloat16", "float16"]
     enum("dtype", "float32", dtypes, "Of the written weights; in orbax vectors stay float32.")
-    enum("scheduler", None, [*CLASS_NAMES], "Sampler to write down; by default the model's own.")
     capture = "Attention layers to record, which capture.json keeps: published, coarse (without "
     capture += "the finest level) or a JSON file with lists of layers; by default the model's own."
     text("capture", None, capture)
@@ -46,6 +51,7 @@ def _work(values: flags.FlagValues) -> None:
         values.model,
         dtype=values.dtype,
         scheduler=values.scheduler,
+        scheduler_options=parse_scheduler_options(values.scheduler_options),
         prediction_type=values.prediction_type,
         tokenizer=values.tokenizer,
         revision=values.revision,

@@ -17,7 +17,14 @@ import jax
 from absl import flags
 
 from seediff_jax.class_lists import CLASS_LISTS
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.commands import (
+    define_source_flags,
+    kinds,
+    parse_loras,
+    parse_scheduler_options,
+    run_command,
+    run_program,
+)
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.formats import FORMATS
 from seediff_jax.hosts import join_hosts
@@ -28,7 +35,6 @@ from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
 from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
 from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
 from seediff_jax.run_config import RunConfig
-from seediff_jax.scheduler_configs import CLASS_NAMES
 from seediff_jax.sharding import PARTITIONS, parse_mesh
 from seediff_jax.storage import open_folder
 
@@ -84,7 +90,6 @@ def _define_sampling(values: flags.FlagValues) -> None:
     for name in ("height", "width"):
         size = f"{name.capitalize()} of the images in pixels; by default what the model makes."
         whole(name, None, size, lower_bound=1)
-    enum("scheduler", None, [*CLASS_NAMES], "Sampler; by default the model's own.")
     dtypes = ["float32", "bfloat16", "float16"]
     enum("dtype", "float32", dtypes, "Precision of the networks.")
 
@@ -182,6 +187,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         loras=parse_loras(values.lora),
         dtype=values.dtype,
         scheduler=values.scheduler,
+        scheduler_options=parse_scheduler_options(values.scheduler_options),
         capture=values.capture,
         pair_settings=_make_pair_settings(values),
     )

@@ -83,6 +83,7 @@ def prepare(
         config.model,
         dtype=config.dtype,
         scheduler=config.scheduler,
+        scheduler_options=config.scheduler_options,
         prediction_type=config.prediction_type,
         tokenizer=config.tokenizer,
         revision=config.revision,

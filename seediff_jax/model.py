@@ -7,7 +7,7 @@ Every function is compiled with the model as its first argument; its weights can
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,7 @@ def load_model(
     *,
     dtype: DTypeLike = jnp.float32,
     scheduler: str | None = None,
+    scheduler_options: Mapping[str, Any] | None = None,
     prediction_type: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -112,6 +113,8 @@ def load_model(
         dtype: float32, bfloat16 or float16, of the weights and the computation.
         scheduler: one of `scheduler_configs.CLASS_NAMES` instead of the sampler that the checkpoint
             names, with its noise schedule; needed where that sampler is none of them.
+        scheduler_options: attributes of its SchedulerConfig to change, as in
+            `{"use_karras_sigmas": True}`.
         prediction_type: "epsilon" or "v_prediction" instead of what the checkpoint says; needed
             for a single file of Stable Diffusion 2.x, which does not say it.
         tokenizer: folder or hub id of a tokenizer, or of a model with one, instead of the
@@ -138,6 +141,7 @@ def load_model(
     config = read_source_config(
         source,
         scheduler=scheduler,
+        scheduler_options=scheduler_options,
         prediction_type=prediction_type,
         tokenizer=tokenizer,
         capture=capture,

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -44,8 +44,8 @@ class RunConfig:
         partition: see `PairPrograms`.
         log_dir: see `monitor`; None for no log.
         profile: whether to write a profile there.
-        revision, tokenizer, prediction_type, loras, scheduler, capture: see `load_model`; None is
-            the checkpoint's own.
+        revision, tokenizer, prediction_type, loras, scheduler, scheduler_options, capture: see
+            `load_model`; None is the checkpoint's own.
         pair_settings: of images and masks, as in `generate`.
     """
 
@@ -69,6 +69,7 @@ class RunConfig:
     loras: tuple[tuple[str, float], ...] = ()
     dtype: str = "float32"
     scheduler: str | None = None
+    scheduler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     capture: str | None = None
     pair_settings: PairSettings = PairSettings()
 
@@ -100,6 +101,7 @@ class RunConfig:
             "loras": [list(pair) for pair in self.loras],
             "dtype": self.dtype,
             "capture": self.capture,
+            "scheduler_options": dict(self.scheduler_options),
             "rng_seed": pairs.rng_seed,
             "num_steps": pairs.num_steps,
             "guidance_scale": pairs.guidance_scale,

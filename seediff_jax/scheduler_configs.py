@@ -200,6 +200,20 @@ class SchedulerConfig:
         defaults = {name: _FIELD_DEFAULTS[name] for name in lost}
         return dataclasses.replace(self, kind=kind, **defaults)
 
+    def with_options(self, options: Mapping[str, Any]) -> "SchedulerConfig":
+        """Returns the config with other values of some attributes.
+
+        Raises:
+            ValueError: the kind has no such option, or not with this value.
+        """
+        known = sorted(_options_of(self.kind) & _FIELDS)
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(
+                f"scheduler_options: {self.kind!r} has no {', '.join(unknown)}; it has "
+                f"{', '.join(known)}"
+            )
+        return dataclasses.replace(self, **options)
+
 
 _FIELD_DEFAULTS = {
     field.name: field.default

@@ -66,6 +66,7 @@ def read_source_config(
     source: Path,
     *,
     scheduler: str | None = None,
+    scheduler_options: Mapping[str, Any] | None = None,
     prediction_type: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     capture: str | CaptureConfig | None = None,
@@ -75,6 +76,7 @@ def read_source_config(
     Args:
         source: of `find_source`.
         scheduler: see `load_model`.
+        scheduler_options: see `load_model`.
         prediction_type: see `load_model`.
         tokenizer: see `load_model`.
         capture: see `load_model`.
@@ -89,6 +91,7 @@ def read_source_config(
         family, configs = read_family(source, prediction_type)
         folders = _tokenizer_of_file(source) if tokenizer is None else _find_tokenizers(tokenizer)
         config = family_config(family, configs, folders, scheduler)
+        config = _with_scheduler_options(config, scheduler_options)
         return config if capture is None else _with_capture(config, capture)
     config = read_model_config(source, scheduler)
     changes: dict[str, Any] = {}
@@ -98,11 +101,17 @@ def read_source_config(
         )
     if tokenizer is not None:
         changes |= _other_tokenizers(config, _find_tokenizers(tokenizer))
-    config = dataclasses.replace(config, **changes)
+    config = _with_scheduler_options(dataclasses.replace(config, **changes), scheduler_options)
     if capture is not None:
         config = _with_capture(config, capture)
     check_model_config(config, str(source))
     return config
+
+
+def _with_scheduler_options(config: ModelConfig, options: Mapping[str, Any] | None) -> ModelConfig:
+    if not options:
+        return config
+    return dataclasses.replace(config, scheduler=config.scheduler.with_options(options))
 
 
 def read_source_leaves(

@@ -55,13 +55,17 @@ def test_a_folder_of_either_kind_is_the_same_model_with_its_loras(source, tmp_pa
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_weights_are_written_in_the_dtype(source, tmp_path, kind, dtype):
     output = tmp_path / "out"
-    options = [f"--output={output}", f"--format={kind}", f"--dtype={dtype}", "--scheduler=ddim"]
+    options = [f"--output={output}", f"--format={kind}", f"--dtype={dtype}"]
+    options += ["--scheduler=dpmsolver_multistep"]
+    options += ["--scheduler_options=use_karras_sigmas=true,timestep_spacing=trailing"]
     assert convert(source, *options) == 0
     kernel = np.asarray(load_model(source).params["unet"]["conv_in"]["kernel"])
     got = load_model(output)
     rounded = kernel.astype(load_model(source, dtype=dtype).dtype).astype(np.float32)
     np.testing.assert_array_equal(got.params["unet"]["conv_in"]["kernel"], rounded)
-    assert got.scheduler_config.kind == "ddim"
+    scheduler = got.scheduler_config
+    assert scheduler.kind == "dpmsolver_multistep" and scheduler.use_karras_sigmas
+    assert scheduler.timestep_spacing == "trailing"
     if kind == "diffusers":
         assert {str(tensor.dtype) for tensor in load_file(output / UNET).values()} == {dtype}
 

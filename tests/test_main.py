@@ -9,7 +9,7 @@ from absl import flags
 from small_runs import command, error_line, write_inputs
 
 from seediff_jax import make_dataset
-from seediff_jax.commands import parse_loras
+from seediff_jax.commands import parse_loras, parse_scheduler_options
 from seediff_jax.main import define_flags, main, make_config
 
 
@@ -53,6 +53,8 @@ def no_model(monkeypatch):
         ("--seed=4294967296", "seed"),
         ("--prediction_type=sample", "epsilon|v_prediction"),
         ("--lora=style.safetensors:much", "needed is path:weight"),
+        ("--scheduler_options=spacing", "'spacing' must be name=value"),
+        ("--scheduler_options=skip=1,skip=2", "'skip=2' must be name=value, each once"),
         ("--mesh=data:-1,tensor:2", "must be like data:-1,model:2"),
         ("--mesh=data:3", "does not fit 8 devices"),
         ("--format=png", "must be of files"),
@@ -145,6 +147,17 @@ def test_importing_the_driver_registers_no_flag():
 )
 def test_loras_are_given_with_their_weights(texts, expected):
     assert parse_loras(texts) == expected
+
+
+def test_options_of_the_sampler_are_values_of_json_or_words():
+    text = "use_karras_sigmas=true, steps_offset=1,beta_end=0.012,timestep_spacing=trailing,"
+    assert parse_scheduler_options(text) == {
+        "use_karras_sigmas": True,
+        "steps_offset": 1,
+        "beta_end": 0.012,
+        "timestep_spacing": "trailing",
+    }
+    assert parse_scheduler_options(None) == {}
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,17 @@ def test_with_kind_drops_what_the_other_kind_lacks():
     assert ancestral.timestep_spacing == "linspace"
 
 
+def test_options_are_changed_by_their_names_and_unknown_ones_refused():
+    config = SchedulerConfig(kind="euler")
+    changed = config.with_options({"use_karras_sigmas": True, "timestep_spacing": "trailing"})
+    expected = {"kind": "euler", "use_karras_sigmas": True, "timestep_spacing": "trailing"}
+    assert changed == SchedulerConfig(**expected)
+    with pytest.raises(ValueError, match="'euler' has no kind, skip_prk_steps; it has beta_end, "):
+        config.with_options({"skip_prk_steps": True, "kind": "ddim"})
+    with pytest.raises(ValueError, match="use_karras_sigmas='yes' must be of type bool"):
+        config.with_options({"use_karras_sigmas": "yes"})
+
+
 @pytest.mark.parametrize("kind", CLASS_NAMES)
 def test_what_is_written_is_read_back(kind):
     config = scheduler_config({"_class_name": CLASS_NAMES[kind], "beta_end": 0.012})
