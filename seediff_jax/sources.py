@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from seediff_jax.capture_choice import choose_capture
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
-from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
+from seediff_jax.hub import fetch, is_hub_id, missing_tokenizer_files, tokenizer_files
 from seediff_jax.leaves import Leaves, Merges
 from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import ModelConfig, check_model_config, read_model_config
@@ -174,7 +174,7 @@ def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
             raise ValueError(
                 f"tokenizer={name!r} is neither a folder nor the 'owner/model' of the hub"
             )
-        path = fetch(name, choose=tokenizer_files)
+        path = fetch(name, choose=tokenizer_files, missing=missing_tokenizer_files)
     return tokenizer_folders(path)
 
 

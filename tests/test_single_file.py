@@ -218,7 +218,7 @@ def test_without_a_tokenizer_the_one_of_clip_is_asked_for(small_first, monkeypat
     save_file(tensors, path)
     asked = []
 
-    def fetch(hub_id, revision=None, choose=None):
+    def fetch(hub_id, revision=None, choose=None, missing=None):
         asked.append(hub_id)
         assert choose(["a.bin", "vocab.json", "merges.txt"]) == ["vocab.json", "merges.txt"]
         return folder / "tokenizer"
