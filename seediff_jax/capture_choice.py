@@ -3,6 +3,7 @@
 `capture.json` of a model folder is such a file.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def choose_capture(choice: str | CaptureConfig, unet: UNetConfig) -> CaptureConf
             return PRESETS[choice](unet)
         if not choice.endswith(".json"):
             raise ValueError(f"capture={choice!r} is neither {' nor '.join(PRESETS)} nor a .json")
-        return _read_capture(Path(choice), unet)
+        return _read_capture(Path(os.path.expanduser(choice)), unet)
     check_capture(choice, unet)
     return choice
 

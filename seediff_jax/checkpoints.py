@@ -1,7 +1,7 @@
 """Checkpoints in and out: diffusers folders (safetensors) and orbax folders.
 
 Both kinds have the JSON files and the tokenizer of a diffusers folder (see model_config). The
-weights of the one are safetensors files of diffusers, of the other an orbax tree under `params/`.
+weights of the one are safetensors files of diffusers, of the other an orbax tree (orbax_files).
 Nothing here needs torch or diffusers.
 
     tensor of a file -> its canonical name -> its Linen path (models.names) -> Linen layout (leaves)
@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
@@ -30,10 +29,10 @@ from seediff_jax.leaves import Leaves, Merges, WeightsDigest, in_order, make_lea
 from seediff_jax.model_config import ModelConfig, write_model_config
 from seediff_jax.models.names import canonical_name, checkpoint_axes, checkpoint_name
 from seediff_jax.models.param_shapes import text_encoder_shapes, unet_shapes, vae_shapes
+from seediff_jax.orbax_files import is_orbax, read_arrays, stored_arrays, write_arrays
 from seediff_jax.weight_files import WeightReader, find_weight_files, open_weights, write_weights
 
 Params = dict[str, Any]
-_ORBAX = "params"
 
 
 def expected_shapes(config: ModelConfig) -> Params:
@@ -73,8 +72,8 @@ def read_leaves(
         ValueError: files are missing, damaged or pickles; tensors are missing (-), unexpected (+),
             of another shape than the configs say, or hold NaN or infinity.
     """
-    if (folder / _ORBAX).is_dir():
-        yield from _read_orbax(folder / _ORBAX, config, dtype, merges)
+    if is_orbax(folder):
+        yield from _read_orbax(folder, config, dtype, merges)
         return
     with contextlib.ExitStack() as stack:
 
@@ -181,8 +180,7 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
     _check_params(params, expected_shapes(config), "params")
     with _written_aside(folder, config.components) as aside:
         write_model_config(aside, config)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((aside / _ORBAX).absolute(), dict(params))
+        write_arrays(aside, params)
 
 
 def weights_hash(params: Mapping[str, Any]) -> str:
@@ -246,15 +244,9 @@ def _raise_broken(names: list[str], source: str) -> None:
 
 
 def _read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merges) -> Leaves:
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            stored = checkpointer.metadata(folder.absolute()).item_metadata.tree
-            _check_params(stored, expected_shapes(config), f"{folder}")
-            # NumPy leaves are restored on the host, whatever devices wrote them.
-            target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), dict(stored))
-            restored = checkpointer.restore(folder.absolute(), target)
-        except (OSError, KeyError, AttributeError) as error:
-            raise ValueError(f"{folder} is no orbax checkpoint, or damaged: {error}") from error
+    stored = stored_arrays(folder)
+    _check_params(stored, expected_shapes(config), f"{folder}")
+    restored = read_arrays(folder, stored)
     broken = []
     leaves = flatten_dict(restored)
     del restored  # so that a leaf is freed once the caller has done with it

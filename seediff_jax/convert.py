@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
 def _work(values: flags.FlagValues) -> None:
     if not values.output:
         raise ValueError("--output is needed: the folder to write")
-    require_free(Path(values.output))
+    output = Path(values.output).expanduser()
+    require_free(output)
     model = load_model(
         values.model,
         dtype=values.dtype,
@@ -59,10 +60,10 @@ def _work(values: flags.FlagValues) -> None:
         capture=values.capture,
     )
     if values.format == "orbax":
-        save_orbax(model, values.output)
+        save_orbax(model, output)
     else:
-        save_model(model, values.output, dtype=values.dtype)
-    print(f"{values.model} is in {values.output} as a folder of {values.format}")
+        save_model(model, output, dtype=values.dtype)
+    print(f"{values.model} is in {output} as a folder of {values.format}")
 
 
 if __name__ == "__main__":

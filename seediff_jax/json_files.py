@@ -31,7 +31,7 @@ def read_json(path: Path, *, infinity: bool = False) -> dict[str, Any]:
     """
     try:
         if not path.exists():
-            raise ValueError(f"{path} is missing")
+            raise ValueError(f"{path} is missing; check the name, or fetch the file again")
         if not path.is_file():  # a pipe would make the reader wait
             raise ValueError(f"{path} is not a file; a JSON file is needed")
         if (size := path.stat().st_size) > LONGEST:

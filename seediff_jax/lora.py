@@ -54,7 +54,7 @@ def find_lora(path: str | os.PathLike[str], strength: float) -> Lora:
         ValueError: it is missing, damaged, a pickle, or of a kind that is not supported; the
             strength is no finite number.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not math.isfinite(strength):
         raise ValueError(f"the weight of the LoRA {path} is {strength}, no finite number")
     if not path.is_file() or path.suffix != ".safetensors":

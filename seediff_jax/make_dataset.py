@@ -114,7 +114,7 @@ def require_fit(model: Model, config: RunConfig) -> None:
     """
     steps = make_steps(model.scheduler_config, config.pair_settings.num_steps)
     model.capture.recorded_calls(len(steps.timesteps))
-    require_capture(model)
+    require_capture(model, config.pair_settings.mask_config.method)
     config.pair_settings.sample_config(model)
     encode_prompts(model, [config.pair_settings.negative_prompt])
 

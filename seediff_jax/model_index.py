@@ -1,5 +1,6 @@
 """model_index.json: which pipeline of diffusers a folder is, read, checked and written."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
+_NAME = "model_index.json"
 _ZEROS = "force_zeros_for_empty_prompt"
 _NONE = (None, None)
 
@@ -27,7 +29,11 @@ def read_model_index(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or damaged, or the pipeline or a part is not supported.
     """
-    path = folder / "model_index.json"
+    path = folder / _NAME
+    if os.access(folder, os.X_OK) and not path.exists():
+        raise ValueError(
+            f"{path} is missing; name the folder of a model, which holds it{_other_folder(folder)}"
+        )
     index = read_json(path)
     pipeline = index.get("_class_name")
     if pipeline not in list(_PIPELINES) or index.get("requires_aesthetics_score"):
@@ -78,6 +84,13 @@ def model_index(*, scheduler: str, xl: bool, zeros_for_empty_prompt: bool) -> di
         **dict.fromkeys(absent, _NONE),
         **own,
     }
+
+
+def _other_folder(folder: Path) -> str:
+    """The folder that may have been meant: the one above of a component's, or one inside."""
+    near = (folder.absolute().parent, *sorted(path.parent for path in folder.glob(f"*/{_NAME}")))
+    found = [str(path) for path in near if (path / _NAME).is_file()]
+    return f"; {' and '.join(found)} {'do' if len(found) > 1 else 'does'}" if found else ""
 
 
 def _describe(pipeline: Any, index: dict[str, Any]) -> str:

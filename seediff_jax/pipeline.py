@@ -125,7 +125,7 @@ def generate(
         dilations=dilations,
         refined_threshold=refined_threshold,
     )
-    require_capture(model)
+    require_capture(model, mask_config.method)
     inputs = pair_inputs(
         model,
         prompts,
@@ -216,11 +216,15 @@ def mask_samples(
     )
 
 
-def require_capture(model: Model) -> None:
-    """Raises a ValueError unless the model records what masks are made of."""
-    for name in ("cross_layers", "self_layers"):
+def require_capture(model: Model, method: str) -> None:
+    """Raises a ValueError unless the model records what masks of a method are made of."""
+    needed = ("cross_layers",) if method == "cross_attention" else ("cross_layers", "self_layers")
+    for name in needed:
         if not getattr(model.capture, name):
-            raise ValueError(f"the model's capture has no {name}; masks need at least one of them")
+            raise ValueError(
+                f"the model's capture has no {name}; masks by {method!r} need at least one of "
+                "them: add it, or choose the capture 'published'"
+            )
 
 
 def _sample(model: Model, inputs: PairInputs, settings: PairSettings) -> Samples:

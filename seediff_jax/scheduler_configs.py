@@ -74,6 +74,17 @@ _REQUIRED_VALUES_OF = {
         "use_dynamic_shifting": (False,),
     },
 }
+# Options by which a class chooses among its own solvers; none changes the noise.
+_SOLVER = {
+    "solver_order",
+    "algorithm_type",
+    "solver_type",
+    "variance_type",
+    "lambda_min_clipped",
+    "use_lu_lambdas",
+    "interpolation_type",
+    *_NO_OTHER_SIGMAS,
+}
 # They tune thresholding, flow sigmas and dynamic shifting, which are off.
 _WITHOUT_EFFECT = {
     "dynamic_thresholding_ratio",
@@ -237,10 +248,10 @@ def scheduler_config(
 
     `kind` (one of CLASS_NAMES) overrides the scheduler that the file names, which may then be any
     scheduler of diffusers with a `beta_schedule`: the options that `kind` knows are kept, the
-    others dropped. An option that the file leaves out takes diffusers' default for the resulting
-    scheduler, so `set_alpha_to_one` is True for DDIM and False for PNDM, with one exception:
-    clipping, the default of DDIM and DDPM, is never turned on by an override, as it would ruin
-    latents.
+    others dropped, and so are those by which another class chooses among its own solvers. An
+    option that the file leaves out takes diffusers' default for the resulting scheduler, so
+    `set_alpha_to_one` is True for DDIM and False for PNDM, with one exception: clipping, the
+    default of DDIM and DDPM, is never turned on by an override, as it would ruin latents.
 
     Raises:
         ValueError: an unsupported scheduler or value, or an unknown option.
@@ -257,6 +268,8 @@ def scheduler_config(
             f"{source}: {class_name!r} has no beta_schedule, so {kind!r} cannot take its place"
         )
     strict, kind = kind is None, kind or named
+    if kind != named:
+        json = {name: value for name, value in json.items() if name not in _SOLVER}
     defaults = dict(_DEFAULTS.get(kind, {}))
     if kind != named:
         defaults.pop("clip_sample", None)
@@ -280,7 +293,11 @@ def _known_options(json: Mapping[str, Any], kind: str, strict: bool) -> dict[str
     required = _REQUIRED_VALUES | _REQUIRED_VALUES_OF.get(kind, {})
     for name, values in required.items():
         if options.pop(name, values[0]) not in values:
-            raise ValueError(f"{name}={json[name]!r} is not supported, only {values[0]!r}")
+            advice = ""
+            if name not in _REQUIRED_VALUES:
+                others = ", ".join(other for other in CLASS_NAMES if other != kind)
+                advice = f"; change it in the file, or choose another kind of scheduler ({others})"
+            raise ValueError(f"{name}={json[name]!r} is not supported, only {values[0]!r}{advice}")
     elsewhere = set().union(*_REQUIRED_VALUES_OF.values())
     unknown = sorted(options.keys() - _FIELDS - elsewhere - _WITHOUT_EFFECT)
     if unknown and strict:

@@ -36,6 +36,16 @@ _NEEDED = (
     "encoder: 'cond_stage_model.transformer.*' (Stable Diffusion 1.x), 'cond_stage_model.model.*' "
     "(2.x), or 'conditioner.embedders.0.transformer.*' and 'conditioner.embedders.1.model.*' (XL)"
 )
+# Tensors that only files of other families have.
+_OTHER_FAMILIES = {
+    r"(.*\.)?joint_blocks\.": "Stable Diffusion 3 (a transformer instead of a UNet)",
+    r"(.*\.)?(double_blocks|single_transformer_blocks)\.": (
+        "Flux or one of its kin (a transformer instead of a UNet)"
+    ),
+    r"conditioner\.embedders\.0\.model\.": (
+        "the refiner of Stable Diffusion XL, which only changes images"
+    ),
+}
 
 
 class ComponentReader:
@@ -181,6 +191,10 @@ def _recognise(shapes: Mapping[str, tuple[int, ...]], path: Path) -> Family:
             f"{path} is a LoRA, which goes on top of a model: give it as loras=[(path, weight)] "
             "(--lora=path:weight) beside a model"
         )
+    for pattern, kind in _OTHER_FAMILIES.items():
+        if any(re.match(pattern, name) for name in shapes):
+            known = ", ".join(family.name for family in FAMILIES.values())
+            raise ValueError(f"{path} is {kind}, which is not supported; give a file of {known}")
     family = _family_of(shapes)
     if family is None or _CONV_IN not in shapes or not any(n.startswith(_VAE) for n in shapes):
         found = sorted({".".join(name.split(".")[:2]) for name in shapes})

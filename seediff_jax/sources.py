@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from seediff_jax.capture_choice import choose_capture
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
-from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
+from seediff_jax.hub import fetch, is_hub_id, missing_tokenizer_files, tokenizer_files
 from seediff_jax.leaves import Leaves, Merges
 from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import ModelConfig, check_model_config, read_model_config
@@ -29,6 +29,7 @@ from seediff_jax.weight_files import CONVERT, open_weights
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
 _EMBEDDED = ("shapes",)
 _FILE = ".safetensors"
+_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
 def find_source(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -42,7 +43,8 @@ def find_source(name_or_path: str | os.PathLike[str], revision: str | None = Non
         ValueError: there is no such model, it is a file of another kind, or a revision is asked of
             something that has none.
     """
-    path, name = Path(name_or_path), str(name_or_path)
+    name = str(name_or_path)
+    path = _expand(name)
     local = name in _EMBEDDED or path.exists()
     if not local and is_hub_id(name) and path.suffix != _FILE:
         return fetch(name, revision)
@@ -52,9 +54,10 @@ def find_source(name_or_path: str | os.PathLike[str], revision: str | None = Non
         # pip and Bazel both install the package as plain files.
         return Path(str(importlib.resources.files("seediff_jax"))) / "assets" / name
     if path.is_file() and path.suffix != _FILE:
-        how = CONVERT.format(loader="from_single_file", source=name)
-        raise ValueError(f"{path} is a file; a {_FILE} file or a diffusers folder is needed; {how}")
-    if path.exists():
+        raise ValueError(
+            f"{path} is a file; a {_FILE} file or a diffusers folder is needed{_advice(path)}"
+        )
+    if name and path.exists():  # the path of an empty name is the current folder
         return path
     raise ValueError(
         f"there is no model {name!r}: neither {', '.join(map(repr, _EMBEDDED))}, nor a folder or "
@@ -177,14 +180,29 @@ def _other_tokenizers(config: ModelConfig, folders: Mapping[str, Path]) -> dict[
 
 def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
     """The folders with tokenizers' files: the named one, those inside of it, or the hub's."""
-    path, name = Path(name_or_path), str(name_or_path)
-    if not path.is_dir():
+    name = str(name_or_path)
+    path = _expand(name)
+    if not name or not path.is_dir():
         if not is_hub_id(name):
             raise ValueError(
                 f"tokenizer={name!r} is neither a folder nor the 'owner/model' of the hub"
             )
-        path = fetch(name, choose=tokenizer_files)
+        path = fetch(name, choose=tokenizer_files, missing=missing_tokenizer_files)
     return tokenizer_folders(path)
+
+
+def _expand(name: str) -> Path:
+    """The path of a name; shells leave the ~ of --flag=~/path alone."""
+    return Path(os.path.expanduser(name))
+
+
+def _advice(path: Path) -> str:
+    """What to do with a file that is no safetensors."""
+    if path.suffix in _PICKLES:
+        return "; " + CONVERT.format(loader="from_single_file", source=str(path))
+    if (path.parent / "model_index.json").is_file():
+        return f"; name the folder, {path.parent}"
+    return ""
 
 
 def _tokenizer_of_file(source: Path) -> dict[str, Path]:

@@ -62,7 +62,7 @@ def find_weight_files(folder: Path, component: str) -> list[Path]:
         ValueError: there are none, only pickles, or the shards are not those of the index.
     """
     folder = folder / component
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    names = _names(folder)
     chosen = choose_weight_files(component, names)
     if not chosen:
         needed = f"{_STEMS[component]}.safetensors"
@@ -79,6 +79,22 @@ def find_weight_files(folder: Path, component: str) -> list[Path]:
     if not chosen[0].endswith(".json"):
         return [folder / chosen[0]]
     return _find_shards(folder / chosen[0], names)
+
+
+def missing_weight_files(folder: Path, component: str) -> list[str]:
+    """Names of the safetensors files that are not in `folder / component`.
+
+    Raises:
+        ValueError: there is an index of shards, and it is damaged.
+    """
+    folder = folder / component
+    names = _names(folder)
+    chosen = choose_weight_files(component, names)
+    if not chosen:
+        return [f"{_STEMS[component]}.safetensors"]
+    if not chosen[0].endswith(".json"):
+        return []
+    return sorted(set(_read_index(folder / chosen[0]).values()) - set(names))
 
 
 class WeightReader:
@@ -156,11 +172,23 @@ def write_weights(folder: Path, component: str, tensors: Mapping[str, np.ndarray
     save_file(dict(tensors), path, metadata={"format": "pt"})
 
 
-def _find_shards(index: Path, names: Sequence[str]) -> list[Path]:
-    """The shards of an index; `names` are those of the files beside it."""
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The shard of every tensor."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{index} is damaged: it has no weight_map of file names")
+    if not shards:
+        raise ValueError(f"{index} is damaged: its weight_map lists no shards; fetch it again")
+    return shards
+
+
+def _find_shards(index: Path, names: Sequence[str]) -> list[Path]:
+    """The shards of an index; `names` are those of the files beside it."""
+    shards = _read_index(index)
     files = sorted(set(shards.values()))
     if missing := sorted(set(files) - set(names)):
         raise ValueError(f"{index} lists shards that are missing: {', '.join(missing)}")

@@ -136,6 +136,13 @@ def test_cross_layers_off_the_seed_level_are_refused():
         check_capture(capture, SD1)
 
 
+def test_without_self_layers_the_cross_layers_are_of_one_side():
+    layers = [f"up_blocks.{i}.attentions.0.transformer_blocks.0.attn2" for i in (1, 2)]
+    check_capture(CaptureConfig(cross_layers=(layers[1],)), SD1)
+    with pytest.raises(ValueError, match=r"cross layers need one side, got sides \[16, 32\]"):
+        check_capture(CaptureConfig(cross_layers=tuple(layers)), SD1)
+
+
 def test_a_cross_layer_that_stands_twice_is_refused():
     published = published_capture(SD1)
     twice = dataclasses.replace(published, cross_layers=published.cross_layers[:1] * 2)

@@ -66,6 +66,9 @@ def test_a_damaged_shard_and_a_damaged_index_are_named(folder, config):
     path = folder / "text_encoder" / index
     path.write_text('{"weight_map": {"a": 3}}')
     assert refusal(folder, config) == f"{path} is damaged: it has no weight_map of file names"
+    path.write_text('{"weight_map": {}}')
+    expected = f"{path} is damaged: its weight_map lists no shards; fetch it again"
+    assert refusal(folder, config) == expected
 
 
 def test_all_names_are_checked_before_a_weight_is_read(folder, config):

@@ -1,11 +1,14 @@
 """Which files of a hub repository are fetched, and what happens without a network."""
 
 import shutil
+import time
 
 import huggingface_hub
 import pytest
+from checkpoint_files import rewrite_json, shard_text_encoder
 from huggingface_hub import constants
-from random_models import random_params, small_config
+from loopback_hub import COMMIT, REPOSITORY, closed_port, serve, use_endpoint
+from random_models import random_params, small_config, small_xl_config, write_small_tokenizer
 
 from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
@@ -94,31 +97,141 @@ def test_the_second_text_encoder_is_chosen_with_its_tokenizer():
     assert [name for name in chosen if name not in NEEDED] == [more[i] for i in (1, 4, 5, 6)]
 
 
-def test_a_download_asks_for_those_files_alone(monkeypatch, tmp_path):
-    asked = {}
-
-    def download(hub_id, revision, allow_patterns):
-        asked[hub_id, revision] = allow_patterns
-        return str(tmp_path)
-
-    monkeypatch.setattr(
-        huggingface_hub.HfApi, "list_repo_files", lambda self, hub_id, revision: LISTING
-    )
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert hub.fetch("owner/model") == tmp_path
-    assert asked == {("owner/model", None): NEEDED}
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A small model's folder."""
+    folder = tmp_path_factory.mktemp("written")
+    config = small_config(folder / "tokenizer")
+    write_folder(folder / "model", config, random_params(config))
+    return folder / "model"
 
 
-def test_a_cached_model_loads_without_a_network(cache, tmp_path):
-    config = small_config(tmp_path / "tokenizer")
-    write_folder(tmp_path / "written", config, random_params(config))
+def cached(cache, written, commit="0123abcd", revision="main"):
+    """Puts a folder into the cache as one of the revisions of owner/small."""
     model = cache / "models--owner--small"
-    shutil.copytree(tmp_path / "written", model / "snapshots" / "0123abcd")
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text("0123abcd")
+    (model / "refs").mkdir(parents=True, exist_ok=True)
+    (model / "refs" / revision).write_text(commit)
+    return shutil.copytree(written, model / "snapshots" / commit)
+
+
+def refusal(name, **options):
+    with pytest.raises(ValueError) as caught:
+        load_model(name, **options)
+    return str(caught.value)
+
+
+def test_a_download_fetches_the_needed_files_alone_and_serves_without_a_network(
+    cache, written, tmp_path, capfd
+):
+    repository = shutil.copytree(written, tmp_path / "repository")
+    (repository / "README.md").write_text("not needed")
+    (repository / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"not needed")
+    with serve(repository) as asked:
+        got = load_model(REPOSITORY).weights_hash
+    assert got == load_model(written).weights_hash
+    names = {path.partition(f"{COMMIT}/")[2] for path in asked if "/resolve/" in path}
+    needed = hub.needed_files([p.relative_to(written).as_posix() for p in written.rglob("*")])
+    assert names == set(needed)
+    capfd.readouterr()
+    with use_endpoint(closed_port()):
+        start = time.monotonic()
+        assert hub.fetch(REPOSITORY).name == COMMIT
+        assert time.monotonic() - start < 5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_refused_connection_is_told_at_once(cache, capfd):
+    with use_endpoint(closed_port()):
+        start = time.monotonic()
+        message = refusal("models/mistyped")
+        assert time.monotonic() - start < 5
+    assert "'models/mistyped': no such folder" in message
+    assert "cannot be reached" in message and "Connection refused" in message
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_trouble_of_the_moment_leads_to_the_cache(cache, written, monkeypatch, status):
+    folder = cached(cache, written)
+    answer_with(monkeypatch, status)
+    assert hub.fetch("owner/small") == folder
+
+
+def test_a_cache_with_the_tokenizer_alone_is_told_to_be_incomplete(cache, written):
+    folder = cached(cache, written)
+    for path in folder.iterdir():
+        if path.name != "tokenizer":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with use_endpoint(closed_port()):
+        message = refusal("owner/small")
+    assert "'owner/small': the Hugging Face hub cannot be reached (" in message
+    assert "its cache lacks model_index.json; connect to the network once" in message
+    assert hub.fetch("owner/small", missing=hub.missing_tokenizer_files) == folder
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "scheduler/scheduler_config.json",
+        "unet/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "tokenizer/vocab.json",
+        "text_encoder/model-00002-of-00002.safetensors",
+    ],
+)
+def test_what_a_cache_lacks_is_named(cache, written, name):
+    folder = cached(cache, written)
+    shard_text_encoder(folder, "model.safetensors.index.json", "model-{:05}-of-00002.safetensors")
+    (folder / "tokenizer" / "tokenizer.json").unlink(missing_ok=True)
+    assert hub.missing_files(folder) == []
+    (folder / name).unlink()
+    assert hub.missing_files(folder) == [name]
+    assert f"its cache lacks {name};" in refusal("owner/small")
+
+
+def test_of_xl_both_text_encoders_and_tokenizers_are_needed(tmp_path):
+    config = small_xl_config(tmp_path / "made")
+    write_folder(tmp_path / "model", config, random_params(config))
+    assert hub.missing_files(tmp_path / "model") == []
+    for name in ("text_encoder_2", "tokenizer_2"):
+        shutil.rmtree(tmp_path / "model" / name)
+    assert hub.missing_files(tmp_path / "model") == [
+        "text_encoder_2/config.json",
+        "text_encoder_2/model.safetensors",
+        "tokenizer_2/vocab.json",
+        "tokenizer_2/merges.txt",
+    ]
+
+
+def test_a_repository_without_safetensors_is_refused_with_advice(cache, written, tmp_path):
+    repository = shutil.copytree(written, tmp_path / "repository")
+    unet = repository / "unet" / "diffusion_pytorch_model.safetensors"
+    unet.rename(unet.with_suffix(".bin"))
+    with serve(repository):
+        message = refusal(REPOSITORY)
+    assert "'owner/small' has no unet/diffusion_pytorch_model.safetensors; a diffusers" in message
+    assert "StableDiffusionPipeline.from_pretrained('owner/small')" in message
+
+
+def test_a_pipeline_of_another_kind_is_named_as_such(cache, written):
+    folder = cached(cache, written)
+    rewrite_json(folder / "model_index.json", lambda index: index | {"_class_name": "FluxPipeline"})
+    assert "FluxPipeline (a transformer instead of a UNet) is not" in refusal("owner/small")
+
+
+def test_of_a_cached_tokenizer_its_files_are_needed(tmp_path):
+    assert hub.missing_tokenizer_files(tmp_path) == ["vocab.json", "merges.txt"]
+    write_small_tokenizer(tmp_path / "tokenizer")
+    assert hub.missing_tokenizer_files(tmp_path) == []
+    (tmp_path / "tokenizer" / "merges.txt").unlink()
+    assert hub.missing_tokenizer_files(tmp_path) == ["tokenizer/merges.txt"]
+
+
+def test_a_cached_model_loads_without_a_network(cache, written):
+    cached(cache, written)
     loaded = load_model("owner/small")
     assert loaded.model_id == "owner/small"
-    assert loaded.weights_hash == load_model(tmp_path / "written").weights_hash
+    assert loaded.weights_hash == load_model(written).weights_hash
 
 
 def test_no_network_and_no_cached_copy_is_said_plainly(cache):
@@ -129,12 +242,16 @@ def test_no_network_and_no_cached_copy_is_said_plainly(cache):
     assert "cannot be reached" in message and "its cache has no copy" in message
 
 
-def test_a_name_that_the_hub_refuses_is_named(cache, monkeypatch):
-    def refuse(self, hub_id, revision):
-        response = type("Response", (), {"status_code": 404, "headers": {}, "request": None})()
-        raise huggingface_hub.errors.HfHubHTTPError("404: not found", response=response)
+def answer_with(monkeypatch, status):
+    def refuse(self, hub_id, revision, timeout):
+        response = type("Response", (), {"status_code": status, "headers": {}, "request": None})()
+        raise huggingface_hub.errors.HfHubHTTPError(f"{status}: not found", response=response)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", refuse)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
+
+
+def test_a_name_that_the_hub_refuses_is_named(cache, monkeypatch):
+    answer_with(monkeypatch, 404)
     with pytest.raises(ValueError, match="'owner/unknown'.*the hub refuses.*404"):
         load_model("owner/unknown")
 
@@ -153,22 +270,19 @@ def test_hub_ids_are_told_from_paths(name, expected):
     assert hub.is_hub_id(name) == expected
 
 
-def test_a_revision_is_asked_for_and_found_in_the_cache(cache, tmp_path, monkeypatch):
+def test_a_revision_is_asked_for_and_found_in_the_cache(cache, written, tmp_path, monkeypatch):
     asked = []
 
-    def list_repo_files(self, hub_id, revision):
+    def model_info(self, hub_id, revision, timeout):
         asked.append((hub_id, revision))
         raise OSError("no network")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
-    model = cache / "models--owner--small"
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    cached(cache, written)
     config = small_config(tmp_path / "tokenizer")
-    for number, commit in enumerate(["0123abcd", "4567ef01"]):
-        write_folder(model / "snapshots" / commit, config, random_params(config, seed=number))
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text("0123abcd")
-    (model / "refs" / "other").write_text("4567ef01")
-    expected = load_model(model / "snapshots" / "4567ef01").weights_hash
+    write_folder(tmp_path / "other", config, random_params(config, seed=1))
+    other = cached(cache, tmp_path / "other", "4567ef01", "other")
+    expected = load_model(other).weights_hash
     assert load_model("owner/small", revision="other").weights_hash == expected
     assert load_model("owner/small").weights_hash != expected
     assert asked == [("owner/small", "other"), ("owner/small", None)]

@@ -46,7 +46,7 @@ def test_both_tokenizers_of_xl_are_replaced(xl, other):
 
 
 def test_both_are_taken_from_the_hub(xl, other, monkeypatch):
-    monkeypatch.setattr("seediff_jax.sources.fetch", lambda name, choose: other)
+    monkeypatch.setattr("seediff_jax.sources.fetch", lambda name, **unused: other)
     assert read_source_config(xl, tokenizer="a/b") == read_source_config(xl, tokenizer=other)
 
 

@@ -1,5 +1,6 @@
 """generate(): the stages composed, ragged classes, compilations, and errors at the door."""
 
+import dataclasses
 import logging
 
 import jax
@@ -17,7 +18,7 @@ from seediff_jax.label_maps import label_map
 from seediff_jax.masks import MaskConfig, class_soft_mask
 from seediff_jax.model import make_model
 from seediff_jax.models.capture import NO_CAPTURE
-from seediff_jax.pipeline import generate, generate_images
+from seediff_jax.pipeline import generate, generate_images, require_capture
 from seediff_jax.refinement import refine
 from seediff_jax.seeds import find_seeds, seed_map
 
@@ -201,6 +202,18 @@ def test_bad_input_is_refused_before_anything_is_sampled(model, message, monkeyp
 def test_a_model_that_records_nothing_is_refused_before_sampling(model):
     with pytest.raises(ValueError, match="capture has no cross_layers"):
         run(model.replace(capture=NO_CAPTURE))
+
+
+def test_cross_attention_alone_makes_the_masks_of_its_method_and_no_others(model, pairs):
+    alone = model.replace(capture=dataclasses.replace(model.capture, self_layers=()))
+    with pytest.raises(ValueError, match="no self_layers; masks by 'seediff' need at least one"):
+        run(alone)
+    require_capture(alone, "cross_attention")
+    method = MaskConfig(method="cross_attention")
+    expected = masks(pairs, 0.5, 0.5, mask_config=method)
+    maps = pairs.attention_maps.replace(self_attention={})
+    got = masks(pairs.replace(attention_maps=maps), 0.5, 0.5, mask_config=method)
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def test_more_classes_than_labels_are_refused_before_sampling(model, monkeypatch):

@@ -210,6 +210,9 @@ def test_options_of_dpmsolver_are_read():
     ],
 )
 def test_what_would_be_another_solver_is_refused(change, message):
+    # There is advice, too.
+    if "is not supported, only" in message:
+        message += ".*; change it in the file, or choose another kind of scheduler .ddim, pndm"
     with pytest.raises(ValueError, match=message):
         scheduler_config(DPM_JSON | change)
     # Another sampler may take over, which has no such options.
@@ -244,6 +247,42 @@ def test_options_that_make_another_sampler_are_refused(options, message):
     json = {"_class_name": CLASS_NAMES[options.pop("kind")]} | options
     with pytest.raises(ValueError, match=message):
         scheduler_config(json)
+
+
+@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": None},
+        {"_class_name": "DPMSolverSinglestepScheduler", "algorithm_type": "sde-dpmsolver++"},
+        {"_class_name": "UniPCMultistepScheduler", "solver_order": 3, "solver_type": "bh2"},
+        {"_class_name": "DDPMWuerstchenScheduler", "variance_type": "fixed_small_log"},
+        {"_class_name": "HeunDiscreteScheduler", "use_exponential_sigmas": True},
+    ],
+)
+def test_an_override_keeps_the_noise_of_any_other_class(stored, kind):
+    noise = {
+        "num_train_timesteps": 500,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+    }
+    config = scheduler_config(stored | noise, kind=kind)
+    assert {name: getattr(config, name) for name in noise} == noise
+    plain = scheduler_config({"_class_name": CLASS_NAMES[kind]} | noise)
+    assert dataclasses.replace(config, clip_sample=plain.clip_sample) == plain
+
+
+def test_an_override_by_a_class_of_the_same_file_keeps_its_demands():
+    """Only another class's own words are passed over; a noise that is none of ours is not."""
+    with pytest.raises(ValueError, match="algorithm_type='sde-dpmsolver..' is not supported"):
+        scheduler_config(
+            DPM_JSON | {"algorithm_type": "sde-dpmsolver++"}, kind="dpmsolver_multistep"
+        )
+    flow = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True, "beta_schedule": "?"}
+    with pytest.raises(ValueError, match="use_flow_sigmas=True is not supported, only False"):
+        scheduler_config(flow, kind="dpmsolver_multistep")
 
 
 def test_a_kind_refuses_an_option_that_it_lacks():

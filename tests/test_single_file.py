@@ -96,6 +96,11 @@ def small_first(first, monkeypatch, tmp_path):
     return folder, dict(tensors), tmp_path / "model.safetensors"
 
 
+def like(name, tensors=()):
+    """Tensors with one more, which tells the family."""
+    return {**dict(tensors), name: np.zeros((2, 2), np.float32)}
+
+
 def refusal(path, **options):
     with pytest.raises(ValueError) as caught:
         load_model(path, **options)
@@ -192,6 +197,24 @@ def test_all_differences_are_reported_by_their_names(small_first):
         (lambda t: {"lora_unet_a.lora_up.weight": np.zeros((2, 2), np.float32)}, "is a LoRA"),
         (lambda t: t | {"control_model.x": np.zeros(2, np.float32)}, "ControlNet"),
         (
+            lambda t: like(f"{UNET}joint_blocks.0.x_block.attn.qkv.weight", t),
+            "Diffusion 3 (a trans",
+        ),
+        (
+            lambda t: like("joint_blocks.0.x_block.attn.qkv.weight"),
+            "is Stable Diffusion 3 (a trans",
+        ),
+        (lambda t: like("double_blocks.0.img_attn.qkv.weight"), "is Flux or one of its kin (a tr"),
+        (lambda t: like(f"{UNET}double_blocks.0.img_attn.qkv.weight", t), "is Flux or one of its"),
+        (lambda t: like("single_transformer_blocks.0.attn.to_q.weight"), "is Flux or one of its"),
+        (
+            lambda t: like(
+                "conditioner.embedders.0.model.ln_final.bias", like(f"{UNET}out.2.bias")
+            ),
+            "is the refiner of Stable Diffusion XL, which only changes images, which is not "
+            "supported; give a file of Stable Diffusion 1.x, Stable Diffusion 2.x, Stable Diff",
+        ),
+        (
             lambda t: t | {f"{UNET}input_blocks.0.0.weight": np.zeros((16, 9, 3, 3), np.float32)},
             "takes 9 channels",
         ),
@@ -218,7 +241,7 @@ def test_without_a_tokenizer_the_one_of_clip_is_asked_for(small_first, monkeypat
     save_file(tensors, path)
     asked = []
 
-    def fetch(hub_id, revision=None, choose=None):
+    def fetch(hub_id, revision=None, choose=None, missing=None):
         asked.append(hub_id)
         assert choose(["a.bin", "vocab.json", "merges.txt"]) == ["vocab.json", "merges.txt"]
         return folder / "tokenizer"

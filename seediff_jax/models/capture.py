@@ -130,7 +130,7 @@ def check_capture(
 
     Raises:
         ValueError: a layer does not exist (the message lists those that do), two self layers share
-            a side, a cross layer stands twice, or one is not at the seed level.
+            a side, a cross layer stands twice, or they are not all at the seed level.
     """
     sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
     for names, kind in ((capture.self_layers, "attn1"), (capture.cross_layers, "attn2")):
@@ -145,6 +145,8 @@ def check_capture(
     if len(set(self_sides)) != len(self_sides):
         raise ValueError(f"capture: self layers need one side each, got sides {self_sides}")
     cross_sides = {sides[name.rpartition(".")[0]] for name in capture.cross_layers}
+    if not self_sides and len(cross_sides) > 1:
+        raise ValueError(f"capture: cross layers need one side, got sides {sorted(cross_sides)}")
     if self_sides and cross_sides != {min(self_sides)}:
         raise ValueError(
             f"capture: cross layers have sides {sorted(cross_sides)}; all must have the seed "
