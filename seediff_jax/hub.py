@@ -117,6 +117,12 @@ def fetch(
     return folder
 
 
+def commit_of(folder: Path) -> str | None:
+    """The commit of which a folder is the cache's copy; None for other folders and files."""
+    is_copy = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
+    return folder.name if is_copy else None
+
+
 def _find_cached(
     name: str,
     download: Callable[..., str],

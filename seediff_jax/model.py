@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from seediff_jax.arrays import Array, Float, Int, Real, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints import write_folder, write_orbax
+from seediff_jax.hub import commit_of
 from seediff_jax.leaves import Leaves, WeightsDigest, in_order, make_leaf
 from seediff_jax.model_config import ModelConfig, make_modules
 from seediff_jax.models.capture import CaptureConfig
@@ -58,6 +59,8 @@ class Model:
         text_config_2: config of the second text encoder of Stable Diffusion XL.
         tokenizer_2: its tokenizer.
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
+        commit: of the hub's repository that it was loaded from, whatever branch or tag was asked
+            for; None for other sources.
     """
 
     params: dict[str, Any]
@@ -73,6 +76,7 @@ class Model:
     text_config_2: ClipTextConfig | None = struct.field(pytree_node=False, default=None)
     tokenizer_2: Tokenizer | None = struct.field(pytree_node=False, default=None)
     force_zeros_for_empty_prompt: bool = struct.field(pytree_node=False, default=False)
+    commit: str | None = struct.field(pytree_node=False, default=None)
 
     @property
     def config(self) -> ModelConfig:
@@ -147,7 +151,8 @@ def load_model(
         capture=capture,
     )
     leaves = read_source_leaves(source, config, dtype, loras)
-    return _put_together(config, leaves, dtype, sharding, str(name_or_path))
+    model = _put_together(config, leaves, dtype, sharding, str(name_or_path))
+    return model.replace(commit=commit_of(source))
 
 
 def make_model(

@@ -133,6 +133,7 @@ class RunConfig:
         return self.settings() | {
             "scheduler": model.scheduler_config.kind,
             "prediction_type": model.scheduler_config.prediction_type,
+            "commit": model.commit,
             "weights_hash": model.weights_hash,
             "config_hash": config_hash,
             VERSIONS: {
