@@ -37,6 +37,7 @@ from seediff_jax.schedulers import make_steps
 from seediff_jax.shard_layout import ShardLayout, share_blocks
 from seediff_jax.sharding import PairPrograms, local_rows_of, make_mesh, weight_sharding
 from seediff_jax.storage import Folder, open_folder
+from seediff_jax.words import counted
 from seediff_jax.work_loop import WorkLoop
 
 _PROMPTS_AT_A_TIME = 1000
@@ -159,10 +160,12 @@ class _Run:
         closed = closed_counts(self.folder)
         if done == count and closed is not None and closed["num_images"] == count:
             but = f", but for {closed['failed']} that failed" if closed["failed"] else ""
-            self._say(f"all {count} images are in {self.folder} already{but}; nothing to do")
+            there = "the image is" if count == 1 else f"all {count} images are"
+            self._say(f"{there} in {self.folder} already{but}; nothing to do")
             return closed["failed"]
         self._say(
-            f"{count} images of {len(self.config.plan)} prompts with {self.model.model_id} on "
+            f"{counted(count, 'image')} of {counted(len(self.config.plan), 'prompt')} with "
+            f"{self.model.model_id} on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {done} of them there already"
         )
         if hosts.is_first():
@@ -225,7 +228,7 @@ class _Run:
 
     def _report(self, counts: dict[str, int]) -> None:
         line = (
-            f"{counts['samples']} images with masks are in {self.folder} "
+            f"{counted(counts['samples'], 'image')} with masks in {self.folder} "
             f"({counts['empty']} with an empty mask)"
         )
         if counts["failed"]:

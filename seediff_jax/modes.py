@@ -16,6 +16,7 @@ from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.sharding import local_rows_of, make_mesh
 from seediff_jax.storage import Folder, open_folder
 from seediff_jax.verify import repair, verify
+from seediff_jax.words import counted
 
 DIFFERENT = 4
 """Exit status where something is not as it was written."""
@@ -33,7 +34,10 @@ def verify_folder(folder: Folder, repairs: bool) -> int:
     if repairs:
         with hold_lock(folder):
             count = repair(folder, problems)
-        print(f"{count} shards were forgotten; give the command of the run to make them again")
+        print(
+            f"forgotten: {counted(count, 'shard')}; give the command of the run to make again what "
+            "was there"
+        )
     return DIFFERENT
 
 
