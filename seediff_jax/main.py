@@ -25,6 +25,7 @@ from seediff_jax.libtpu import widen_compiler_stack
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
+from seediff_jax.monitor import require_log_dir
 from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
 from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
 from seediff_jax.run_config import RunConfig
@@ -141,7 +142,7 @@ def _define_run(values: flags.FlagValues) -> None:
     mesh = "How devices share the work: data is samples, model splits weights that are too large "
     text("mesh", "data:-1", mesh + "for one device, as in data:-1,model:2.")
     enum("partition", "shard_map", [*PARTITIONS], "How JAX runs the programs on all devices.")
-    logs = "Folder for a log of JSON lines and curves for TensorBoard; by default none."
+    logs = "Local folder for a log of JSON lines and curves for TensorBoard; by default none."
     text("log_dir", None, logs)
     switch("profile", False, "Write a JAX profile of one round of the run to --log_dir.")
     address = "host:port of process 0; TPU pods, GKE, Slurm and Open MPI need none of these three."
@@ -159,6 +160,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
+    require_log_dir(values.log_dir)
     source = _make_source(values)
     plan, class_names = make_plan(source)
     return RunConfig(

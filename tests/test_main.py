@@ -60,6 +60,7 @@ def no_model(monkeypatch):
         ("--num_processes=2", "give all three"),
         ("--profile", "profile needs log_dir"),
         ("--output=nothing://bucket", "needed is a path or a URL"),
+        ("--log_dir=gs://bucket/log", "give a local folder"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
