@@ -127,7 +127,7 @@ def _define_output(values: flags.FlagValues) -> None:
 def _define_modes(values: flags.FlagValues) -> None:
     whole, number, switch = kinds(values, "integer", "float", "bool")
     switch("plan", False, "Tell what would be made, how long it takes and what it needs; no more.")
-    number("rate", None, "Images a second on a device, for --plan; by default measured.", 1e-9)
+    number("rate", None, "Images a second on a device, for --plan, which else measures it.", 1e-9)
     switch("dry_run", False, "Do everything but the UNet's calls: images are decoded noise.")
     switch("verify", False, "Read all of --output again and list what is not as it was written.")
     switch("repair", False, "The same, and forget what is damaged, so that it is made again.")
@@ -264,7 +264,19 @@ def main(argv: Sequence[str]) -> int:
     return run_command("seediff", __doc__, define_flags(), argv, _work)
 
 
+def _require_one_mode(values: flags.FlagValues) -> None:
+    verify = "repair" if values.repair else "verify"
+    chosen = {"plan": values.plan, verify: values.verify or values.repair}
+    chosen["regenerate"] = values.regenerate is not None
+    names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are different things to do; give one at a time")
+    if values.rate is not None and not values.plan:
+        raise ValueError(f"--rate={values.rate:g} needs --plan, which tells the time at that rate")
+
+
 def _work(values: flags.FlagValues) -> int:
+    _require_one_mode(values)
     if values.verify or values.repair:
         return verify_folder(open_folder(_output(values)), values.repair)
     widen_compiler_stack()

@@ -61,6 +61,7 @@ def no_model(monkeypatch):
         ("--profile", "profile needs log_dir"),
         ("--output=nothing://bucket", "needed is a path or a URL"),
         ("--log_dir=gs://bucket/log", "give a local folder"),
+        ("--rate=2", "--rate=2 needs --plan"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
@@ -69,6 +70,20 @@ def test_a_bad_flag_is_named_before_any_model_work(
     assert main(command(inputs, tmp_path / "out", option)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--plan", "--verify"], "--plan and --verify"),
+        (["--plan", "--repair"], "--plan and --repair"),
+        (["--plan", "--regenerate=0"], "--plan and --regenerate"),
+        (["--verify", "--repair", "--regenerate=0"], "--repair and --regenerate"),
+    ],
+)
+def test_only_one_thing_is_done_at_a_time(inputs, tmp_path, capsys, no_model, options, named):
+    assert main(command(inputs, tmp_path / "out", *options)) == 2
+    assert f"{named} are different things to do; give one at a time" in error_line(capsys)
 
 
 @pytest.mark.parametrize(
