@@ -10,7 +10,14 @@ from pathlib import Path
 from absl import flags
 
 from seediff_jax.checkpoints import require_free
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.commands import (
+    define_debug_flag,
+    define_source_flags,
+    kinds,
+    parse_loras,
+    run_command,
+    run_program,
+)
 from seediff_jax.model import load_model, save_model, save_orbax
 from seediff_jax.scheduler_configs import CLASS_NAMES
 
@@ -30,6 +37,7 @@ def define_flags() -> flags.FlagValues:
     capture = "Attention layers to record, which capture.json keeps: published, coarse (without "
     capture += "the finest level) or a JSON file with lists of layers; by default the model's own."
     text("capture", None, capture)
+    define_debug_flag(values)
     return values
 
 

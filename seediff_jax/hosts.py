@@ -154,7 +154,8 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        print(f"seediff: host {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(f"seediff: host {jax.process_index()}: {text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             time.sleep(1.5 * HEARTBEAT_SECONDS)

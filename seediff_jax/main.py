@@ -9,15 +9,21 @@ An output folder that a run with the same settings began is completed, never red
   seediff --model=/models/stable-diffusion-v1-4 --prompts=prompts.jsonl --dtype=bfloat16
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from seediff_jax.class_lists import CLASS_LISTS
-from seediff_jax.commands import define_source_flags, kinds, parse_loras, run_command, run_program
+from seediff_jax.commands import (
+    define_debug_flag,
+    define_source_flags,
+    kinds,
+    parse_loras,
+    run_command,
+    run_program,
+    use_compilation_cache,
+)
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.formats import FORMATS
 from seediff_jax.hosts import join_hosts
@@ -43,7 +49,7 @@ def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
     parts = (_define_content, _define_sampling, _define_masks, _define_output, _define_run)
-    for define in (define_source_flags, *parts, _define_modes):
+    for define in (define_source_flags, *parts, _define_modes, define_debug_flag):
         define(values)
     return values
 
@@ -247,18 +253,6 @@ def _make_source(values: flags.FlagValues) -> PromptSource:
     )
 
 
-def _use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"no compilation cache, {path} cannot be made: {error.strerror}", file=sys.stderr)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the driver on a command line and returns the exit status; errors are one line each."""
     return run_command("seediff", __doc__, define_flags(), argv, _work)
@@ -283,7 +277,7 @@ def _work(values: flags.FlagValues) -> int:
     join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
-        _use_compilation_cache(values.compilation_cache)
+        use_compilation_cache(values.compilation_cache)
     if values.regenerate is not None:
         return regenerate_sample(config, values.regenerate)
     if values.plan:
