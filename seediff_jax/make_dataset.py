@@ -55,12 +55,18 @@ def make_dataset(config: RunConfig) -> int:
         OSError: the folder cannot be written.
     """
     folder = open_folder(config.output)
-    with hosts.ending_together():
-        if hosts.is_first():
-            require_resumable(folder, config.settings())
-        config, model, programs = prepare(config, folder)
+    stopper = hosts.Stopper()
+    with hosts.ending_together(), stopper.listen():
+        try:
+            with stopper.preparing():
+                if hosts.is_first():
+                    require_resumable(folder, config.settings())
+                config, model, programs = prepare(config, folder)
+        except hosts.Stopped:
+            print(f"stopped before the first round; the same command goes on with {folder}")
+            return 0
         with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
-            return _Run(config, model, folder, programs, scratch).make()
+            return _Run(config, model, folder, programs, scratch).make(stopper)
 
 
 def prepare(
@@ -154,7 +160,8 @@ class _Run:
         self.exists = self._shared_scan()
         self.maker = PairMaker(config, model, programs, self.dataset, self.exists, self.rows)
 
-    def make(self) -> int:
+    def make(self, stopper: hosts.Stopper) -> int:
+        """Makes what is missing, and closes what is complete; returns how many samples failed."""
         count = self.config.num_images
         done = int(self.exists.sum())
         closed = closed_counts(self.folder)
@@ -170,9 +177,7 @@ class _Run:
         )
         if hosts.is_first():
             reopen(self.folder)
-        stopper = hosts.Stopper()
-        with stopper.listen():
-            return self._end(self._make_missing(stopper))
+        return self._end(self._make_missing(stopper))
 
     def _make_missing(self, stopper: hosts.Stopper) -> bool:
         """Makes what is missing, and once more what failed; returns whether it was stopped."""

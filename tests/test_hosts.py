@@ -56,6 +56,25 @@ def test_the_handler_of_sigterm_is_given_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_while_a_run_prepares_leaves_at_once_and_is_not_forgotten():
+    stopper, before = hosts.Stopper(), signal.getsignal(signal.SIGTERM)
+    with stopper.listen():
+        with pytest.raises(hosts.Stopped), stopper.preparing():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+        assert stopper(0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_several_hosts_jax_keeps_the_signal_while_a_run_prepares(two_hosts):
+    stopper, before = hosts.Stopper(), signal.getsignal(signal.SIGTERM)
+    with stopper.listen(), stopper.preparing():
+        assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(hosts.Stopped), hosts.leaving_at_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+
 def test_an_error_of_the_only_process_is_raised():
     with pytest.raises(ValueError, match="of the only one"), hosts.ending_together():
         raise ValueError("of the only one")
