@@ -29,13 +29,19 @@ def is_hub_id(name: str) -> bool:
 
 def needed_files(names: Sequence[str]) -> list[str]:
     """Of all files of a diffusers repository, those that a model is read from."""
+    wanted = set(config_files(names))
+    for component in COMPONENTS:
+        inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
+        wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}
+    return [name for name in names if name in wanted]
+
+
+def config_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a diffusers repository, those that are no weights."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     wanted = {"model_index.json", "capture.json", "scheduler/scheduler_config.json", *configs}
     for folder in TOKENIZER_FOLDERS:
         wanted |= {f"{folder}/{name}" for name in _TOKENIZER_FILES}
-    for component in COMPONENTS:
-        inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
-        wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}
     return [name for name in names if name in wanted]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from seediff_jax import hosts
 from seediff_jax.batch_size import auto_batch_size
@@ -100,16 +101,22 @@ def prepare(
     require_fit(model, config)
     if folder is None or not has_settings(folder, config.settings_with(model)):
         require_prompts_fit(model, config)
-    if config.batch_size is None:
-        size = auto_batch_size(
-            model,
-            config.pair_settings,
-            mesh,
-            num_classes=config.plan.max_classes,
-            has_unnamed=config.plan.has_unnamed,
-        )
-        config = dataclasses.replace(config, batch_size=size)
+    config = with_batch_size(config, model, mesh)
     return config, model, PairPrograms(model, config.pair_settings, mesh, config.partition)
+
+
+def with_batch_size(config: RunConfig, model: Model, mesh: Mesh) -> RunConfig:
+    """The config with the batch size that fits, where it has none; see `auto_batch_size`."""
+    if config.batch_size is not None:
+        return config
+    size = auto_batch_size(
+        model,
+        config.pair_settings,
+        mesh,
+        num_classes=config.plan.max_classes,
+        has_unnamed=config.plan.has_unnamed,
+    )
+    return dataclasses.replace(config, batch_size=size)
 
 
 def require_fit(model: Model, config: RunConfig) -> None:

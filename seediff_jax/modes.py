@@ -6,10 +6,11 @@ from tqdm import tqdm
 
 from seediff_jax.dataset import Dataset
 from seediff_jax.folder_settings import require_resumable
-from seediff_jax.hosts import gather, is_first
+from seediff_jax.hosts import Stopped, gather, is_first, leaving_at_sigterm
 from seediff_jax.make_dataset import prepare
+from seediff_jax.needs import given_needs, measured_needs
 from seediff_jax.planning import describe_plan
-from seediff_jax.regenerate import measure, regenerate
+from seediff_jax.regenerate import regenerate
 from seediff_jax.run_config import RunConfig
 from seediff_jax.run_lock import hold_lock
 from seediff_jax.shard_layout import ShardLayout
@@ -56,10 +57,15 @@ def tell_plan(config: RunConfig, rate: float | None) -> int:
     layout = ShardLayout(config.num_images, config.shard_size, config.batch_size or 1)
     existing = int(Dataset(folder, layout, [], Path()).scan().sum())
     rows = gather(len(local_rows_of(make_mesh(config.mesh))))
-    measured = None
-    if rate is None or config.batch_size is None:
-        config, model, programs = prepare(config)
-        measured = measure(config, model, programs)
+    try:
+        with leaving_at_sigterm():
+            if rate is None:
+                config, needs = measured_needs(config)
+            else:
+                config, needs = given_needs(config, folder, rate)
+    except Stopped:
+        print("stopped before the plan was known; the same command can be given again")
+        return 0
     if is_first():
-        print(describe_plan(config, rows, existing, rate=rate, measured=measured))
+        print(describe_plan(config, rows, existing, needs))
     return 0

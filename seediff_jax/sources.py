@@ -6,7 +6,7 @@ name -> find_source -> folder or file -> read_source_config -> read_source_leave
 import dataclasses
 import importlib.resources
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from seediff_jax.capture_choice import choose_capture
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
-from seediff_jax.hub import fetch, is_hub_id, tokenizer_files
+from seediff_jax.hub import fetch, is_hub_id, needed_files, tokenizer_files
 from seediff_jax.leaves import Leaves, Merges
 from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import ModelConfig, check_model_config, read_model_config
@@ -31,12 +31,17 @@ _EMBEDDED = ("shapes",)
 _FILE = ".safetensors"
 
 
-def find_source(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Path:
+def find_source(
+    name_or_path: str | os.PathLike[str],
+    revision: str | None = None,
+    choose: Callable[[Sequence[str]], list[str]] = needed_files,
+) -> Path:
     """The folder or the .safetensors file of a model; what the hub has is downloaded.
 
     Args:
         name_or_path: see `load_model`.
         revision: a branch, tag or commit of a model of the hub.
+        choose: picks the files to download out of all; `hub.config_files` leaves out the weights.
 
     Raises:
         ValueError: there is no such model, it is a file of another kind, or a revision is asked of
@@ -45,7 +50,7 @@ def find_source(name_or_path: str | os.PathLike[str], revision: str | None = Non
     path, name = Path(name_or_path), str(name_or_path)
     local = name in _EMBEDDED or path.exists()
     if not local and is_hub_id(name) and path.suffix != _FILE:
-        return fetch(name, revision)
+        return fetch(name, revision, choose)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is of a model of the hub, {name!r} is none")
     if name in _EMBEDDED:
@@ -141,6 +146,18 @@ def _read_leaves(source: Path, config: ModelConfig, dtype: DTypeLike, merges: Me
             dtype,
             merges,
         )
+
+
+def require_loras(
+    config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]
+) -> None:
+    """Looks into LoRAs as a load does, and reads no weight.
+
+    Raises:
+        ValueError: one does not fit the model.
+    """
+    with _open_merges(config, loras):
+        pass
 
 
 def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelConfig:

@@ -65,6 +65,11 @@ def test_only_the_needed_files_are_chosen():
     assert hub.needed_files(LISTING) == NEEDED
 
 
+def test_a_plan_needs_no_weights():
+    expected = [name for name in NEEDED if not name.endswith(".safetensors")]
+    assert hub.config_files(LISTING) == expected
+
+
 def test_shards_are_chosen_with_their_index():
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     index = "unet/diffusion_pytorch_model.safetensors.index.json"

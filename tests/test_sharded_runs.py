@@ -97,6 +97,7 @@ def test_one_device_stopped_by_sigterm_is_completed_by_eight_and_never_joined(
     ("flags", "told"),
     [
         ([], "stopped before the first round; the same command goes on with {folder}\n"),
+        (["--plan"], "stopped before the plan was known; the same command can be given again\n"),
     ],
 )
 def test_sigterm_while_the_model_loads_ends_at_once(server, run, tmp_path, flags, told):
