@@ -99,16 +99,37 @@ def fitting_batch_size(
     has_unnamed: bool = False,
 ) -> int:
     """As `auto_batch_size` for devices with so many bytes of memory, and always compiled."""
-    first = local_rows_of(mesh)[0]
-    own = Mesh(mesh.devices[first : first + 1], mesh.axis_names)
 
     def measure(batch_size: int) -> int | None:
-        programs = abstract_programs(
-            own, model, batch_size, settings, num_classes=num_classes, has_unnamed=has_unnamed
-        )
-        return programs_bytes(programs)
+        return batch_bytes(model, settings, mesh, batch_size, num_classes, has_unnamed)
 
     return search_batch_size(measure, (1 - FREE_SHARE) * memory)
+
+
+def batch_bytes(
+    model: Model,
+    settings: PairSettings,
+    mesh: Mesh,
+    batch_size: int,
+    num_classes: int = 1,
+    has_unnamed: bool = False,
+) -> int | None:
+    """Most bytes on each device in a run of such batches, by the compiler; see `programs_bytes`.
+
+    Args:
+        model: the model, or one with the shapes of its weights alone.
+        settings: of the run.
+        mesh: of the run; one of this host's places is compiled for.
+        batch_size: images on each place of the data axis.
+        num_classes: c, the classes of an image.
+        has_unnamed: whether classes are looked for that no prompt names.
+    """
+    first = local_rows_of(mesh)[0]
+    own = Mesh(mesh.devices[first : first + 1], mesh.axis_names)
+    programs = abstract_programs(
+        own, model, batch_size, settings, num_classes=num_classes, has_unnamed=has_unnamed
+    )
+    return programs_bytes(programs)
 
 
 def is_measured(
@@ -139,7 +160,8 @@ def programs_bytes(programs: Programs, compiler_options: Mapping[str, float] = Q
     Raises:
         jax.errors.JaxRuntimeError: it fails for another reason than memory.
     """
-    options, weights = dict(compiler_options), programs.weight_bytes
+    # With options, even none, what ran before would be compiled again.
+    options, weights = dict(compiler_options) or None, programs.weight_bytes
     try:
         sample = program_memory(programs.sample.compile(options), weights, True)
         masks = program_memory(programs.make_masks.compile(options), weights, False)

@@ -6,7 +6,9 @@ import math
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +33,7 @@ def run_command(
     Args:
         program: its name in errors.
         doc: what --help says before the flags.
-        values: the flags that exist.
+        values: the flags that exist, among them that of `define_debug_flag`.
         argv: the command line.
         work: what to do with the parsed flags; it may return an exit status.
     """
@@ -43,22 +45,32 @@ def run_command(
         if unknown:
             raise ValueError(f"{unknown[0]!r} is no flag; every argument is --name=value")
         return work(values) or 0
-    except flags.Error as error:
-        message = f"{error} (--help lists the flags)"
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename and error.strerror else ""
-        message = f"{place}{error.strerror or error}"
-    except (ValueError, ArithmeticError) as error:
-        message = str(error)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        message = "the device's memory is too small; try a smaller --batch_size or bfloat16"
     except KeyboardInterrupt:
         print("\nstopped; the same command can be given again", file=sys.stderr)
         return INTERRUPTED
-    print(f"{program}: {message}", file=sys.stderr)
-    return USER_ERROR
+    except (flags.Error, OSError, ValueError, ArithmeticError, jax.errors.JaxRuntimeError) as error:
+        if values["debug"].value:
+            traceback.print_exc()
+        print(f"{program}: {_message(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _message(error: Exception) -> str:
+    """What users read of an error."""
+    match error:
+        case flags.Error():
+            return f"{error} (--help lists the flags)"
+        case OSError():
+            place = f"{error.filename}: " if error.filename and error.strerror else ""
+            return f"{place}{error.strerror or error}"
+        case jax.errors.JaxRuntimeError():
+            if "RESOURCE_EXHAUSTED" in str(error):
+                return "the device's memory is too small; try a smaller --batch_size or bfloat16"
+            first = str(error).strip().partition("\n")[0]
+            return (
+                f"JAX failed: {first}; the same command can be given again, and --debug tells where"
+            )
+    return str(error)
 
 
 def run_program(main: Callable[[Sequence[str]], int]) -> None:
@@ -71,6 +83,18 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
+    path = Path(folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"no compilation cache, {path} cannot be made: {error.strerror}", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def define_source_flags(values: flags.FlagValues) -> None:
@@ -90,6 +114,12 @@ def define_source_flags(values: flags.FlagValues) -> None:
     enum("prediction_type", None, [*PREDICTION_TYPES], prediction)
     lora = "LoRA file to merge and its weight, as in style.safetensors:0.8; can be repeated."
     many("lora", None, lora)
+
+
+def define_debug_flag(values: flags.FlagValues) -> None:
+    """Defines --debug."""
+    (switch,) = kinds(values, "bool")
+    switch("debug", False, "Print where in the program an error came from, too.")
 
 
 def kinds(values: flags.FlagValues, *kinds: str) -> list[Callable[..., Any]]:

@@ -11,6 +11,7 @@ from absl import flags
 
 from seediff_jax.checkpoints import require_free
 from seediff_jax.commands import (
+    define_debug_flag,
     define_source_flags,
     kinds,
     parse_loras,
@@ -35,6 +36,7 @@ def define_flags() -> flags.FlagValues:
     capture = "Attention layers to record, which capture.json keeps: published, coarse (without "
     capture += "the finest level) or a JSON file with lists of layers; by default the model's own."
     text("capture", None, capture)
+    define_debug_flag(values)
     return values
 
 

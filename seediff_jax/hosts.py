@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
@@ -108,6 +108,10 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+class Stopped(BaseException):
+    """SIGTERM came before a run had begun anything that must be ended in order."""
+
+
 class Stopper:
     """Whether to stop, agreed among hosts; SIGTERM, the notice of preemption, asks for it."""
 
@@ -131,15 +135,51 @@ class Stopper:
         if jax.process_count() > 1:
             yield
             return
-
-        def ask(*_):
-            self._asked = True
-
-        before = signal.signal(signal.SIGTERM, ask)
-        try:
+        with _handling_sigterm(self._ask):
             yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Leaves a block inside of `listen` by Stopped at SIGTERM: nothing has begun to be ended.
+
+        Several hosts go on to their first round, which they agree not to begin.
+        """
+        if jax.process_count() > 1:
+            yield
+            return
+        with leaving_at_sigterm(self._ask):
+            yield
+
+    def _ask(self) -> None:
+        self._asked = True
+
+
+@contextmanager
+def leaving_at_sigterm(and_then: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Leaves the block by Stopped where SIGTERM comes while it runs.
+
+    While a program is being compiled Python hears of nothing, and the block is left after that.
+    This takes the place of JAX's own handler, which would keep the signal for a round to come.
+
+    Args:
+        and_then: done before, for those who swallow exceptions.
+    """
+
+    def leave() -> None:
+        and_then()
+        raise Stopped
+
+    with _handling_sigterm(leave):
+        yield
+
+
+@contextmanager
+def _handling_sigterm(handle: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: handle())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -154,7 +194,8 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        print(f"seediff: host {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+        text = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(f"seediff: host {jax.process_index()}: {text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             time.sleep(1.5 * HEARTBEAT_SECONDS)

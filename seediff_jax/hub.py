@@ -34,13 +34,19 @@ def is_hub_id(name: str) -> bool:
 
 def needed_files(names: Sequence[str]) -> list[str]:
     """Of all files of a diffusers repository, those that a model is read from."""
+    wanted = set(config_files(names))
+    for component in COMPONENTS:
+        inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
+        wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}
+    return [name for name in names if name in wanted]
+
+
+def config_files(names: Sequence[str]) -> list[str]:
+    """Of all files of a diffusers repository, those that are no weights."""
     configs = [f"{component}/config.json" for component in COMPONENTS]
     wanted = {"model_index.json", "capture.json", "scheduler/scheduler_config.json", *configs}
     for folder in TOKENIZER_FOLDERS:
         wanted |= {f"{folder}/{name}" for name in _TOKENIZER_FILES}
-    for component in COMPONENTS:
-        inside = [name.split("/")[1] for name in names if re.fullmatch(f"{component}/[^/]+", name)]
-        wanted |= {f"{component}/{name}" for name in choose_weight_files(component, inside)}
     return [name for name in names if name in wanted]
 
 
@@ -57,15 +63,26 @@ def missing_files(folder: Path) -> list[str]:
     Raises:
         ValueError: its model_index.json or an index of shards is damaged or of no use here.
     """
+    missing = missing_config_files(folder)
+    if "model_index.json" in missing:
+        return missing
+    for name in _components(folder):
+        missing += [f"{name}/{file}" for file in missing_weight_files(folder, name)]
+    return missing
+
+
+def missing_config_files(folder: Path) -> list[str]:
+    """What a model's configs and tokenizers need and a folder of the hub's cache lacks.
+
+    Raises:
+        ValueError: its model_index.json is damaged or of no use here.
+    """
     if not (folder / "model_index.json").exists():
         return ["model_index.json"]
-    xl = is_xl(read_model_index(folder))
-    components = [name for name in COMPONENTS if xl or name != "text_encoder_2"]
+    components = _components(folder)
     configs = ["scheduler/scheduler_config.json", *(f"{name}/config.json" for name in components)]
     missing = [name for name in configs if not (folder / name).exists()]
-    for name in components:
-        missing += [f"{name}/{file}" for file in missing_weight_files(folder, name)]
-    for name in TOKENIZER_FOLDERS[: 2 if xl else 1]:
+    for name in TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]:
         missing += [f"{name}/{file}" for file in _missing_of_tokenizer(folder / name)]
     return missing
 
@@ -152,6 +169,11 @@ def _list_files(hub_id: str, revision: str | None) -> list[str]:
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     info = huggingface_hub.HfApi().model_info(hub_id, revision=revision, timeout=timeout)
     return [file.rfilename for file in info.siblings or ()]
+
+
+def _components(folder: Path) -> list[str]:
+    xl = is_xl(read_model_index(folder))
+    return [name for name in COMPONENTS if xl or name != "text_encoder_2"]
 
 
 def _missing_of_tokenizer(folder: Path) -> list[str]:

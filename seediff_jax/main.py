@@ -9,21 +9,21 @@ An output folder that a run with the same settings began is completed, never red
   seediff --model=/models/stable-diffusion-v1-4 --prompts=prompts.jsonl --dtype=bfloat16
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from seediff_jax.class_lists import CLASS_LISTS
 from seediff_jax.commands import (
+    define_debug_flag,
     define_source_flags,
     kinds,
     parse_loras,
     parse_scheduler_options,
     run_command,
     run_program,
+    use_compilation_cache,
 )
 from seediff_jax.expansion import AFFINITIES
 from seediff_jax.formats import FORMATS
@@ -32,6 +32,7 @@ from seediff_jax.libtpu import widen_compiler_stack
 from seediff_jax.make_dataset import make_dataset
 from seediff_jax.masks import METHODS, MaskConfig
 from seediff_jax.modes import regenerate_sample, tell_plan, verify_folder
+from seediff_jax.monitor import require_log_dir
 from seediff_jax.pair_settings import REFINED_THRESHOLD, PairSettings
 from seediff_jax.prompt_sources import DEFAULT_TEMPLATE, PromptSource, count_images, make_plan
 from seediff_jax.run_config import RunConfig
@@ -48,7 +49,7 @@ def define_flags() -> flags.FlagValues:
     """Defines the flags, apart from absl's global ones: importing this module registers none."""
     values = flags.FlagValues()
     parts = (_define_content, _define_sampling, _define_masks, _define_output, _define_run)
-    for define in (define_source_flags, *parts, _define_modes):
+    for define in (define_source_flags, *parts, _define_modes, define_debug_flag):
         define(values)
     return values
 
@@ -131,7 +132,7 @@ def _define_output(values: flags.FlagValues) -> None:
 def _define_modes(values: flags.FlagValues) -> None:
     whole, number, switch = kinds(values, "integer", "float", "bool")
     switch("plan", False, "Tell what would be made, how long it takes and what it needs; no more.")
-    number("rate", None, "Images a second on a device, for --plan; by default measured.", 1e-9)
+    number("rate", None, "Images a second on a device, for --plan, which else measures it.", 1e-9)
     switch("dry_run", False, "Do everything but the UNet's calls: images are decoded noise.")
     switch("verify", False, "Read all of --output again and list what is not as it was written.")
     switch("repair", False, "The same, and forget what is damaged, so that it is made again.")
@@ -146,7 +147,7 @@ def _define_run(values: flags.FlagValues) -> None:
     mesh = "How devices share the work: data is samples, model splits weights that are too large "
     text("mesh", "data:-1", mesh + "for one device, as in data:-1,model:2.")
     enum("partition", "shard_map", [*PARTITIONS], "How JAX runs the programs on all devices.")
-    logs = "Folder for a log of JSON lines and curves for TensorBoard; by default none."
+    logs = "Local folder for a log of JSON lines and curves for TensorBoard; by default none."
     text("log_dir", None, logs)
     switch("profile", False, "Write a JAX profile of one round of the run to --log_dir.")
     address = "host:port of process 0; TPU pods, GKE, Slurm and Open MPI need none of these three."
@@ -164,6 +165,7 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         ValueError: the flags contradict one another or the prompts.
         FileNotFoundError: there is no such prompt file.
     """
+    require_log_dir(values.log_dir)
     source = _make_source(values)
     plan, class_names = make_plan(source)
     return RunConfig(
@@ -251,31 +253,31 @@ def _make_source(values: flags.FlagValues) -> PromptSource:
     )
 
 
-def _use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs in `folder`; a folder that cannot be written costs only time."""
-    path = Path(folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"no compilation cache, {path} cannot be made: {error.strerror}", file=sys.stderr)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the driver on a command line and returns the exit status; errors are one line each."""
     return run_command("seediff", __doc__, define_flags(), argv, _work)
 
 
+def _require_one_mode(values: flags.FlagValues) -> None:
+    verify = "repair" if values.repair else "verify"
+    chosen = {"plan": values.plan, verify: values.verify or values.repair}
+    chosen["regenerate"] = values.regenerate is not None
+    names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
+    if len(names) > 1:
+        raise ValueError(f"{' and '.join(names)} are different things to do; give one at a time")
+    if values.rate is not None and not values.plan:
+        raise ValueError(f"--rate={values.rate:g} needs --plan, which tells the time at that rate")
+
+
 def _work(values: flags.FlagValues) -> int:
+    _require_one_mode(values)
     if values.verify or values.repair:
         return verify_folder(open_folder(_output(values)), values.repair)
     widen_compiler_stack()
     join_hosts(values.coordinator, values.num_processes, values.process_id)
     config = make_config(values)
     if values.compilation_cache:
-        _use_compilation_cache(values.compilation_cache)
+        use_compilation_cache(values.compilation_cache)
     if values.regenerate is not None:
         return regenerate_sample(config, values.regenerate)
     if values.plan:

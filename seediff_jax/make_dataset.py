@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from seediff_jax import hosts
 from seediff_jax.batch_size import auto_batch_size
@@ -37,6 +38,7 @@ from seediff_jax.schedulers import make_steps
 from seediff_jax.shard_layout import ShardLayout, share_blocks
 from seediff_jax.sharding import PairPrograms, local_rows_of, make_mesh, weight_sharding
 from seediff_jax.storage import Folder, open_folder
+from seediff_jax.words import counted
 from seediff_jax.work_loop import WorkLoop
 
 _PROMPTS_AT_A_TIME = 1000
@@ -54,12 +56,18 @@ def make_dataset(config: RunConfig) -> int:
         OSError: the folder cannot be written.
     """
     folder = open_folder(config.output)
-    with hosts.ending_together():
-        if hosts.is_first():
-            require_resumable(folder, config.settings())
-        config, model, programs = prepare(config, folder)
+    stopper = hosts.Stopper()
+    with hosts.ending_together(), stopper.listen():
+        try:
+            with stopper.preparing():
+                if hosts.is_first():
+                    require_resumable(folder, config.settings())
+                config, model, programs = prepare(config, folder)
+        except hosts.Stopped:
+            print(f"stopped before the first round; the same command goes on with {folder}")
+            return 0
         with _opened(folder, config.settings_with(model)), _scratch(folder) as scratch:
-            return _Run(config, model, folder, programs, scratch).make()
+            return _Run(config, model, folder, programs, scratch).make(stopper)
 
 
 def prepare(
@@ -94,16 +102,22 @@ def prepare(
     require_fit(model, config)
     if folder is None or not has_settings(folder, config.settings_with(model)):
         require_prompts_fit(model, config)
-    if config.batch_size is None:
-        size = auto_batch_size(
-            model,
-            config.pair_settings,
-            mesh,
-            num_classes=config.plan.max_classes,
-            has_unnamed=config.plan.has_unnamed,
-        )
-        config = dataclasses.replace(config, batch_size=size)
+    config = with_batch_size(config, model, mesh)
     return config, model, PairPrograms(model, config.pair_settings, mesh, config.partition)
+
+
+def with_batch_size(config: RunConfig, model: Model, mesh: Mesh) -> RunConfig:
+    """The config with the batch size that fits, where it has none; see `auto_batch_size`."""
+    if config.batch_size is not None:
+        return config
+    size = auto_batch_size(
+        model,
+        config.pair_settings,
+        mesh,
+        num_classes=config.plan.max_classes,
+        has_unnamed=config.plan.has_unnamed,
+    )
+    return dataclasses.replace(config, batch_size=size)
 
 
 def require_fit(model: Model, config: RunConfig) -> None:
@@ -154,23 +168,24 @@ class _Run:
         self.exists = self._shared_scan()
         self.maker = PairMaker(config, model, programs, self.dataset, self.exists, self.rows)
 
-    def make(self) -> int:
+    def make(self, stopper: hosts.Stopper) -> int:
+        """Makes what is missing, and closes what is complete; returns how many samples failed."""
         count = self.config.num_images
         done = int(self.exists.sum())
         closed = closed_counts(self.folder)
         if done == count and closed is not None and closed["num_images"] == count:
             but = f", but for {closed['failed']} that failed" if closed["failed"] else ""
-            self._say(f"all {count} images are in {self.folder} already{but}; nothing to do")
+            there = "the image is" if count == 1 else f"all {count} images are"
+            self._say(f"{there} in {self.folder} already{but}; nothing to do")
             return closed["failed"]
         self._say(
-            f"{count} images of {len(self.config.plan)} prompts with {self.model.model_id} on "
+            f"{counted(count, 'image')} of {counted(len(self.config.plan), 'prompt')} with "
+            f"{self.model.model_id} on "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {done} of them there already"
         )
         if hosts.is_first():
             reopen(self.folder)
-        stopper = hosts.Stopper()
-        with stopper.listen():
-            return self._end(self._make_missing(stopper))
+        return self._end(self._make_missing(stopper))
 
     def _make_missing(self, stopper: hosts.Stopper) -> bool:
         """Makes what is missing, and once more what failed; returns whether it was stopped."""
@@ -226,7 +241,7 @@ class _Run:
 
     def _report(self, counts: dict[str, int]) -> None:
         line = (
-            f"{counts['samples']} images with masks are in {self.folder} "
+            f"{counted(counts['samples'], 'image')} with masks in {self.folder} "
             f"({counts['empty']} with an empty mask)"
         )
         if counts["failed"]:

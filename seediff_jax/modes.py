@@ -6,16 +6,18 @@ from tqdm import tqdm
 
 from seediff_jax.dataset import Dataset
 from seediff_jax.folder_settings import require_resumable
-from seediff_jax.hosts import gather, is_first
+from seediff_jax.hosts import Stopped, gather, is_first, leaving_at_sigterm
 from seediff_jax.make_dataset import prepare
+from seediff_jax.needs import given_needs, measured_needs
 from seediff_jax.planning import describe_plan
-from seediff_jax.regenerate import as_made, measure, regenerate
+from seediff_jax.regenerate import as_made, regenerate
 from seediff_jax.run_config import RunConfig
 from seediff_jax.run_lock import hold_lock
 from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.sharding import local_rows_of, make_mesh
 from seediff_jax.storage import Folder, open_folder
 from seediff_jax.verify import repair, verify
+from seediff_jax.words import counted
 
 DIFFERENT = 4
 """Exit status where something is not as it was written."""
@@ -33,7 +35,10 @@ def verify_folder(folder: Folder, repairs: bool) -> int:
     if repairs:
         with hold_lock(folder):
             count = repair(folder, problems)
-        print(f"{count} shards were forgotten; give the command of the run to make them again")
+        print(
+            f"forgotten: {counted(count, 'shard')}; give the command of the run to make again what "
+            "was there"
+        )
     return DIFFERENT
 
 
@@ -52,10 +57,15 @@ def tell_plan(config: RunConfig, rate: float | None) -> int:
     layout = ShardLayout(config.num_images, config.shard_size, config.batch_size or 1)
     existing = int(Dataset(folder, layout, [], Path()).scan().sum())
     rows = gather(len(local_rows_of(make_mesh(config.mesh))))
-    measured = None
-    if rate is None or config.batch_size is None:
-        config, model, programs = prepare(config)
-        measured = measure(config, model, programs)
+    try:
+        with leaving_at_sigterm():
+            if rate is None:
+                config, needs = measured_needs(config)
+            else:
+                config, needs = given_needs(config, folder, rate)
+    except Stopped:
+        print("stopped before the plan was known; the same command can be given again")
+        return 0
     if is_first():
-        print(describe_plan(config, rows, existing, rate=rate, measured=measured))
+        print(describe_plan(config, rows, existing, needs))
     return 0

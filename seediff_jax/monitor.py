@@ -20,6 +20,19 @@ LOG_SECONDS = 10.0
 """Between two lines of the log."""
 
 
+def require_log_dir(log_dir: str | None) -> None:
+    """Checks that the folder of the log is none of a bucket, whose files cannot grow.
+
+    Raises:
+        ValueError: it is a URL.
+    """
+    if log_dir is not None and "://" in log_dir:
+        raise ValueError(
+            f"log_dir={log_dir} is a URL, and files of a bucket cannot grow line by line; give a "
+            "local folder, where each host keeps its own log, as in --log_dir=/tmp/log"
+        )
+
+
 class Monitor:
     """Counts what this host makes, and tells; a context manager.
 
@@ -27,7 +40,7 @@ class Monitor:
         total: samples of the run.
         done: samples that were there at its start.
         own: samples that this host is to make.
-        log_dir: folder for the log, None for none.
+        log_dir: folder of this machine for the log, None for none.
         profile: whether to write a profile of one round there, the second if there are so many.
         rounds: rounds that are ahead.
         shows_progress: whether this host draws the progress bar.
@@ -54,6 +67,7 @@ class Monitor:
         self._log: Any = None
         self._curves: Any = None
         self._profiled = min(1, rounds - 1) if profile and rounds else None
+        self._is_profiling = False
         name = f"host {self._host}" if jax.process_count() > 1 else None
         shown = (own, 0) if name else (total, done)
         self._bar = tqdm(
@@ -73,6 +87,8 @@ class Monitor:
     ) -> None:
         self._bar.close()
         with self._lock:
+            if self._is_profiling:
+                self._end_profile()
             if self._log is not None:
                 self._write_line()
                 self._log.close()
@@ -83,6 +99,7 @@ class Monitor:
         with self._lock:
             if self._started == self._profiled:
                 jax.profiler.start_trace(str(self._log_dir))
+                self._is_profiling = True
             self._started += 1
             self._on_devices += 1
             if self._on_devices == 1:
@@ -93,9 +110,8 @@ class Monitor:
         with self._lock:
             self._on_devices -= 1
             fetched = self._started - self._on_devices
-            if self._profiled is not None and fetched == self._profiled + 1:
-                jax.profiler.stop_trace()
-                self._profiled = None
+            if self._is_profiling and fetched == self._profiled + 1:
+                self._end_profile()
             if not self._on_devices:
                 self._busy += time.monotonic() - self._busy_since
 
@@ -130,6 +146,11 @@ class Monitor:
             "device_busy": round(busy / seconds, 4),
             "device_peak_bytes": stats.get("peak_bytes_in_use"),
         }
+
+    def _end_profile(self) -> None:
+        jax.profiler.stop_trace()
+        self._is_profiling = False
+        self._profiled = None
 
     def _overall(self) -> int:
         """Samples that exist, taking it that all hosts are as fast as this one."""

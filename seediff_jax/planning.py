@@ -8,6 +8,7 @@ import numpy as np
 
 from seediff_jax.run_config import RunConfig
 from seediff_jax.shard_layout import ShardLayout, share_blocks
+from seediff_jax.words import counted, duration, size
 
 _SHOWN_CLASSES = 12
 
@@ -18,8 +19,8 @@ class Measured(NamedTuple):
     Attributes:
         seconds: that the round took, compiled before.
         sample_bytes: on disk, of a sample, the mean of the round's.
-        device_bytes: of each device's memory, that the programs and their weights need; None where
-            it is not known.
+        device_bytes: most of the first device's memory in use; None where the device keeps no
+            account, as a CPU.
     """
 
     seconds: float
@@ -27,45 +28,50 @@ class Measured(NamedTuple):
     device_bytes: int | None
 
 
-def describe_plan(
-    config: RunConfig,
-    hosts: Sequence[int],
-    num_existing: int,
-    *,
-    rate: float | None = None,
-    measured: Measured | None = None,
-) -> str:
+class Needs(NamedTuple):
+    """What a run needs.
+
+    Attributes:
+        rate: images a second of one row of the mesh.
+        sample_bytes: on disk, of a sample.
+        disk_source: where that is from, in words.
+        device_bytes: of each device's memory; None for more than there is.
+    """
+
+    rate: float
+    sample_bytes: float
+    disk_source: str
+    device_bytes: int | None
+
+
+def describe_plan(config: RunConfig, hosts: Sequence[int], num_existing: int, needs: Needs) -> str:
     """Describes a run for people.
 
     Args:
         config: of the run.
         hosts: rows on the data axis of each host.
         num_existing: samples that are there already.
-        rate: images a second of one row; takes the place of what was measured.
-        measured: on this machine, if it was.
+        needs: of the run.
     """
     layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
     missing = config.num_images - num_existing
     blocks = np.arange(-(-missing // config.batch_size))
     rounds = share_blocks(blocks, hosts, 0)[1]
     rows = sum(hosts)
+    seconds = rounds * config.batch_size / needs.rate
+    disk, sample = size(needs.sample_bytes * missing), size(needs.sample_bytes)
     lines = [
-        f"{config.num_images} images, {num_existing} of them there already, in {config.output}",
-        f"{layout.num_shards} shards of {config.shard_size}; formats: {', '.join(config.formats)}",
-        f"{rows} at a time x {config.batch_size} on {len(hosts)} host(s): {rounds} rounds of "
-        f"{rows * config.batch_size} images",
+        f"{counted(config.num_images, 'image')}, {num_existing} of them there already, in "
+        f"{config.output}",
+        f"{counted(layout.num_shards, 'shard')} of {config.shard_size}; formats: "
+        f"{', '.join(config.formats)}",
+        f"{rows} at a time x {config.batch_size} on {counted(len(hosts), 'host')}: "
+        f"{counted(rounds, 'round')} of {counted(rows * config.batch_size, 'image')}",
         f"classes: {_counts(class_counts(config))}",
+        f"about {duration(seconds)} at {needs.rate:.3g} images a second on each of {rows}",
+        f"about {disk} on disk, {sample} a sample, {needs.disk_source}",
+        _device_line(needs.device_bytes),
     ]
-    if rate is None and measured is not None:
-        rate = config.batch_size / measured.seconds
-    if rate is not None:
-        seconds = rounds * config.batch_size / rate
-        lines.append(f"about {_duration(seconds)} at {rate:.3g} images a second on each of {rows}")
-    if measured is not None:
-        total = measured.sample_bytes * missing
-        lines.append(f"about {_size(total)} on disk, {_size(measured.sample_bytes)} a sample")
-        if measured.device_bytes is not None:
-            lines.append(f"{_size(measured.device_bytes)} of memory on each device")
     return "\n".join(lines)
 
 
@@ -83,15 +89,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return shown + (f" and {len(used) - _SHOWN_CLASSES} more" if len(used) > _SHOWN_CLASSES else "")
 
 
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
+def _device_line(device_bytes: int | None) -> str:
+    if device_bytes is None:
+        return "more memory than each device has; a smaller --batch_size or bfloat16 takes less"
+    return f"about {size(device_bytes)} of memory on each device, by the compiled programs"

@@ -110,12 +110,32 @@ def abstract_programs(
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     model = jax.tree.map(placed, model)
+    programs = PairPrograms(model, settings, mesh)
+    return lower_programs(programs, model, batch_size, num_classes, has_unnamed)
+
+
+def lower_programs(
+    programs: PairPrograms,
+    model: Model,
+    batch_size: int,
+    num_classes: int = 1,
+    has_unnamed: bool = False,
+) -> Programs:
+    """Lowers both programs of a model; those that ran with such batches are compiled already.
+
+    Args:
+        programs: under shard_map.
+        model: theirs.
+        batch_size: images on all devices together.
+        num_classes: c, the classes of an image.
+        has_unnamed: whether classes are looked for that no prompt names.
+    """
     inputs = _abstract_inputs(model, batch_size, num_classes, has_unnamed)
     weights = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(model)
     )
-    return Programs(*PairPrograms(model, settings, mesh).lower(inputs), sum(weights))
+    return Programs(*programs.lower(inputs), sum(weights))
 
 
 def program_memory(

@@ -16,7 +16,14 @@ from jax.typing import DTypeLike
 from seediff_jax.capture_choice import choose_capture
 from seediff_jax.checkpoints import expected_shapes, read_component_leaves, read_leaves
 from seediff_jax.families import PREDICTION_TYPES
-from seediff_jax.hub import fetch, is_hub_id, missing_tokenizer_files, tokenizer_files
+from seediff_jax.hub import (
+    config_files,
+    fetch,
+    is_hub_id,
+    missing_config_files,
+    missing_tokenizer_files,
+    tokenizer_files,
+)
 from seediff_jax.leaves import Leaves, Merges
 from seediff_jax.lora import find_lora, open_merges
 from seediff_jax.model_config import ModelConfig, check_model_config, read_model_config
@@ -32,12 +39,18 @@ _FILE = ".safetensors"
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 
-def find_source(name_or_path: str | os.PathLike[str], revision: str | None = None) -> Path:
+def find_source(
+    name_or_path: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+) -> Path:
     """The folder or the .safetensors file of a model; what the hub has is downloaded.
 
     Args:
         name_or_path: see `load_model`.
         revision: a branch, tag or commit of a model of the hub.
+        weights: whether these are downloaded too.
 
     Raises:
         ValueError: there is no such model, it is a file of another kind, or a revision is asked of
@@ -47,7 +60,9 @@ def find_source(name_or_path: str | os.PathLike[str], revision: str | None = Non
     path = _expand(name)
     local = name in _EMBEDDED or path.exists()
     if not local and is_hub_id(name) and path.suffix != _FILE:
-        return fetch(name, revision)
+        if weights:
+            return fetch(name, revision)
+        return fetch(name, revision, config_files, missing_config_files)
     if revision is not None:
         raise ValueError(f"revision={revision!r} is of a model of the hub, {name!r} is none")
     if name in _EMBEDDED:
@@ -153,6 +168,18 @@ def _read_leaves(source: Path, config: ModelConfig, dtype: DTypeLike, merges: Me
             dtype,
             merges,
         )
+
+
+def require_loras(
+    config: ModelConfig, loras: Sequence[tuple[str | os.PathLike[str], float]]
+) -> None:
+    """Looks into LoRAs as a load does, and reads no weight.
+
+    Raises:
+        ValueError: one does not fit the model.
+    """
+    with _open_merges(config, loras):
+        pass
 
 
 def _with_capture(config: ModelConfig, capture: str | CaptureConfig) -> ModelConfig:

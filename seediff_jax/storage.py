@@ -96,6 +96,11 @@ class Folder:
         with self._named(name):
             return self.filesystem.cat_file(f"{self.root}/{name}")
 
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        with self._named(name):
+            return self.filesystem.size(f"{self.root}/{name}")
+
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""
         with self._named(name):

@@ -6,7 +6,8 @@ own end, and starts in a fraction of the time. Options of a process, beside its 
     devices      simulated devices
     threads      of XLA on the CPU, on which rounding depends; the same for runs to be compared
     pause        seconds before every round
-    strike       a signal, and the round, from 1, before which the process sends it to itself
+    strike       a signal, and the round, from 1, before which the process sends it to itself; 0 is
+                 when the model begins to load
     gate         a file, and the round before which it is awaited
     poison       index of a sample that is never finite
     heartbeat    seconds after which a silent host is given up
@@ -176,6 +177,14 @@ def _disturb(options):
             block.rows.is_finite["latents"] = block.inputs.indices != options.get("poison")
         return blocks
 
+    if struck == 0:
+        load_model = make_dataset.load_model
+
+        def loading(*arguments, **options):
+            os.kill(os.getpid(), getattr(signal, name))
+            return load_model(*arguments, **options)
+
+        make_dataset.load_model = loading
     if options.get("simulated"):
         make_dataset.prepare = simulated_samples.prepare
     PairMaker.start, PairMaker.fetch = started, fetched

@@ -56,6 +56,25 @@ def test_the_handler_of_sigterm_is_given_back_after_an_error():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_while_a_run_prepares_leaves_at_once_and_is_not_forgotten():
+    stopper, before = hosts.Stopper(), signal.getsignal(signal.SIGTERM)
+    with stopper.listen():
+        with pytest.raises(hosts.Stopped), stopper.preparing():
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("went on")
+        assert stopper(0)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_of_several_hosts_jax_keeps_the_signal_while_a_run_prepares(two_hosts):
+    stopper, before = hosts.Stopper(), signal.getsignal(signal.SIGTERM)
+    with stopper.listen(), stopper.preparing():
+        assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(hosts.Stopped), hosts.leaving_at_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+
 def test_an_error_of_the_only_process_is_raised():
     with pytest.raises(ValueError, match="of the only one"), hosts.ending_together():
         raise ValueError("of the only one")
@@ -70,7 +89,7 @@ class Ended(BaseException):
     [
         (ValueError("another run is there"), []),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), []),
-        (jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer"), [45]),
+        (jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer\nmore"), [45]),
     ],
     ids=["own", "memory", "other"],
 )
@@ -86,7 +105,8 @@ def test_an_error_of_one_of_several_ends_it_and_leaves_jax_the_time_to_name_a_ho
     monkeypatch.setattr("time.sleep", slept.append)
     with pytest.raises(Ended, match="2"), hosts.ending_together():
         raise error
-    assert capsys.readouterr().err == f"seediff: host 0: {error}\n"
+    text = str(error).splitlines()[0]
+    assert capsys.readouterr().err == f"seediff: host 0: {text}\n"
     assert slept == seconds
 
 

@@ -13,6 +13,7 @@ from random_models import random_params, small_config, small_xl_config, write_sm
 from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
 from seediff_jax.model import load_model
+from seediff_jax.sources import find_source, read_source_config
 
 # The listing of Stable Diffusion v1-4, shortened.
 LISTING = [
@@ -66,6 +67,11 @@ def cache(tmp_path, monkeypatch):
 
 def test_only_the_needed_files_are_chosen():
     assert hub.needed_files(LISTING) == NEEDED
+
+
+def test_a_plan_needs_no_weights():
+    expected = [name for name in NEEDED if not name.endswith(".safetensors")]
+    assert hub.config_files(LISTING) == expected
 
 
 def test_shards_are_chosen_with_their_index():
@@ -199,12 +205,13 @@ def test_of_xl_both_text_encoders_and_tokenizers_are_needed(tmp_path):
     assert hub.missing_files(tmp_path / "model") == []
     for name in ("text_encoder_2", "tokenizer_2"):
         shutil.rmtree(tmp_path / "model" / name)
-    assert hub.missing_files(tmp_path / "model") == [
+    lost = [
         "text_encoder_2/config.json",
-        "text_encoder_2/model.safetensors",
         "tokenizer_2/vocab.json",
         "tokenizer_2/merges.txt",
     ]
+    assert hub.missing_config_files(tmp_path / "model") == lost
+    assert hub.missing_files(tmp_path / "model") == [*lost, "text_encoder_2/model.safetensors"]
 
 
 def test_a_repository_without_safetensors_is_refused_with_advice(cache, written, tmp_path):
@@ -307,3 +314,13 @@ def test_of_a_tokenizer_only_its_files_are_fetched():
     inside = [f"tokenizer/{name}" for name in needed]
     second = ["tokenizer_2/tokenizer_config.json", "tokenizer_2/vocab.json"]
     assert hub.tokenizer_files([*names, *inside, *second, "unet/config.json"]) == inside + second
+
+
+def test_a_plan_asks_the_hub_for_configs_alone(cache, written, tmp_path):
+    with serve(written) as asked:
+        folder = find_source(REPOSITORY, weights=False)
+    assert not [path for path in asked if "safetensors" in path]
+    assert read_source_config(folder).unet == load_model(written).unet_config
+    with use_endpoint(closed_port()):
+        assert find_source(REPOSITORY, weights=False) == folder
+        assert "its cache lacks text_encoder/model.safetensors" in refusal(REPOSITORY)

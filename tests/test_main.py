@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import flags
 from small_runs import command, error_line, write_inputs
@@ -62,6 +63,8 @@ def no_model(monkeypatch):
         ("--num_processes=2", "give all three"),
         ("--profile", "profile needs log_dir"),
         ("--output=nothing://bucket", "needed is a path or a URL"),
+        ("--log_dir=gs://bucket/log", "give a local folder"),
+        ("--rate=2", "--rate=2 needs --plan"),
     ],
 )
 def test_a_bad_flag_is_named_before_any_model_work(
@@ -70,6 +73,35 @@ def test_a_bad_flag_is_named_before_any_model_work(
     assert main(command(inputs, tmp_path / "out", option)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--plan", "--verify"], "--plan and --verify"),
+        (["--plan", "--repair"], "--plan and --repair"),
+        (["--plan", "--regenerate=0"], "--plan and --regenerate"),
+        (["--verify", "--repair", "--regenerate=0"], "--repair and --regenerate"),
+    ],
+)
+def test_only_one_thing_is_done_at_a_time(inputs, tmp_path, capsys, no_model, options, named):
+    assert main(command(inputs, tmp_path / "out", *options)) == 2
+    assert f"{named} are different things to do; give one at a time" in error_line(capsys)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_an_error_of_a_device_is_one_line_and_a_traceback_where_it_is_asked_for(
+    inputs, tmp_path, monkeypatch, capsys, debug
+):
+    def load_model(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: the link is down\nframe 1\nframe 2")
+
+    monkeypatch.setattr(make_dataset, "load_model", load_model)
+    assert main(command(inputs, tmp_path / "out", *["--debug"] * debug)) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("seediff: JAX failed: INTERNAL: the link is down; the same command")
+    assert ("Traceback (most recent call last):" in before) == debug
+    assert debug or not before
 
 
 @pytest.mark.parametrize(

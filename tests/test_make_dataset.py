@@ -242,6 +242,15 @@ def test_a_word_of_a_sub_class_gets_the_mask_of_its_class(inputs, tmp_path):
     assert main(line) == 2
 
 
+def test_a_run_profiles_its_second_round(inputs, made, tmp_path):
+    log = tmp_path / "log"
+    # Two rounds of two images on each of eight devices.
+    flags = ["--num_images=17", f"--log_dir={log}", "--profile"]
+    assert main(command(inputs, tmp_path / "out", *flags)) == 0
+    (trace,) = (log / "plugins/profile").rglob("*.xplane.pb")
+    assert trace.stat().st_size
+
+
 def test_running_out_of_device_memory_is_one_line(inputs, tmp_path, monkeypatch, capsys):
     def run(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -9,8 +10,12 @@ import pytest
 from PIL import Image
 from small_runs import command, error_line, write_inputs
 
+from seediff_jax import make_dataset, needs
+from seediff_jax.disk_space import RECORD_BYTES
 from seediff_jax.main import main
 from seediff_jax.modes import DIFFERENT
+
+OWN_PARTS = ("image", "mask", "overlay")
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +206,74 @@ def test_a_plan_is_told_and_nothing_written(inputs, tmp_path, capsys):
     assert main(run(inputs, tmp_path / "out", "--plan")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"5 images, 0 of them there already, in {tmp_path / 'out'}"
-    assert any("on disk" in line for line in lines) and any("about" in line for line in lines)
+    assert re.fullmatch(r"about \d.* at .* images a second on each of 8", lines[4])
+    assert re.fullmatch(r"about \S+ KiB on disk, \S+ KiB a sample, as in a trial round", lines[5])
+    assert re.fullmatch(r"about \S+ [KM]iB of memory on each device, by the .*", lines[6])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """In place of compiling: sizes and dtypes of what would have been compiled."""
+    calls = []
+
+    def batch_bytes(model, settings, mesh, *sizes):
+        calls.append((model.dtype.name, *sizes))
+        return 3 * 2**30
+
+    def load_model(*_, **__):
+        raise AssertionError("a plan at a given rate needs no weights")
+
+    monkeypatch.setattr(needs, "batch_bytes", batch_bytes)
+    monkeypatch.setattr(make_dataset, "load_model", load_model)
+    return calls
+
+
+def test_at_a_given_rate_time_disk_and_memory_are_told_without_weights(
+    inputs, tmp_path, capsys, compiled
+):
+    flags = ["--plan", "--rate=0.5", "--dtype=bfloat16", "--num_images=16"]
+    assert main(run(inputs, tmp_path / "out", *flags)) == 0
+    # Images of 16 x 16: with files 3.61 and with webdataset 0.71 bytes a pixel, and a record.
+    sample = (16 * 16 * 4.32 + RECORD_BYTES) / 1024
+    assert capsys.readouterr().out.splitlines()[4:] == [
+        "about 4 seconds at 0.5 images a second on each of 8",
+        f"about {16 * sample:.1f} KiB on disk, {sample:.1f} KiB a sample, as photographs take",
+        "about 3.0 GiB of memory on each device, by the compiled programs",
+    ]
+    assert compiled == [("bfloat16", 2, 2, False)]
+
+
+def test_at_a_given_rate_disk_is_that_of_the_samples_that_are_there(inputs, made, capsys, compiled):
+    before = tree(made)
+    assert main(run(inputs, made, "--plan", "--rate=1", "--num_images=8")) == 0
+    # The sealed shard of the first three samples.
+    own = [len(before[f"{part}/{i:06d}.png"]) for part in OWN_PARTS for i in range(3)]
+    shared = [len(before[n]) for n in ("webdataset/shard-00000.tar", "shards/00000.jsonl")]
+    sample = (sum(own) + sum(shared)) / 3 / 1024
+    told = f"about {3 * sample:.1f} KiB on disk, {sample:.1f} KiB a sample, as those that are there"
+    assert told in capsys.readouterr().out.splitlines()
+    assert tree(made) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--num_steps=2000", "num_steps=2000"),
+        ("--revision=main", "revision='main' is of a model of the hub"),
+        ("--capture=/x.json", "/x.json"),
+        ("--lora=/no.safetensors:1", "/no.safetensors"),
+        ("--height=15", "height=15"),
+        ("--negative_prompt=more letters than fit", "token"),
+        ("--model=/no/model", "/no/model"),
+        ("--tokenizer=/no/tokenizer", "/no/tokenizer"),
+    ],
+)
+def test_a_plan_at_a_given_rate_refuses_what_a_run_would(
+    inputs, tmp_path, capsys, compiled, option, message
+):
+    assert main(run(inputs, tmp_path / "out", "--plan", "--rate=1", option)) == 2
+    assert message in error_line(capsys) and not compiled
 
 
 def test_a_dry_run_writes_everything_and_is_no_start_of_a_real_one(inputs, made, tmp_path, capsys):

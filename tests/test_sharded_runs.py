@@ -94,6 +94,21 @@ def test_one_device_stopped_by_sigterm_is_completed_by_eight_and_never_joined(
 
 
 @pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "stopped before the first round; the same command goes on with {folder}\n"),
+        (["--plan"], "stopped before the plan was known; the same command can be given again\n"),
+    ],
+)
+def test_sigterm_while_the_model_loads_ends_at_once(server, run, tmp_path, flags, told):
+    folder = tmp_path / "out"
+    process = server.start(run(folder, *flags), strike=["SIGTERM", 0])
+    assert process.wait() == 0
+    assert (process.out, process.err) == (told.format(folder=folder), "")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
     ("killed", "naming", "finish"),
     [
         (1, r"tasks are unhealthy.*:\n1\n", "eight devices"),
@@ -214,14 +229,14 @@ def test_a_complete_run_with_a_failed_sample_says_so_every_time(run, tmp_path, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("struck", [0, 1])
+@pytest.mark.parametrize(("struck", "number"), [(0, 2), (1, 2), (1, 0)])
 def test_sigterm_to_one_of_two_hosts_stops_both_and_the_same_command_goes_on(
-    server, run, reference, cache, tmp_path, struck
+    server, run, reference, cache, tmp_path, struck, number
 ):
     folder = tmp_path / "out"
     argv = run(folder, f"--compilation_cache={cache}")
     # Hosts hear of it within seconds; the rounds are so slow that they do not end before.
-    strikes = [{"strike": ["SIGTERM", 2]} if host == struck else {} for host in (0, 1)]
+    strikes = [{"strike": ["SIGTERM", number]} if host == struck else {} for host in (0, 1)]
     both = server.hosts(argv, *strikes, devices=1, pause=1)
     assert [host.wait() for host in both] == [0, 0]
     told = re.search(r"stopped: (\d+) of 24 images .*; the same command goes on", both[0].out)
