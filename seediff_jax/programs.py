@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints import expected_shapes
-from seediff_jax.model import Model, model_of
 from seediff_jax.model_config import ModelConfig
+from seediff_jax.model_state import Model, model_of
 from seediff_jax.pair_inputs import PairInputs
 from seediff_jax.pair_settings import PairSettings
 from seediff_jax.sharding import DATA, PairPrograms, weight_sharding
