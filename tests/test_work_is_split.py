@@ -47,9 +47,7 @@ def compile_text(function, *shapes):
 # part: every sum and product is a sample's.
 @pytest.mark.parametrize(("name", "tolerance"), [("sample", 0.02), ("make_masks", 0)])
 def test_each_of_eight_devices_does_an_eighth_of_the_work(compiled, name, tolerance):
-    alone, split = (
-        count_flops(getattr(compiled[count], name).as_text()) for count in (1, DEVICES)
-    )
+    alone, split = (count_flops(getattr(compiled[count], name).as_text()) for count in (1, DEVICES))
     assert alone > 0
     assert split * DEVICES == pytest.approx(alone, rel=tolerance)
 
