@@ -1,6 +1,7 @@
 """The hosts of a run: how they find one another, agree, stop together, and what ends them all."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -22,6 +23,9 @@ _NO_CLUSTER = "coordinator_address should be defined"
 _TOO_LATE = ("must be called before any JAX calls", "should only be called once")
 # Variables with the number of processes and that of this one. JAX knows Open MPI up to version 4.
 _LAUNCHERS = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+
+# How the messages of XLA's errors begin; a call that fails at once raises them as ValueErrors.
+_XLA_STATUS = re.compile("(?!RESOURCE_EXHAUSTED)[A-Z_]+: ")
 
 
 def join_hosts(
@@ -197,6 +201,6 @@ def ending_together() -> Iterator[None]:
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         print(f"seediff: host {jax.process_index()}: {text}", file=sys.stderr, flush=True)
         sys.stdout.flush()
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if _XLA_STATUS.match(str(error)):
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         os._exit(2)

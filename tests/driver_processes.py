@@ -12,6 +12,7 @@ own end, and starts in a fraction of the time. Options of a process, beside its 
     poison       index of a sample that is never finite
     heartbeat    seconds after which a silent host is given up
     simulated    whether samples follow from their index, without a model
+    environment  environment variables beside those of the tests
 """
 
 import atexit
@@ -88,14 +89,24 @@ class Server:
 
     def hosts(self, argv, *own, **shared):
         """Starts a run of several processes, each with options of its own and those shared."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        flags = [*argv, f"--coordinator={address}", f"--num_processes={len(own)}"]
+        address = f"--coordinator=127.0.0.1:{free_port()}"
+        flags = [*argv, address, f"--num_processes={len(own)}"]
         return [
             self.start([*flags, f"--process_id={host}"], **shared, **options)
             for host, options in enumerate(own)
         ]
+
+
+def free_port(ports=(0,)):
+    """The first of some ports of this machine that is free; 0 stands for any."""
+    for port in ports:
+        with socket.socket() as free:
+            try:
+                free.bind(("", port))
+            except OSError:
+                continue
+            return free.getsockname()[1]
+    raise OSError(f"none of {ports} is free")
 
 
 def wait_until(condition):
@@ -147,6 +158,7 @@ def _become(request):
     os.dup2(null, 0)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), number)
+    os.environ |= request.get("environment", {})
     os.environ["NPROC"] = str(request.get("threads", THREADS))
     jax.config.update("jax_num_cpu_devices", request.get("devices", 1))
 

@@ -90,8 +90,9 @@ class Ended(BaseException):
         (ValueError("another run is there"), []),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), []),
         (jax.errors.JaxRuntimeError("UNKNOWN: connection closed by peer\nmore"), [45]),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), [45]),
     ],
-    ids=["own", "memory", "other"],
+    ids=["own", "memory", "other", "other at once"],
 )
 def test_an_error_of_one_of_several_ends_it_and_leaves_jax_the_time_to_name_a_host_that_is_gone(
     two_hosts, monkeypatch, capsys, error, seconds

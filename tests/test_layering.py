@@ -22,6 +22,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv_python_headless",
     "orbax": "orbax_checkpoint",
     "tensorboardX": "tensorboardx",
+    "yaml": "pyyaml",
 }
 # What the user runs, and what these have in common.
 PROGRAMS = {"commands.py", "convert.py", "main.py"}

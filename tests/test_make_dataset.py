@@ -2,19 +2,23 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import datasets
 import jax
 import numpy as np
 import pytest
+from format_readers import READERS, pixels, read_files
 from PIL import Image
 from small_runs import PROMPTS, command, error_line, write_inputs
 
 from seediff_jax import make_dataset, pair_maker, sharding
+from seediff_jax.formats import FORMATS
 from seediff_jax.main import SOME_FAILED, main
 from seediff_jax.prompts import VOC_CLASSES
 
@@ -56,11 +60,6 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
 
 
-def pixels(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture)
-
-
 def test_a_run_writes_every_part_of_every_image(made):
     names = [f"{part}/{i:06d}.png" for part in ("image", "mask", "overlay") for i in range(5)]
     names += ["settings.json", "classes.txt", "manifest.jsonl", "contact_sheet.png", "strip.png"]
@@ -89,6 +88,55 @@ def test_masks_show_what_the_manifest_says(made):
             0.5 < score <= 1 or not area for score, area in zip(row["scores"], areas, strict=True)
         )
         assert all(0 < count < 64 for count in row["seed_counts"])
+
+
+@pytest.fixture(scope="module")
+def in_every_format(inputs, tmp_path_factory):
+    """The folder of a run in all formats at once, and what its plain files have of each sample."""
+    folder = tmp_path_factory.mktemp("formats") / "out"
+    formats = ["--soft_masks=npz", "--seed_maps", f"--format={','.join(FORMATS)}"]
+    assert main(command(inputs, folder, *formats, "--uncertain=0.45", "--shard_size=2")) == 0
+    return folder, read_files(folder)
+
+
+def decoded_jpeg(image):
+    """What JPEG in the best usual quality makes of an image."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95, subsampling=0)
+    return pixels(file)
+
+
+# The readers' own: files that are left to the collector, and NumPy 1's way to copy.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("reader", READERS)
+def test_a_run_in_every_format_has_the_pixels_of_its_plain_files(
+    in_every_format, reader, monkeypatch
+):
+    folder, expected = in_every_format
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    got = READERS[reader](folder)
+    assert sorted(got) == sorted(expected) == list(range(5))
+    for index, sample in got.items():
+        plain = expected[index]
+        np.testing.assert_array_equal(sample["mask"], plain["mask"])
+        np.testing.assert_array_equal(sample["image"], decoded_jpeg(plain["image"]))
+        for name in sample.keys() & {"soft_masks", "seed_maps"}:
+            np.testing.assert_array_equal(sample[name], plain[name])
+        if "record" in sample:
+            # Hashes of its own file cannot stand in it.
+            hashes = {"sha256": plain["record"]["sha256"]}
+            assert sample["record"] | hashes == plain["record"]
+    assert {0, CAT, COW, DOG, 255} == set(np.unique([s["mask"] for s in expected.values()]))
+
+
+def test_formats_are_those_that_readers_read(made, in_every_format):
+    assert {name.partition(",")[0] for name in READERS} == set(FORMATS) - {"files"}
+    # Other settings of masks, and the same images.
+    for row in rows(made):
+        np.testing.assert_array_equal(
+            in_every_format[1][row["index"]]["image"], pixels(made / row["image"])
+        )
 
 
 def test_images_of_one_prompt_differ(made):
@@ -144,12 +192,15 @@ def test_the_closing_line_says_where_to_look(inputs, made, tmp_path, capsys):
 def test_batch_size_changes_no_image(made, by_console):
     folder, _, _ = by_console
     assert (folder / "settings.json").read_bytes() == (made / "settings.json").read_bytes()
+    equal = []
     for row, other in zip(rows(made), rows(folder), strict=True):
         image, again = (pixels(f / row["image"]).astype(int) for f in (made, folder))
         # Another batch size is another program: sums are ordered differently, a level may tip.
         assert np.abs(image - again).max() <= 1
         assert row["class_ids"] == other["class_ids"]
+        equal.append(pixels(made / row["mask"]) == pixels(folder / row["mask"]))
         np.testing.assert_allclose(row["area_fractions"], other["area_fractions"], atol=2 / 256)
+    assert np.mean(equal) >= 0.999  # one of the 1280 pixels
 
 
 def test_the_console_program_shows_progress_and_keeps_compiled_programs(by_console):

@@ -1,8 +1,11 @@
-"""README.md: its commands, flags and names are those of the code."""
+"""README.md and docs: their commands, flags and names are those of the code."""
 
 import ast
 import re
+import shlex
 from pathlib import Path
+
+import pytest
 
 import seediff_jax
 from seediff_jax import convert
@@ -27,16 +30,36 @@ def test_flags_and_their_defaults_are_those_of_the_driver():
     assert dict(rows) == {name: default.strip("'") for name, default in defaults.items()}
 
 
-def test_commands_use_flags_that_exist():
-    lines = re.findall(r"bin/seediff (.*)", "".join(COMMANDS))
-    used = {name for line in lines for name in re.findall(r"--(\w+)", line)}
-    assert used and used <= set(define_flags())
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = {"seediff": define_flags, "-m seediff_jax.convert": convert.define_flags}
+# A program and its flags, whose values may be quoted within a line.
+COMMAND = re.compile(
+    rf"(?:\A|[\s/`])({'|'.join(map(re.escape, PROGRAMS))}|-m seediff_jax\.main)"
+    r"((?: +--\w+(?:=(?:'[^'\n]*'|[^\s'`;)]+)+)?)+)"
+)
 
 
-def test_commands_of_the_converter_use_flags_that_exist():
-    lines = re.findall(r"bin/python -m seediff_jax\.convert (.*)", "".join(COMMANDS))
-    used = {name for line in lines for name in re.findall(r"--(\w+)", line)}
-    assert used and used <= set(convert.define_flags())
+def commands_of(page):
+    """Program and arguments of every command line of a page."""
+    text = page.read_text(encoding="utf-8")
+    code = re.findall(r"^```\w+\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    code += [f"`{inline}`" for inline in re.findall(r"`(seediff --[^`]+)`", text)]
+    for program, arguments in COMMAND.findall(re.sub(r"\s*\\\n\s*", " ", "\n".join(code))):
+        yield program.replace("-m seediff_jax.main", "seediff"), shlex.split(arguments)
+
+
+COMMAND_LINES = [(page.name, *command) for page in PAGES for command in commands_of(page)]
+
+
+@pytest.mark.parametrize(("page", "program", "arguments"), COMMAND_LINES)
+def test_commands_have_flags_and_values_that_exist(page, program, arguments):
+    assert PROGRAMS[program]()([program, *arguments]) == [program]
+
+
+def test_commands_of_every_launcher_and_prompt_file_are_found():
+    count = {page.name: [name for name, *_ in COMMAND_LINES].count(page.name) for page in PAGES}
+    assert (count["running.md"], count["prompts.md"]) == (8, 10)
+    assert {program for _, program, _ in COMMAND_LINES} == set(PROGRAMS)
 
 
 def test_links_inside_the_repository_lead_to_files():

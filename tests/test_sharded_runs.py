@@ -5,12 +5,15 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
 from crashes import tree
-from driver_processes import serving, wait_until
+from driver_processes import THREADS, free_port, serving, wait_until
 from fsspec.implementations.memory import MemoryFileSystem
 from small_runs import command, error_line, write_inputs
 
@@ -137,6 +140,24 @@ def test_a_host_that_is_killed_ends_the_other_which_names_it_and_nothing_is_made
         assert main(run(folder, f"--log_dir={logs}")) == 0
     assert written(logs) == IMAGES - len(there)
     assert files(folder) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "naming"), [(2, r"tasks are unhealthy.*:\n2\n"), (0, "the leader task|task 0")]
+)
+def test_a_host_that_dies_ends_all_others_with_its_name_within_a_minute(
+    server, run, cache, tmp_path, killed, naming
+):
+    argv = run(tmp_path / "out", f"--compilation_cache={cache}")
+    strikes = [{"strike": ["SIGKILL", 3]} if host == killed else {} for host in range(3)]
+    hosts = server.hosts(argv, *strikes, devices=1)
+    assert hosts[killed].wait() == -signal.SIGKILL
+    died = time.monotonic()
+    for host in hosts[:killed] + hosts[killed + 1 :]:
+        assert host.wait(60) != 0
+        print(f"of host {killed}'s end another heard after {time.monotonic() - died:.1f} s")
+        assert re.search(naming, host.err)
 
 
 def mount(folder, size):
@@ -274,3 +295,51 @@ def test_hosts_agree_on_a_sample_that_fails(server, run, cache, tmp_path):
         (17, "latents are not finite")
     ]
     assert len((tmp_path / "out/manifest.jsonl").read_text().splitlines()) == IMAGES - 1
+
+
+# JAX takes the coordinator's port from the job's number: these ports, in this order.
+LAUNCHER_PORTS = range(65535 - 2**12 + 1, 65536)
+
+
+def slurm(job, host):
+    """What `srun` of a job sets for one of two tasks on this machine."""
+    names = {"JOB_ID": job, "NTASKS": 2, "PROCID": host, "LOCALID": host}
+    names |= {"STEP_NODELIST": "localhost", "STEP_NUM_NODES": 1}
+    return {f"SLURM_{name}": str(value) for name, value in names.items()}
+
+
+def open_mpi(job, host):
+    """What `mpirun` 4.1 of a job sets for one of two processes on this machine."""
+    names = {"COMM_WORLD_SIZE": 2, "COMM_WORLD_RANK": host, "COMM_WORLD_LOCAL_RANK": host}
+    names["MCA_orte_hnp_uri"] = f"{job * 2**12}.0;tcp://127.0.0.1:34911"
+    return {f"OMPI_{name}": str(value) for name, value in names.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "devices"), [(slurm, 4), (open_mpi, 1)])
+def test_hosts_find_one_another_by_the_variables_of_their_launcher(
+    server, run, reference, cache, tmp_path, launcher, devices
+):
+    folder, logs = tmp_path / "out", tmp_path / "logs"
+    argv = run(folder, f"--compilation_cache={cache}", f"--log_dir={logs}")
+    job = free_port(LAUNCHER_PORTS) - LAUNCHER_PORTS[0]
+    variables = [{"environment": launcher(job, host)} for host in (0, 1)]
+    both = [server.start(argv, devices=devices, **own) for own in variables]
+    assert [host.wait() for host in both] == [0, 0], both[0].err + both[1].err
+    assert files(folder) == reference
+    assert {path.name for path in logs.glob("*.jsonl")} == {"host-0000.jsonl", "host-0001.jsonl"}
+    assert written(logs) == IMAGES  # each by one host alone
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun")
+def test_mpirun_starts_a_run_of_two_hosts(run, reference, cache, tmp_path):
+    folder, logs = tmp_path / "out", tmp_path / "logs"
+    argv = run(folder, f"--compilation_cache={cache}", f"--log_dir={logs}")[1:]
+    start = ["mpirun", "-n", "2", "--oversubscribe", "--allow-run-as-root"]
+    variables = {"NPROC": str(THREADS), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = [*start, sys.executable, "-m", "seediff_jax.main", *argv]
+    ended = subprocess.run(program, capture_output=True, env=os.environ | variables, check=False)
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert files(folder) == reference
+    assert written(logs) == IMAGES and len(list(logs.glob("*.jsonl"))) == 2

@@ -1,11 +1,12 @@
 """What a sample costs the host, at several speeds of a simulated device and in every format.
 
-    python -m experiments.benchmarks.host_overhead [--formats=files,webdataset] [--seconds=20]
+    python -m experiments.benchmarks.host_overhead [--formats=files,webdataset+npz --seconds=8]
 
 The first table has a run of the driver a line: samples of 512 x 512 pixels in blocks of 4, for as
-many seconds as asked for, and sealed in shards of 100; the device alone is simulated. CPU seconds
-are those of the whole process from the first round to the last seal. "The device waits" is the
-share of that time in which it had no round. The second table takes a sample's way apart.
+many seconds as asked for, and sealed in shards of 100; the device alone is simulated. A format may
+be followed by +npz or +png for soft masks, and by +seeds for seed maps. CPU seconds are those of
+the whole process from the first round to the last seal. "The device waits" is the share of that
+time in which it had no round. The second table takes a sample's way apart.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
@@ -39,6 +40,7 @@ from experiments.benchmarks.simulated import (
 from seediff_jax.dataset import Dataset, make_formats
 from seediff_jax.encoding import PARTS, EncodedSample, Sample, encode
 from seediff_jax.formats import FORMATS
+from seediff_jax.formats.base import SOFT
 from seediff_jax.masks import MaskConfig
 from seediff_jax.model import Model
 from seediff_jax.pair_inputs import pair_inputs
@@ -55,16 +57,39 @@ _REPEATS = 5
 _MOST = 100  # samples for each second of a run at no limit
 # The first image is not drawn as a strip, whose program would have to be compiled.
 _SETTINGS = PairSettings(mask_config=MaskConfig(method="cross_attention"))
+_WITH_MAPS = ("files+npz+seeds", "webdataset+npz+seeds", "webdataset+png", "array_record+npz+seeds")
 
 
-def measure_run(
-    scratch: str, formats: list[str], speed: float | None, num_images: int
-) -> dict[str, float]:
+class Kind(NamedTuple):
+    """A format, and what is kept beside images and masks."""
+
+    format: str
+    soft_masks: str | None
+    seed_maps: bool
+
+
+def parse_kind(text: str) -> Kind:
+    """Reads "webdataset+npz+seeds".
+
+    Raises:
+        ValueError: there is no such format, or nothing of the kind to keep.
+    """
+    name, *kept = text.split("+")
+    soft = [word for word in kept if word in SOFT]
+    if name not in FORMATS or len(soft) > 1 or set(kept) - {*SOFT, "seeds"}:
+        raise ValueError(f"{text!r} must be one of {', '.join(FORMATS)}, as in files+npz+seeds")
+    return Kind(name, soft[0] if soft else None, "seeds" in kept)
+
+
+def measure_run(scratch: str, kind: str, speed: float | None, num_images: int) -> dict[str, float]:
     """Runs the driver; samples and CPU seconds a second, and the share that the device waited."""
+    name, soft_masks, seed_maps = parse_kind(kind)
     config = simulated_config(
         Path(scratch) / "out",
-        formats,
+        [name],
         num_images,
+        soft_masks=soft_masks,
+        seed_maps=seed_maps,
         batch_size=_BATCH_SIZE,
         shard_size=_SHARD_SIZE,
         pair_settings=_SETTINGS,
@@ -78,11 +103,11 @@ def measure_run(
     }
 
 
-def measure_steps(scratch: str, formats: list[str]) -> dict[str, Any]:
+def measure_steps(scratch: str, kinds: list[str]) -> dict[str, Any]:
     """CPU and wall seconds of each step of a sample's way, as triples with its name."""
-    config = simulated_config(Path(scratch) / "out", formats, 10**5, pair_settings=_SETTINGS)
+    config = simulated_config(Path(scratch) / "out", ["files"], 10**5, pair_settings=_SETTINGS)
     model, pool = load_simulated_model(config.model), make_pool(_SIDE)
-    dataset = _open_dataset(config, formats)
+    dataset = _open_dataset(config, *kinds)
     exists = np.zeros(config.num_images, bool)
     maker = PairMaker(config, model, SimulatedDevice(pool, math.inf), dataset, exists, 1)
     parts = {part for each in dataset.formats for part in each.parts}
@@ -95,8 +120,8 @@ def measure_steps(scratch: str, formats: list[str]) -> dict[str, Any]:
     ]
     files = encode(sample, parts).files
     costs = [[name, *_cost(call, count)] for name, call, count in steps]
-    for kind in formats:
-        for name, call, count in _writing_steps(_open_dataset(config, [kind]), sample, files):
+    for kind in kinds:
+        for name, call, count in _writing_steps(_open_dataset(config, kind), sample, files):
             costs.append([f"{name}, {kind}", *_cost(call, count)])
     return {"steps": costs}
 
@@ -105,13 +130,16 @@ Step = tuple[str, Callable[[], Any], int]
 """Name, what it does, and for how many samples."""
 
 
-def _open_dataset(config: RunConfig, kinds: list[str]) -> Dataset:
+def _open_dataset(config: RunConfig, *kinds: str) -> Dataset:
     """A dataset of its own for some formats."""
     place = Path(config.output, "-".join(kinds))
     scratch = place / "scratch"
     scratch.mkdir(parents=True)
     layout = ShardLayout(config.num_images, _SHARD_SIZE, _BATCH_SIZE)
-    formats = make_formats(kinds, config.class_names, soft=None, seeds=False)
+    formats = []
+    for kind in map(parse_kind, kinds):
+        kept = {"soft": kind.soft_masks, "seeds": kind.seed_maps}
+        formats += make_formats([kind.format], config.class_names, **kept)
     return Dataset(open_folder(place), layout, formats, scratch)
 
 
@@ -142,7 +170,9 @@ def _describe(config: RunConfig, settings: Mapping[str, Any], pool: PairRows) ->
         seed_counts=pool.seed_counts[index],
         scores=pool.scores[index],
     )
-    return Sample(index, pool.images[index], mask, row | settings)
+    soft, seeds = pool.soft_masks[index], pool.seed_maps[index]
+    seeds = seeds.reshape(NUM_CLASSES, math.isqrt(seeds.shape[-1]), -1)
+    return Sample(index, pool.images[index], mask, row | settings, soft, seeds)
 
 
 def _encoding_steps(sample: Sample, parts: Collection[str]) -> Iterator[Step]:
@@ -180,42 +210,45 @@ def _cost(call: Callable[[], Any], samples: int) -> tuple[float, float]:
     return tuple(min(column) / samples for column in zip(*costs, strict=True))
 
 
+def _run_rows(values: flags.FlagValues) -> Iterator[list[str]]:
+    for kind, text in itertools.product(values.formats, values.speeds):
+        speed = None if text == "unlimited" else float(text)
+        count = math.ceil(values.seconds * (speed or _MOST))
+        with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
+            load = os.getloadavg()[0]
+            arguments = {"kind": kind, "speed": speed, "num_images": count}
+            run = in_own_process(measure_run, scratch=scratch, **arguments)
+        yield [
+            kind,
+            text,
+            f"{run['reached']:.1f}",
+            f"{run['cpu'] * 1000:.1f}",
+            f"{run['waits']:.1%}",
+            f"{run['peak_memory'] / MIB:.0f}",
+            f"{load:.1f}",
+        ]
+
+
 def main(_) -> None:
     """Prints both tables."""
     values = flags.FLAGS
+    for kind in values.formats:
+        parse_kind(kind)
     use_cores(values.cores)
     print(f"{machine_line()}\n")
-    rows = []
-    for kind in values.formats:
-        for text in values.speeds:
-            speed = None if text == "unlimited" else float(text)
-            count = math.ceil(values.seconds * (speed or _MOST))
-            with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
-                load = os.getloadavg()[0]
-                arguments = {"formats": [kind], "speed": speed, "num_images": count}
-                run = in_own_process(measure_run, scratch=scratch, **arguments)
-            rows.append(
-                [
-                    kind,
-                    text,
-                    f"{run['reached']:.1f}",
-                    f"{run['cpu'] * 1000:.1f}",
-                    f"{run['waits']:.1%}",
-                    f"{run['peak_memory'] / MIB:.0f}",
-                    f"{load:.1f}",
-                ]
-            )
     header = ["format", "samples/s of the device", "reached", "CPU ms a sample"]
-    print_table([*header, "the device waits", "peak MiB", "load before"], rows)
+    header += ["the device waits", "peak MiB", "load before"]
+    print_table(header, _run_rows(values))
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
-        steps = in_own_process(measure_steps, scratch=scratch, formats=values.formats)["steps"]
+        steps = in_own_process(measure_steps, scratch=scratch, kinds=values.formats)["steps"]
     print(f"\nLoad {os.getloadavg()[0]:.1f}\n")
     costs = [[name, f"{cpu * 1000:.3f}", f"{wall * 1000:.3f}"] for name, cpu, wall in steps]
     print_table(["step", "CPU ms a sample", "wall ms a sample"], costs)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("formats", list(FORMATS), "Formats, each in a run of its own.")
+    formats = "Formats, each in a run of its own; +npz or +png adds soft masks, +seeds seed maps."
+    flags.DEFINE_list("formats", [*FORMATS, *_WITH_MAPS], formats)
     speeds = "Samples a second of the device; unlimited makes a round as soon as it is asked for."
     flags.DEFINE_list("speeds", ["1", "10", "100", "unlimited"], speeds)
     flags.DEFINE_float("seconds", 20, "Seconds of a run, if the device can be kept busy.")

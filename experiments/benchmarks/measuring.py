@@ -8,6 +8,7 @@ process, so that its peak memory is its own and no library has threads beside th
 
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +82,20 @@ def in_own_process(variant: Callable[..., dict[str, Any]], **arguments: Any) -> 
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Formats a Markdown table."""
-    lines = (header, ["---"] * len(header), *rows)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(_table_lines(header, rows))
 
 
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a Markdown table."""
-    print(markdown_table(header, rows))
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints a Markdown table, each row as soon as it is there."""
+    for line in _table_lines(header, rows):
+        print(line, flush=True)
+
+
+def _table_lines(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    for line in itertools.chain((header, ["---"] * len(header)), rows):
+        yield f"| {' | '.join(line)} |"
 
 
 def _main(module: str, function: str, arguments: str) -> None:

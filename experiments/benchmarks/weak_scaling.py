@@ -1,12 +1,15 @@
-"""How the work of a batch is split: FLOPs and memory of each device on 1, 2, 4 and 8 of them.
+"""How work is split: FLOPs and memory of each device on 1, 2, 4 and 8 of them.
 
-    python -m experiments.benchmarks.weak_scaling [--config=small --global_batch=8]
+    python -m experiments.benchmarks.weak_scaling [--config=small --batch_size=4 --global_batch=8]
 
 Compiles the sampling program for simulated CPU devices, each number of them in a process of its
-own, and counts in what was compiled; nothing is run. With one batch split over n devices, each must
-do 1/n of the work, hold all weights and 1/n of the rest, and exchange nothing.
+own, and counts in what was compiled; nothing is run. The first table has as many images on every
+device (weak scaling): all that a device does and holds must stay as it is. The second splits one
+batch over n devices: each must do 1/n of the work, hold all weights and 1/n of the rest. In neither
+may devices exchange anything.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,32 +47,47 @@ def measure(config: str, devices: int, global_batch: int) -> dict[str, Any]:
     }
 
 
+def scaling_table(config: str, global_batches: Mapping[int, int]) -> None:
+    """Prints a table of runs on several numbers of devices.
+
+    Args:
+        config: one of UNETS.
+        global_batches: images on all devices together, for each number of devices.
+    """
+    header = ["devices", "images a device", "TFLOP a device", "an image, of the first row's"]
+    header += ["of a count by hand"] if config in HAND_COUNT else []
+    header += ["weights and arguments, GiB a device", "results", "temporaries", "collectives"]
+    print_table(header, _scaling_rows(config, global_batches))
+
+
+def _scaling_rows(config: str, global_batches: Mapping[int, int]) -> Iterator[list[str]]:
+    alone = None
+    for devices, images in global_batches.items():
+        run = in_own_process(measure, config=config, devices=devices, global_batch=images)
+        an_image = run["flops"] * devices / images
+        alone = alone or an_image
+        row = [f"{devices}", f"{images // devices}", f"{run['flops'] / 1e12:.3f}"]
+        row.append(f"{an_image / alone:.4f}")
+        row += [f"{an_image / HAND_COUNT[config]:.4f}"] if config in HAND_COUNT else []
+        row += [f"{run[name] / GIB:.3f}" for name in ("arguments", "results", "temporaries")]
+        yield [*row, ", ".join(run["collectives"]) or "none"]
+
+
 def main(_) -> None:
-    """Prints the table."""
+    """Prints both tables."""
     values = flags.FLAGS
-    rows, alone = [], None
-    for devices in map(int, values.devices):
-        figures = in_own_process(
-            measure, config=values.config, devices=devices, global_batch=values.global_batch
-        )
-        alone = alone or figures["flops"] * devices
-        row = (f"{devices}", f"{values.global_batch // devices}", f"{figures['flops'] / 1e12:.3f}")
-        row += (f"{figures['flops'] * devices / alone:.4f}",)
-        if values.config in HAND_COUNT:
-            hand = HAND_COUNT[values.config] * values.global_batch / devices
-            row += (f"{figures['flops'] / hand:.4f}",)
-        row += tuple(
-            f"{figures[name] / GIB:.3f}" for name in ("arguments", "results", "temporaries")
-        )
-        rows.append((*row, ", ".join(figures["collectives"]) or "none"))
-    header = ("devices", "images a device", "TFLOP a device", "times devices, of the first row's")
-    header += ("of a count by hand",) if values.config in HAND_COUNT else ()
-    header += ("weights and arguments, GiB a device", "results", "temporaries", "collectives")
-    print_table(header, rows)
+    devices = [int(text) for text in values.devices]
+    print(f"Weak scaling, {values.batch_size} images a device:\n")
+    scaling_table(values.config, {count: count * values.batch_size for count in devices})
+    print(f"\nA batch of {values.global_batch} images that is split:\n")
+    scaling_table(values.config, dict.fromkeys(devices, values.global_batch))
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("config", "sd1", list(UNETS), "Size of the model.")
     flags.DEFINE_list("devices", ["1", "2", "4", "8"], "Numbers of simulated devices.")
-    flags.DEFINE_integer("global_batch", 8, "Images on all devices together.", lower_bound=1)
+    images = "Images on each device, in the first table."
+    flags.DEFINE_integer("batch_size", 1, images, lower_bound=1)
+    images = "Images on all devices together, in the second table."
+    flags.DEFINE_integer("global_batch", 8, images, lower_bound=1)
     app.run(main)
