@@ -1,4 +1,4 @@
-"""The JSON files of Stable Diffusion 1.4, 2.1 and XL base, as they were published."""
+"""The JSON files of Stable Diffusion 1.4, 2.1, XL base and models of few steps, as published."""
 
 ATTENDING = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
 ATTENDING_UP = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
@@ -127,3 +127,62 @@ SD2_TEXT = SD1_TEXT | {
     "projection_dim": 512,
 }
 SD2_VAE = SD1_VAE | {"sample_size": 768}
+_SCHEDULER = {
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SD1_SCHEDULER = _SCHEDULER | {
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.7.0.dev0",
+}
+SD2_SCHEDULER = _SCHEDULER | {
+    "_class_name": "DDIMScheduler",
+    "_diffusers_version": "0.8.0",
+    "prediction_type": "v_prediction",
+}
+XL_SCHEDULER = _SCHEDULER | {
+    "_class_name": "EulerDiscreteScheduler",
+    "_diffusers_version": "0.19.0.dev0",
+    "interpolation_type": "linear",
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "timestep_spacing": "leading",
+    "use_karras_sigmas": False,
+}
+# As published with SD-Turbo, a Stable Diffusion 2.1 of one step.
+TURBO_SCHEDULER = XL_SCHEDULER | {
+    "_diffusers_version": "0.24.0.dev0",
+    "sigma_max": None,
+    "sigma_min": None,
+    "timestep_spacing": "trailing",
+    "timestep_type": "discrete",
+}
+# As published with LCM Dreamshaper v7, a Stable Diffusion 1.5 of four steps.
+LCM_SCHEDULER = {
+    "_class_name": "LCMScheduler",
+    "_diffusers_version": "0.22.0.dev0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "dynamic_thresholding_ratio": 0.995,
+    "num_train_timesteps": 1000,
+    "original_inference_steps": 50,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+    "thresholding": False,
+    "timestep_scaling": 10.0,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+}

@@ -1,11 +1,23 @@
-"""Memory of the two programs, as compiled for small models and by hand."""
+"""Memory and work of the two programs, as compiled for small models and by hand."""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import pytest
-from random_models import one_level_config, random_params, small_config, small_xl_config
+from random_models import (
+    XL_UNET,
+    one_level_config,
+    random_params,
+    small_config,
+    small_xl_config,
+)
 
 from seediff_jax.batch_size import fit_line
-from seediff_jax.model import make_model
+from seediff_jax.model import decode_latents, make_model
+from seediff_jax.models.capture import published_capture
+from seediff_jax.models.config import unet_config
+from seediff_jax.pair_settings import PairSettings
 from seediff_jax.programs import (
     ProgramMemory,
     abstract_model,
@@ -112,3 +124,33 @@ def test_an_abstract_model_has_the_shapes_of_a_made_one(tmp_path, make_config, d
 def test_a_batch_that_does_not_split_evenly_is_refused(model):
     with pytest.raises(ValueError, match="12 images does not split evenly over 8 devices"):
         abstract_programs(make_mesh(), model, 12)
+
+
+def one_block_xl_config(folder):
+    unet = unet_config(XL_UNET | {"layers_per_block": 1, "transformer_layers_per_block": 1})
+    config = small_xl_config(folder)
+    return dataclasses.replace(config, unet=unet, capture=published_capture(unet))
+
+
+def small_2_config(folder):
+    return small_config(folder, unet={"attention_head_dim": [2, 4], "use_linear_projection": True})
+
+
+def flops(lowered):
+    return lowered.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("make_config", [small_config, small_2_config, one_block_xl_config])
+def test_without_guidance_all_but_decoding_is_half_the_work(tmp_path, make_config):
+    model = abstract_model(make_config(tmp_path / "made"))
+    mesh = make_mesh(devices=jax.devices()[:1])
+    guided, plain = (
+        flops(abstract_programs(mesh, model, 2, PairSettings(guidance_scale=scale)).sample)
+        for scale in (7.5, 1.0)
+    )
+    side = model.unet_config.sample_size
+    latents = jax.ShapeDtypeStruct((2, side, side, 4), jnp.float32)
+    decoding = flops(jax.jit(decode_latents).lower(model, latents))
+    # A loop's body counts once, so that these are a UNet call and the texts; and drawing noise, the
+    # scheduler and averaging attention, up to 3 % beside networks that are so small.
+    assert guided - decoding == pytest.approx(2 * (plain - decoding), rel=0.05)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from published_configs import SD1_SCHEDULER
 
 from seediff_jax.scheduler_configs import (
     CLASS_NAMES,
@@ -11,19 +12,6 @@ from seediff_jax.scheduler_configs import (
     scheduler_json,
 )
 
-SD14_JSON = {
-    "_class_name": "PNDMScheduler",
-    "_diffusers_version": "0.7.0.dev0",
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-    "trained_betas": None,
-    "clip_sample": False,
-}
 EULER_JSON = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_schedule": "scaled_linear",
@@ -34,7 +22,7 @@ EULER_JSON = {
 
 
 def test_stable_diffusion_config_is_read():
-    assert scheduler_config(SD14_JSON) == SchedulerConfig(
+    assert scheduler_config(SD1_SCHEDULER) == SchedulerConfig(
         kind="pndm",
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -70,8 +58,8 @@ def test_override_reads_the_file_of_another_scheduler_and_never_turns_on_clippin
 
 
 def test_override_drops_options_left_over_from_another_scheduler():
-    json = {**SD14_JSON, "algorithm_type": "dpmsolver++"}
-    assert scheduler_config(json, kind="pndm") == scheduler_config(SD14_JSON)
+    json = {**SD1_SCHEDULER, "algorithm_type": "dpmsolver++"}
+    assert scheduler_config(json, kind="pndm") == scheduler_config(SD1_SCHEDULER)
 
 
 def test_with_kind_keeps_all_that_the_other_kind_knows():
@@ -109,7 +97,7 @@ def test_with_kind_keeps_all_that_the_other_kind_knows():
 )
 def test_bad_file_is_refused_with_its_name_and_the_option(change, message):
     with pytest.raises(ValueError, match=f"folder/scheduler.json: .*{message}"):
-        scheduler_config({**SD14_JSON, **change}, source="folder/scheduler.json")
+        scheduler_config({**SD1_SCHEDULER, **change}, source="folder/scheduler.json")
 
 
 @pytest.mark.parametrize(

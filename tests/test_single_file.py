@@ -14,7 +14,6 @@ from original_layout import (
     original_unet,
     original_vae,
 )
-from published_configs import SD1_TEXT, SD1_UNET, SD1_VAE, SD2_UNET
 from random_models import random_params, small_config, small_xl_config
 from safetensors.numpy import load_file, save_file
 
@@ -22,8 +21,6 @@ from seediff_jax import hub
 from seediff_jax.checkpoints import write_folder
 from seediff_jax.families import FAMILIES
 from seediff_jax.model import load_model
-from seediff_jax.models.config import clip_text_config, unet_config, vae_config
-from seediff_jax.single_file import family_config
 
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
@@ -267,32 +264,6 @@ def test_a_tokenizer_of_another_size_is_refused(small_first):
     assert "tokenizer='nothing' is neither" in refusal(path, tokenizer="nothing")
     (path.parent / "empty").mkdir()
     assert "vocab.json is missing" in refusal(path, tokenizer=path.parent / "empty")
-
-
-@pytest.mark.parametrize(
-    ("family", "prediction_type", "published"),
-    [
-        (
-            "sd1",
-            "epsilon",
-            {"unet": unet_config(SD1_UNET), "text_encoder": clip_text_config(SD1_TEXT)},
-        ),
-        ("sd2", "v_prediction", {"unet": unet_config(SD2_UNET)}),
-        ("sd2", "epsilon", {"unet": unet_config(SD2_UNET | {"sample_size": 64})}),
-    ],
-)
-def test_configs_of_the_full_size_are_the_published_ones(first, family, prediction_type, published):
-    configs = FAMILIES[family].folder_configs(prediction_type)
-    config = family_config(FAMILIES[family], configs, {"tokenizer": first[0] / "tokenizer"})
-    published = published | {"vae": vae_config(SD1_VAE)}
-    assert {name: getattr(config, name) for name in published} == published
-    noise = config.scheduler
-    assert (noise.beta_start, noise.beta_end, noise.beta_schedule) == (
-        0.00085,
-        0.012,
-        "scaled_linear",
-    )
-    assert (noise.steps_offset, noise.clip_sample, noise.set_alpha_to_one) == (1, False, False)
 
 
 def test_a_file_of_xl_is_the_model_of_its_folder(monkeypatch, tmp_path):

@@ -1,127 +1,211 @@
 """generate() with each family of models against its diffusers pipeline, from the same latents."""
 
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffusers
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from diffusers import DDIMScheduler
-from random_models import SCHEDULER
+import torch
+from diffusers_schedulers import own_noise
+from published_configs import LCM_SCHEDULER, SD2_SCHEDULER, TURBO_SCHEDULER, XL_SCHEDULER
 from torch_models import blocks, capture_probs, random_pipeline, random_xl_pipeline, to_torch
 
 from seediff_jax.guidance import SizeCondition
 from seediff_jax.model import load_model
-from seediff_jax.noise import initial_latents
+from seediff_jax.noise import initial_latents, step_noise
 from seediff_jax.pipeline import generate
 from seediff_jax.prompt_tokens import mark_classes
 
+# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
+UNNAMED = {"unnamed_classes": [["red hen"], ["sky", "cup"]]}
 NUM_STEPS, RNG_SEED = 6, 5
 UNET = {
     **blocks("aap"),
     "sample_size": 16,
     "block_out_channels": [16, 32, 32],
     "attention_head_dim": [2, 4, 4],
-    "use_linear_projection": True,
 }
+UNET_2 = UNET | {"use_linear_projection": True}
+TEXT_2 = {"hidden_act": "gelu", "num_hidden_layers": 3}
+GUIDED = {"guidance_scale": 7.5, "negative_prompt": "a cup"}
 
 
-def with_ddim(pipeline, prediction_type):
-    options = {k: v for k, v in SCHEDULER.items() if k not in ("_class_name", "skip_prk_steps")}
-    options |= {"clip_sample": False, "set_alpha_to_one": False}
-    pipeline.scheduler = DDIMScheduler(**options, prediction_type=prediction_type)
+def scheduler_of(json):
+    return getattr(diffusers, json["_class_name"]).from_config(json)
+
+
+def with_scheduler(pipeline, json):
+    pipeline.scheduler = scheduler_of(json)
     return pipeline
+
+
+def make_1(folder):
+    return random_pipeline(folder, unet=UNET)
 
 
 def make_2(folder):
     """Stable Diffusion 2 at 768: velocity, a text encoder with GELU, linear projections."""
-    text = {"hidden_act": "gelu", "num_hidden_layers": 3}
-    return with_ddim(random_pipeline(folder, text=text, unet=UNET), "v_prediction")
+    return with_scheduler(random_pipeline(folder, text=TEXT_2, unet=UNET_2), SD2_SCHEDULER)
+
+
+def make_turbo(folder):
+    """A Stable Diffusion 2 that predicts noise, in one step."""
+    return with_scheduler(random_pipeline(folder, text=TEXT_2, unet=UNET_2), TURBO_SCHEDULER)
 
 
 def make_lcm(folder):
     """A latent consistency model, whose UNet reads the guidance scale."""
-    unet = UNET | {"time_cond_proj_dim": 32}
-    return with_ddim(random_pipeline(folder, unet=unet), "epsilon")
+    made = random_pipeline(folder, unet=UNET | {"time_cond_proj_dim": 32})
+    parts = made.components | {"scheduler": scheduler_of(LCM_SCHEDULER)}
+    return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
 def make_xl(folder):
-    return random_xl_pipeline(folder)
+    return with_scheduler(random_xl_pipeline(folder), XL_SCHEDULER)
 
 
-# Maker, what both are given, and what each calls by another name.
+class Case(NamedTuple):
+    """Who makes a pipeline, what both are given, and what each calls by another name."""
+
+    make: Callable
+    shared: dict[str, Any]
+    ours: dict[str, Any] = {}
+    theirs: dict[str, Any] = {}
+    num_steps: int = NUM_STEPS
+
+
 CASES = {
-    "Stable Diffusion 2": (make_2, {"guidance_scale": 7.5, "negative_prompt": "a cup"}, {}, {}),
-    "Stable Diffusion 2, guidance rescaled": (
-        make_2,
-        {"guidance_scale": 7.5, "negative_prompt": "a cup", "guidance_rescale": 0.7},
-        {},
-        {},
-    ),
-    "Stable Diffusion XL": (make_xl, {"guidance_scale": 5.0, "negative_prompt": "a cup"}, {}, {}),
-    "Stable Diffusion XL, no negative prompt, other sizes": (
+    "Stable Diffusion 1, unnamed classes": Case(make_1, GUIDED, UNNAMED),
+    "Stable Diffusion 2": Case(make_2, GUIDED),
+    "Stable Diffusion 2, guidance rescaled": Case(make_2, GUIDED | {"guidance_rescale": 0.7}),
+    "Turbo, guidance 0": Case(make_turbo, GUIDED | {"guidance_scale": 0.0}, num_steps=1),
+    "Turbo, guidance 1": Case(make_turbo, GUIDED | {"guidance_scale": 1.0}, num_steps=1),
+    "Stable Diffusion XL": Case(make_xl, GUIDED | {"guidance_scale": 5.0}),
+    "Stable Diffusion XL, no negative prompt, other sizes, unnamed classes": Case(
         make_xl,
         {"guidance_scale": 5.0, "guidance_rescale": 0.3},
-        {"size_condition": SizeCondition(original=(48, 64), crop=(3, 5), target=(40, 24))},
+        {"size_condition": SizeCondition(original=(48, 64), crop=(3, 5), target=(40, 24))}
+        | UNNAMED,
         {
             "original_size": (48, 64),
             "crops_coords_top_left": (3, 5),
             "target_size": (40, 24),
         },
     ),
-    "latent consistency model": (make_lcm, {"guidance_scale": 3.0}, {}, {}),
+    "latent consistency model": Case(make_lcm, {"guidance_scale": 3.0}, num_steps=4),
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Makes each pipeline once, so that cases of one program compile it once."""
+
+    @functools.cache
+    def pair_of(make):
+        folder = tmp_path_factory.mktemp("pipeline")
+        pipeline = make(folder / "made")
+        pipeline.save_pretrained(folder / "saved")
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline, load_model(folder / "saved")
+
+    return pair_of
+
+
 @pytest.fixture(params=CASES)
-def case(request, tmp_path):
-    make, shared, ours, theirs = CASES[request.param]
-    pipeline = make(tmp_path / "made")
-    pipeline.save_pretrained(tmp_path / "saved")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline, load_model(tmp_path / "saved"), shared | ours, shared | theirs
+def case(request, made):
+    """Pipeline, model, and the arguments of each."""
+    make, shared, ours, theirs, num_steps = CASES[request.param]
+    ours = {"num_steps": num_steps} | shared | ours
+    theirs = {"num_inference_steps": num_steps} | shared | theirs
+    return *made(make), ours, theirs
 
 
-def run_diffusers(pipeline, model, options):
-    """Colours as float 0..255, and the mean over the calls of every layer's probabilities."""
-    captured, calls = capture_probs(pipeline.unet), []
+def mean_of(calls):
+    return {name: np.mean([call[name] for call in calls], axis=0) for name in calls[0]}
+
+
+def embed(pipeline, texts):
+    """What cross-attention reads of texts."""
+    plain = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    with torch.no_grad():
+        return pipeline.encode_prompt(texts, device="cpu", **plain)[0]
+
+
+def run_diffusers(pipeline, model, options, other_texts):
+    """Runs the pipeline, whose image knows nothing of `other_texts`.
+
+    Returns:
+        Colours as float 0..255, and the means over the calls of every layer's probabilities: of
+        what it attends to, and of every cross-attention with the other texts.
+    """
+    captured, calls, other_calls = capture_probs(pipeline.unet), [], []
+    for processor in captured.values():
+        processor.watched = embed(pipeline, other_texts)
 
     def keep(pipeline, step, timestep, kept):
         calls.append({name: processor.head_sum[-2:] for name, processor in captured.items()})
+        crossing = [name for name in captured if name.endswith("attn2")]
+        other_calls.append({name: captured[name].watched_head_sum for name in crossing})
         return kept
+
+    arguments, numbers = (model, jnp.uint32(RNG_SEED), jnp.arange(2)), itertools.count()
+
+    def fresh_noise():
+        return to_torch(step_noise(*arguments, jnp.int32(next(numbers))))
 
     if "negative_prompt" in options:
         options = options | {"negative_prompt": [options["negative_prompt"]] * 2}
-    images = pipeline(
-        PROMPTS,
-        num_inference_steps=NUM_STEPS,
-        latents=to_torch(initial_latents(model, jnp.uint32(RNG_SEED), jnp.arange(2))),
-        output_type="np",
-        callback_on_step_end=keep,
-        **options,
-    ).images
-    return 255 * images, {name: np.mean([c[name] for c in calls], axis=0) for name in captured}
+    with own_noise(pipeline.scheduler, fresh_noise):
+        images = pipeline(
+            PROMPTS,
+            latents=to_torch(initial_latents(*arguments)),
+            output_type="np",
+            callback_on_step_end=keep,
+            **options,
+        ).images
+    return 255 * images, mean_of(calls), mean_of(other_calls)
+
+
+def token_columns(model, probs, text, names, row):
+    """Layer by layer, the mean over the tokens of each class that a text names."""
+    masks = mark_classes(model, [text], [names])[0] if names else []
+    for tokens in masks:
+        layers = [probs[name][row] for name in model.capture.cross_layers]
+        yield np.mean(np.stack(layers)[:, :, tokens], axis=-1)
 
 
 def test_images_and_averaged_attention_equal_those_of_diffusers(case):
     pipeline, model, ours, theirs = case
-    expected, probs = run_diffusers(pipeline, model, theirs)
-    pairs = generate(model, PROMPTS, CLASSES, rng_seed=RNG_SEED, num_steps=NUM_STEPS, **ours)
+    unnamed = ours.get("unnamed_classes", [[], []])
+    texts = [" and ".join(names) for names in unnamed]
+    expected, probs, other_probs = run_diffusers(pipeline, model, theirs, texts)
+    pairs = generate(model, PROMPTS, CLASSES, rng_seed=RNG_SEED, **ours)
     error = np.mean((np.asarray(pairs.images, np.float64) - expected) ** 2)
     psnr = 10 * np.log10(255**2 / error)
     assert expected.std() > 20
     # Rounding our colours to 8 bits alone leaves 59 dB.
     assert psnr >= 50
-    # Entries are sums of at most 4 probabilities.
-    token_mask = mark_classes(model, PROMPTS, CLASSES)
     differences = []
-    for i, names in enumerate(CLASSES):
-        for k in range(len(names)):
-            columns = [probs[name][i][:, token_mask[i, k]] for name in model.capture.cross_layers]
+    for i in range(len(PROMPTS)):
+        columns = [
+            *token_columns(model, probs, PROMPTS[i], CLASSES[i], i),
+            *token_columns(model, other_probs, texts[i], unnamed[i], i),
+        ]
+        for k, column in enumerate(columns):
             got = pairs.attention_maps.cross_attention[i, :, :, k]
-            differences.append(np.abs(got - np.mean(columns, axis=-1)).max())
+            differences.append(np.abs(got - column).max())
             assert got.std() > 0.03
     for name in model.capture.self_layers:
         side = int(np.sqrt(probs[name].shape[-1]))
         differences.append(np.abs(pairs.attention_maps.self_attention[side] - probs[name]).max())
     print(f"{psnr:.1f} dB, attention within {max(differences):.1e}")
+    # Entries are sums of at most 4 probabilities.
     assert max(differences) <= 1e-5
     assert (pairs.seed_counts[:, 0] > 0).all()

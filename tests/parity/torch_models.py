@@ -132,10 +132,15 @@ def random_xl_pipeline(
 
 
 class CapturedProbs:
-    """Attention processor that keeps the probabilities, summed over the heads."""
+    """Attention processor that keeps the probabilities, summed over the heads.
+
+    With the embeddings of other texts in `watched` it also keeps those that the last queries would
+    have if these were all their keys.
+    """
 
     def __init__(self):
         self.head_sum = None
+        self.watched, self.watched_head_sum = None, None
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, **unused):
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -148,8 +153,16 @@ class CapturedProbs:
             )
         )
         probs = attn.get_attention_scores(query, key)
-        self.head_sum = probs.unflatten(0, (-1, attn.heads)).sum(1).numpy()
+        self.head_sum = self._head_sum(attn, probs)
+        if encoder_hidden_states is not None and self.watched is not None:
+            query = query[-len(self.watched) * attn.heads :]
+            logits = query @ attn.head_to_batch_dim(attn.to_k(self.watched)).mT
+            self.watched_head_sum = self._head_sum(attn, (attn.scale * logits).softmax(-1))
         return attn.to_out[0](attn.batch_to_head_dim(probs @ value))
+
+    @staticmethod
+    def _head_sum(attn, probs):
+        return probs.unflatten(0, (-1, attn.heads)).sum(1).numpy()
 
 
 def capture_probs(unet, layers=None):
