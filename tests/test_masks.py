@@ -63,12 +63,21 @@ def test_masks_of_other_proportions_equal_the_reference(method, size):
     assert np.mean(np.asarray(labels) == expected_labels) >= 0.999
 
 
-def test_published_levels_equal_the_reference():
-    cross_attention, self_attention = random_attention(0, (16, 32, 64), num_objects=1)
-    got = all_classes(cross_attention, self_attention, 512, MaskConfig())[0]
-    expected = reference.soft_mask(cross_attention[..., 0], self_attention, 512)
+def assert_published_levels_equal_the_reference(levels, size):
+    cross_attention, self_attention = random_attention(0, levels, num_objects=1)
+    got = all_classes(cross_attention, to_jax(self_attention), size, MaskConfig())[0]
+    expected = reference.soft_mask(cross_attention[..., 0], self_attention, size)
     np.testing.assert_allclose(got, expected, atol=1e-4)  # the bound of the whole method
     assert np.mean((got > 0.5) == (expected > 0.5)) >= 0.999
+
+
+def test_published_levels_equal_the_reference():
+    assert_published_levels_equal_the_reference((16, 32, 64), 512)
+
+
+@pytest.mark.slow
+def test_published_levels_of_a_wide_image_equal_the_reference():
+    assert_published_levels_equal_the_reference([(16, 24), (32, 48), (64, 96)], (512, 768))
 
 
 @pytest.mark.parametrize(

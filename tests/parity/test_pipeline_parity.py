@@ -38,7 +38,7 @@ OPTIONS = {
 RUNS = {"lcm": {"num_steps": 4, "guidance_scale": 2.0}}
 USUAL_RUN = {"num_steps": 10, "guidance_scale": 7.5}
 
-CASES = [*((kind, (16, 16)) for kind in KINDS), ("pndm", (16, 24))]
+CASES = [*((kind, (16, 16)) for kind in KINDS), ("pndm", (16, 24)), ("ddim", (24, 16))]
 
 
 @pytest.fixture(scope="module")
