@@ -1,6 +1,7 @@
 """README.md: its commands, flags and names are those of the code."""
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -43,6 +44,38 @@ def test_links_inside_the_repository_lead_to_files():
     links = re.findall(r"(?<!!)\[[^\]]+\]\(([^)]+)\)", README)
     inside = [link for link in links if "://" not in link]
     assert inside and all((ROOT / link).exists() for link in inside)
+
+
+def test_parity_in_full_size_is_that_of_the_published_results():
+    results = json.loads((ROOT / "docs" / "full_size_parity.json").read_text(encoding="utf-8"))
+    # As the README calls them, and as the tests do, the UNet with the side of its latents.
+    for name, family, side in (
+        ("Stable Diffusion 1.4", "1.4", 64),
+        ("Stable Diffusion 2.1 at 768 x 768", "2.1", 96),
+        ("Stable Diffusion XL base at 1024 x 1024", "XL", 128),
+    ):
+        text, unet, decode, encode = (
+            {kind: f"{value:.1e}".replace("e-0", "e-") for kind, value in differences.items()}
+            for differences in (
+                results[f"test_{test}]"]["differences"]
+                for test in (
+                    f"text_encoders_equal_transformers[{family}",
+                    f"unet_equals_diffusers[{family}-{side}x{side}",
+                    f"decoded_images_equal_those_of_diffusers[{family}",
+                    f"encoded_images_equal_those_of_diffusers[{family}",
+                )
+            )
+        )
+        maps = max((unet[kind] for kind in unet if "-attention of" in kind), key=float)
+        pooled = f", pooled {text['pooled text']}" if "pooled text" in text else ""
+        cells = (
+            text["text embeddings"] + pooled,
+            unet["predicted noise"],
+            decode["images"],
+            encode["latents"],
+            maps,
+        )
+        assert f"| {name}, full size | {' | '.join(cells)} |" in README
 
 
 def test_example_uses_public_names():
