@@ -51,6 +51,9 @@ out of [full_size_parity.json](full_size_parity.json), which it measured by
 
 {table}
 
+Other models have the networks of these: 1.5 those of 1.4, and 2.0 and the base models of 2.0 and
+2.1, which draw images of 512 x 512, those of 2.1.
+
 A difference is the largest of an element, in standard deviations of the reference; those of
 attention maps, which are summed over heads, are absolute, and the largest of all layers that are
 recorded. Seconds are those of a second call, in which both sides keep the attention maps. Peak

@@ -90,11 +90,13 @@ FAMILIES = {
     },
 }
 COMPONENTS = {"text": "text_encoder", "text_2": "text_encoder_2", "unet": "unet", "vae": "vae"}
-# Heights and widths of latents: of square images, and for 1.4 of 512 x 768 and 768 x 512 pixels.
+# Heights and widths of latents: of square images, for 1.4 of 512 x 768 and 768 x 512 pixels, and
+# for 2.1 of its base model.
 UNETS = [
     ("1.4", (64, 64)),
     ("1.4", (64, 96)),
     ("1.4", (96, 64)),
+    ("2.1", (64, 64)),
     ("2.1", (96, 96)),
     ("XL", (128, 128)),
 ]
