@@ -9,6 +9,7 @@ import json
 from seediff_jax.dataset import FAILED, make_formats
 from seediff_jax.formats import Format
 from seediff_jax.run_config import RunConfig
+from seediff_jax.seals import read_checked, read_seal
 from seediff_jax.storage import Folder
 
 PIXEL_BYTES = {
@@ -56,20 +57,17 @@ def stored_sample_bytes(config: RunConfig, folder: Folder) -> float | None:
 
     Raises:
         OSError: the folder cannot be read.
-        ValueError: the seal is damaged.
+        DamagedFile: the seal or the list of its samples is damaged.
     """
     seals = [name for name in folder.names("shards") if name[0].isdigit()]
     seal = next((name for name in seals if name.endswith(".json")), None)
     if seal is None:
         return None
-    try:
-        files = json.loads(folder.read(f"shards/{seal}"))["files"]
-        lines = folder.read(f"shards/{seal.split('.')[0]}.jsonl").splitlines()
-        indices = [row["index"] for row in map(json.loads, lines) if FAILED not in row]
-        shard_bytes = sum(file["bytes"] for file in files.values())
-    except (ValueError, TypeError, KeyError) as error:
-        place = folder.path(f"shards/{seal}")
-        raise ValueError(f"{place} is damaged; --verify tells what else is") from error
+    files = read_seal(folder, f"shards/{seal}")["files"]
+    name = f"shards/{seal.split('.')[0]}.jsonl"
+    lines = read_checked(folder, name, files[name]).splitlines()
+    indices = [row["index"] for row in map(json.loads, lines) if FAILED not in row]
+    shard_bytes = sum(file["bytes"] for file in files.values())
     if not indices:
         return None
     sampled = indices[:: -(-len(indices) // _SAMPLED)]

@@ -1,6 +1,7 @@
 """Bytes of samples that are not there yet, against folders and numbers worked out by hand."""
 
 import dataclasses
+import hashlib
 import json
 
 import pytest
@@ -50,12 +51,20 @@ def write(folder, names, count):
 
 
 def seal(folder, name, indices, failed=()):
-    files = {"webdataset/shard-00000.tar": {"bytes": 800}, "shards/00000.jsonl": {"bytes": 200}}
-    write(folder, [f"shards/{name}"], 0)
-    (folder / f"shards/{name}").write_text(json.dumps({"files": files}))
-    lines = [{"index": i} for i in indices] + [{"index": i, "failed": "so"} for i in failed]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "shards/00000.jsonl").write_text(text)
+    """Seals a shard whose files have 1000 bytes in all."""
+    rows = [{"index": i} for i in indices] + [{"index": i, "failed": "so"} for i in failed]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    files = {
+        "webdataset/shard-00000.tar": {"bytes": 1000 - len(lines), "sha256": ""},
+        "shards/00000.jsonl": {
+            "bytes": len(lines),
+            "sha256": hashlib.sha256(lines).hexdigest(),
+        },
+    }
+    (folder / "shards").mkdir(exist_ok=True)
+    (folder / "shards/00000.jsonl").write_bytes(lines)
+    counts = {"samples": len(indices), "failed": len(failed), "empty": 0}
+    (folder / f"shards/{name}").write_text(json.dumps({**counts, "files": files}))
 
 
 @pytest.mark.parametrize("name", ["00000.json", "00000.open.json"])
@@ -68,7 +77,7 @@ def test_stored_samples_take_their_own_files_and_their_part_of_the_shards(tmp_pa
         names = [each.format(f"{index:06d}") for each in OWN + VOC]
         write(tmp_path, names, 10 * (index + 1))
     seal(tmp_path, name, [0, 1, 3], failed=[2])
-    # (800 + 200) / 3 of the shard, and five files each of 10, 20 and 40 bytes.
+    # 1000 / 3 of the shard, and five files each of 10, 20 and 40 bytes.
     expected = 1000 / 3 + 5 * (10 + 20 + 40) / 3
     assert stored_sample_bytes(CONFIG, folder) == pytest.approx(expected)
 
@@ -77,5 +86,5 @@ def test_a_shard_of_failures_says_nothing_and_a_damaged_seal_is_named(tmp_path):
     seal(tmp_path, "00000.json", [], failed=[0])
     assert stored_sample_bytes(CONFIG, open_folder(tmp_path)) is None
     (tmp_path / "shards/00000.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"00000\.json is damaged; --verify"):
+    with pytest.raises(ValueError, match=r"00000\.json is damaged .*--repair"):
         stored_sample_bytes(CONFIG, open_folder(tmp_path))
