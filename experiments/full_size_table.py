@@ -10,9 +10,11 @@ docs/full_size_parity.md, which is made of it alone. Other rows stay as they are
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ _HEADER = (
     "ours, s",
     "reference, s",
     "peak memory, GiB",
-    "load",
+    "cores of others",
 )
 _TEXT = """\
 # Parity in full size
@@ -57,8 +59,8 @@ Other models have the networks of these: 1.5 those of 1.4, and 2.0 and the base 
 A difference is the largest of an element, in standard deviations of the reference; those of
 attention maps, which are summed over heads, are absolute, and the largest of all layers that are
 recorded. Seconds are those of a second call, in which both sides keep the attention maps. Peak
-memory is that of the process, which runs the reference before ours. The load is the number of
-processes that ran on the machine just before: above 0.5 or so, seconds are too many on both sides.
+memory is that of the process, which runs the reference before ours. Other
+programs took so many cores meanwhile: above 0.2 or so, seconds are too many on both sides.
 
 Measured on {machines}.
 """
@@ -86,13 +88,13 @@ def measure(test: str) -> Row:
         test: its node id, "file.py::test_x[1.4]".
 
     Returns:
-        What it recorded, the machine and its load before the run.
+        What it recorded, the machine, and the cores that other programs took meanwhile.
 
     Raises:
         RuntimeError: the test did not pass; its output is part of the message. An exit status of -9
             is that of a process that was killed, as for want of memory.
     """
-    load = os.getloadavg()[0]
+    start, busy, own = time.monotonic(), _busy_seconds(), _seconds_of_children()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         temporary = Path(folder, "tests")
@@ -104,7 +106,9 @@ def measure(test: str) -> Row:
             status = f"exit status {run.returncode}"
             raise RuntimeError(f"{test} did not pass, {status}:\n{run.stdout}{run.stderr}")
         row = read_report(report)
-    return row | {"machine": ", ".join(describe_machine(*LIBRARIES)), "load": round(load, 1)}
+    others = (_busy_seconds() - busy - _seconds_of_children() + own) / (time.monotonic() - start)
+    machine = ", ".join(describe_machine(*LIBRARIES))
+    return row | {"machine": machine, "others": max(0.0, round(others, 2))}
 
 
 def read_report(path: Path) -> Row:
@@ -139,8 +143,19 @@ def _cells(row: Row) -> Sequence[str]:
         f"{row['seconds']:.1f}",
         f"{row['seconds_of_reference']:.1f}",
         f"{row['peak_memory'] / GIB:.1f}",
-        f"{row['load']:.1f}",
+        f"{row['others']:.2f}",
     )
+
+
+def _busy_seconds() -> float:
+    """Seconds of all cores that any program took since the machine started."""
+    user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _seconds_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
