@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 import jax
-import tensorboardX
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
@@ -76,6 +75,8 @@ class Monitor:
 
     def __enter__(self) -> "Monitor":
         if self._log_dir is not None:
+            import tensorboardX  # It loads torch where that is installed, which takes a second.
+
             self._log_dir.mkdir(parents=True, exist_ok=True)
             name = f"host-{self._host:04d}"
             self._log = open(self._log_dir / f"{name}.jsonl", "a", encoding="utf-8")

@@ -220,6 +220,14 @@ print([name for name in flags.FLAGS.flags_by_module_dict() if name.startswith("{
     assert result.stdout == "[]\n"
 
 
+def test_the_driver_loads_no_library_before_it_is_needed():
+    lazy = {"torch", "diffusers", "transformers", "tensorboardX", "array_record", "pycocotools"}
+    code = f"import sys, seediff_jax.main, seediff_jax.convert; print({lazy} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
 def test_declared_dependencies_are_those_that_are_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
