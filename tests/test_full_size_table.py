@@ -35,7 +35,7 @@ def test_a_row_states_each_difference_with_what_was_compared():
     (row,) = [line for line in lines if "859.5 M" in line]
     assert row == (
         "| Stable Diffusion 1.4 | UNet, 859.5 M parameters, 64 x 96 latents | predicted noise<br>"
-        "cross-attention of 5 layers | 1.3e-05<br>4.0e-06 | 1e-04 | 6.0 | 12.4 | 5.5 | 0.1 |"
+        "cross-attention of 5 layers | 1.3e-05<br>4.0e-06 | 1e-04 | 6.0 | 12.4 | 5.5 | 0.10 |"
     )
     assert lines[lines.index(row) - 2].count("|") == row.count("|")
 
