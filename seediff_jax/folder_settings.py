@@ -4,6 +4,7 @@ A copy lies in `shards`, where nobody edits it: a million samples must not be lo
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ SETTINGS, COPY = "settings.json", "shards/settings.json"
 VERSIONS = "software"
 """Setting that may differ when a run goes on: versions of the libraries that do the arithmetic."""
 
+# Journals and seals.
+_SAMPLES = re.compile(r"\d+\.(journal|json|open\.json)")
 _NEEDED = {"seediff_jax_version", "class_names"}
 
 
@@ -44,8 +47,7 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
             )
         return []
     old = read_settings(folder)
-    names = (name.split(".") for name in folder.names("shards"))
-    if not any(number.isdigit() and ends in ("journal", "json") for number, *_, ends in names):
+    if not any(_SAMPLES.fullmatch(name) for name in folder.names("shards")):
         return []
     changes = _differences(old, settings)
     refused = [text for name, text in changes.items() if name != VERSIONS]

@@ -71,6 +71,16 @@ def test_a_folder_without_a_sample_takes_other_settings(folder):
     assert require_resumable(folder, SETTINGS | {"num_steps": 50}) == []
 
 
+def test_what_a_killed_run_left_before_its_first_sample_is_no_sample(folder):
+    write_settings(folder, SETTINGS)
+    for name in ("scratch-0/00000.jsonl", "00000.journal.part", "00000.jsonl", "notes"):
+        folder.write(f"shards/{name}", b"")
+    assert require_resumable(folder, SETTINGS | {"num_steps": 50}) == []
+    folder.write("shards/00000.open.json", b"")
+    with pytest.raises(ValueError, match="num_steps: 3 there, 50 now"):
+        require_resumable(folder, SETTINGS | {"num_steps": 50})
+
+
 def test_a_folder_with_other_things_is_refused_untouched(folder):
     folder.write("thesis.tex", b"years of work")
     with pytest.raises(ValueError, match="not empty and no dataset"):
