@@ -90,7 +90,7 @@ def as_made(config: RunConfig, index: int) -> RunConfig:
     folder = open_folder(config.output)
     require_resumable(folder, config.settings())
     stored = stored_record(folder, ShardLayout(index + 1, config.shard_size, 1), index)
-    return dataclasses.replace(config, batch_size=stored["batch_size"])
+    return dataclasses.replace(config, batch_size=stored.get("batch_size", config.batch_size))
 
 
 def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: int) -> list[str]:
