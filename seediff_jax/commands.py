@@ -140,6 +140,19 @@ def help_text(values: flags.FlagValues, doc: str) -> str:
     return f"{doc}\nFlags, with their defaults:\n\n" + "\n".join(paragraphs)
 
 
+def source_options(values: flags.FlagValues) -> dict[str, Any]:
+    """Arguments of `load_model` by the flags of `define_source_flags`, but for the model itself.
+
+    Raises:
+        ValueError: a LoRA or an option of the sampler is not written as it should be.
+    """
+    names = ("revision", "tokenizer", "prediction_type", "scheduler")
+    return {name: values[name].value for name in names} | {
+        "scheduler_options": parse_scheduler_options(values.scheduler_options),
+        "loras": parse_loras(values.lora),
+    }
+
+
 def parse_scheduler_options(text: str | None) -> dict[str, Any]:
     """Splits `name=value,name=value`; a value is JSON's, or else a word.
 

@@ -14,10 +14,9 @@ from seediff_jax.commands import (
     define_debug_flag,
     define_source_flags,
     kinds,
-    parse_loras,
-    parse_scheduler_options,
     run_command,
     run_program,
+    source_options,
 )
 from seediff_jax.model import load_model, save_model, save_orbax
 
@@ -53,13 +52,8 @@ def _work(values: flags.FlagValues) -> None:
     model = load_model(
         values.model,
         dtype=values.dtype,
-        scheduler=values.scheduler,
-        scheduler_options=parse_scheduler_options(values.scheduler_options),
-        prediction_type=values.prediction_type,
-        tokenizer=values.tokenizer,
-        revision=values.revision,
-        loras=parse_loras(values.lora),
         capture=values.capture,
+        **source_options(values),
     )
     if values.format == "orbax":
         save_orbax(model, output)

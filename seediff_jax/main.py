@@ -19,10 +19,9 @@ from seediff_jax.commands import (
     define_debug_flag,
     define_source_flags,
     kinds,
-    parse_loras,
-    parse_scheduler_options,
     run_command,
     run_program,
+    source_options,
     use_compilation_cache,
 )
 from seediff_jax.expansion import AFFINITIES
@@ -183,14 +182,9 @@ def make_config(values: flags.FlagValues) -> RunConfig:
         log_dir=values.log_dir,
         profile=values.profile,
         model=values.model,
-        revision=values.revision,
-        tokenizer=values.tokenizer,
-        prediction_type=values.prediction_type,
-        loras=parse_loras(values.lora),
         dtype=values.dtype,
-        scheduler=values.scheduler,
-        scheduler_options=parse_scheduler_options(values.scheduler_options),
         capture=values.capture,
+        **source_options(values),
         pair_settings=_make_pair_settings(values),
     )
 
