@@ -120,7 +120,8 @@ def settings_files(settings: Mapping[str, Any]) -> dict[str, bytes]:
     """Content by name of the settings, their copy and, a line a class, `classes.txt`."""
     content = (json.dumps(settings, indent=2) + "\n").encode()
     classes = "".join(f"{name}\n" for name in settings["class_names"])
-    return {COPY: content, SETTINGS: content, "classes.txt": classes.encode()}
+    # In this order: settings.json marks the folder, and nothing may be there before it.
+    return {SETTINGS: content, "classes.txt": classes.encode(), COPY: content}
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

@@ -1,14 +1,17 @@
 """settings.json pins the samples of a folder down, and no other folder is written to."""
 
+import itertools
 import json
 
 import pytest
+from crashes import killed_at
 
 from seediff_jax.folder_settings import (
     VERSIONS,
     has_settings,
     read_settings,
     require_resumable,
+    settings_files,
     write_settings,
 )
 from seediff_jax.run_lock import LOCK
@@ -69,6 +72,22 @@ def test_other_versions_of_libraries_are_told_and_not_refused(with_sample):
 def test_a_folder_without_a_sample_takes_other_settings(folder):
     write_settings(folder, SETTINGS)
     assert require_resumable(folder, SETTINGS | {"num_steps": 50}) == []
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_settings_that_were_killed_while_they_were_written_are_written_again(tmp_path, kind):
+    for number in itertools.count():
+        place = tmp_path / f"made{number}" if kind == "disk" else f"memory://settings/{number}"
+        folder = open_folder(place)
+        with killed_at(number) as calls:
+            write_settings(folder, SETTINGS)
+        if calls[-1:] != ["killed"]:
+            break
+        assert require_resumable(folder, SETTINGS) == []
+        write_settings(folder, SETTINGS)
+        for name, content in settings_files(SETTINGS).items():
+            assert folder.read(name) == content
+    assert number >= 3  # else the calls were not seen
 
 
 def test_what_a_killed_run_left_before_its_first_sample_is_no_sample(folder):
