@@ -287,6 +287,6 @@ def _is_alive(process: str) -> bool:
         os.kill(int(process), 0)
     except PermissionError:
         return True
-    except (ValueError, OSError):
+    except (ValueError, OverflowError, OSError):
         return False
     return True

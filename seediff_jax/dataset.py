@@ -23,7 +23,7 @@ import numpy as np
 from seediff_jax.encoding import EncodedSample
 from seediff_jax.formats import FORMATS, Format
 from seediff_jax.journal import DamagedEntry, Journal
-from seediff_jax.seals import COUNTS, read_checked, read_seal
+from seediff_jax.seals import COUNTS, read_seal, read_sealed
 from seediff_jax.shard_layout import ShardLayout
 from seediff_jax.storage import TEMPORARY, Folder
 
@@ -146,8 +146,7 @@ class Dataset:
 
     def read(self, shard: int, name: str) -> bytes:
         """Reads a file of a sealed shard; raises DamagedFile unless it is as it was written."""
-        files = read_seal(self.folder, self._seal_name(shard))["files"]
-        return read_checked(self.folder, name, files[name])
+        return read_sealed(self.folder, self._seal_name(shard), name)
 
     def lines(self, shard: int) -> bytes:
         """Records of the samples of a sealed shard in order, of failed ones too, a line each."""

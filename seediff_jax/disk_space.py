@@ -9,7 +9,7 @@ import json
 from seediff_jax.dataset import FAILED, make_formats
 from seediff_jax.formats import Format
 from seediff_jax.run_config import RunConfig
-from seediff_jax.seals import read_checked, read_seal
+from seediff_jax.seals import read_seal, read_sealed
 from seediff_jax.storage import Folder
 
 PIXEL_BYTES = {
@@ -59,15 +59,13 @@ def stored_sample_bytes(config: RunConfig, folder: Folder) -> float | None:
         OSError: the folder cannot be read.
         DamagedFile: the seal or the list of its samples is damaged.
     """
-    seals = [name for name in folder.names("shards") if name[0].isdigit()]
+    seals = [f"shards/{name}" for name in folder.names("shards") if name[0].isdigit()]
     seal = next((name for name in seals if name.endswith(".json")), None)
     if seal is None:
         return None
-    files = read_seal(folder, f"shards/{seal}")["files"]
-    name = f"shards/{seal.split('.')[0]}.jsonl"
-    lines = read_checked(folder, name, files[name]).splitlines()
+    lines = read_sealed(folder, seal, f"{seal.split('.')[0]}.jsonl").splitlines()
     indices = [row["index"] for row in map(json.loads, lines) if FAILED not in row]
-    shard_bytes = sum(file["bytes"] for file in files.values())
+    shard_bytes = sum(file["bytes"] for file in read_seal(folder, seal)["files"].values())
     if not indices:
         return None
     sampled = indices[:: -(-len(indices) // _SAMPLED)]

@@ -90,13 +90,9 @@ def prepare(
     model = load_model(
         config.model,
         dtype=config.dtype,
-        scheduler=config.scheduler,
-        scheduler_options=config.scheduler_options,
-        prediction_type=config.prediction_type,
-        tokenizer=config.tokenizer,
         revision=config.revision,
         loras=config.loras,
-        capture=config.capture,
+        **config.source_options,
         sharding=lambda shape: weight_sharding(mesh, shape),
     )
     require_fit(model, config)

@@ -60,8 +60,7 @@ class Monitor:
         self._host = jax.process_index()
         self._lock = threading.Lock()
         self._written = self._failed = self._started = self._on_devices = 0
-        self._busy = self._busy_since = 0.0
-        self._begin = self._last_line = time.monotonic()
+        self._busy = self._busy_since = self._begin = self._last_line = 0.0
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._log: Any = None
         self._curves: Any = None
@@ -81,6 +80,7 @@ class Monitor:
             name = f"host-{self._host:04d}"
             self._log = open(self._log_dir / f"{name}.jsonl", "a", encoding="utf-8")
             self._curves = tensorboardX.SummaryWriter(str(self._log_dir / name))
+        self._begin = self._last_line = time.monotonic()
         return self
 
     def __exit__(

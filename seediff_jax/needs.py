@@ -71,14 +71,7 @@ def given_needs(config: RunConfig, folder: Folder, rate: float) -> tuple[RunConf
 
 def _weightless_model(config: RunConfig) -> Model:
     source = find_source(config.model, config.revision, weights=False)
-    model_config = read_source_config(
-        source,
-        scheduler=config.scheduler,
-        scheduler_options=config.scheduler_options,
-        prediction_type=config.prediction_type,
-        tokenizer=config.tokenizer,
-        capture=config.capture,
-    )
+    model_config = read_source_config(source, **config.source_options)
     require_loras(model_config, config.loras)
     model = abstract_model(model_config, config.dtype)
     require_fit(model, config)

@@ -89,6 +89,12 @@ class RunConfig:
             return None
         return [record.unnamed for record in records]
 
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """Arguments of `read_source_config`, and of `load_model`, beside the model's name."""
+        names = ("scheduler", "scheduler_options", "prediction_type", "tokenizer", "capture")
+        return {name: getattr(self, name) for name in names}
+
     def settings(self) -> dict[str, Any]:
         """Settings of a sample that are known without the model, as JSON values."""
         pairs, masks = self.pair_settings, self.pair_settings.mask_config
@@ -133,7 +139,6 @@ class RunConfig:
         return self.settings() | {
             "scheduler": model.scheduler_config.kind,
             "prediction_type": model.scheduler_config.prediction_type,
-            "commit": model.commit,
             "weights_hash": model.weights_hash,
             "config_hash": config_hash,
             VERSIONS: {
@@ -142,10 +147,12 @@ class RunConfig:
         }
 
     def row_settings(self, model: Model) -> dict[str, Any]:
-        """What stands in the record of every sample: settings, and what its rounding depends on."""
+        """What stands in the record of every sample: settings, and what need not stay the same."""
         left_out = ("class_names", "formats", "shard_size")
         settings = {k: v for k, v in self.settings_with(model).items() if k not in left_out}
+        # A branch of the hub may move on to a commit with the same weights in the middle of a run.
         return settings | {
+            "commit": model.commit,
             "batch_size": self.batch_size,
             "model_axis": self.mesh.model,
             "device": jax.devices()[0].device_kind,

@@ -70,11 +70,9 @@ def _locked_file(folder: Folder, path: Path) -> int:
             os.close(descriptor)
             _refuse(folder, holder)
         # The last holder may have removed the file between the two calls.
-        try:
+        with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
-        except FileNotFoundError:
-            pass
         os.close(descriptor)
 
 
@@ -97,10 +95,9 @@ def _beat(folder: Folder, name: str, beat_seconds: float) -> Iterator[None]:
         beats = 0
         while not ended.wait(beat_seconds):
             beats += 1
-            try:
+            # The writer of samples meets the same trouble, and reports it.
+            with suppress(OSError):
                 folder.write(LOCK, f"{mine}{beats}".encode())
-            except OSError:
-                pass  # the writer of samples meets the same trouble, and reports it
 
     beating = threading.Thread(target=keep_changing, daemon=True)
     beating.start()
@@ -109,7 +106,5 @@ def _beat(folder: Folder, name: str, beat_seconds: float) -> Iterator[None]:
     finally:
         ended.set()
         beating.join()
-        try:
+        with suppress(OSError):  # one that is left is taken over by the next run
             folder.remove(LOCK)
-        except OSError:
-            pass  # one that is left is taken over by the next run

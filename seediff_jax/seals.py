@@ -46,6 +46,19 @@ def read_seal(folder: Folder, name: str) -> dict[str, Any]:
     return seal
 
 
+def read_sealed(folder: Folder, seal: str, name: str) -> bytes:
+    """Reads a file of which a seal has the hash.
+
+    Raises:
+        DamagedFile: the seal does not list it, or it or the seal is not as it was written.
+        OSError: one of them cannot be read.
+    """
+    files = read_seal(folder, seal)["files"]
+    if name not in files:
+        raise DamagedFile(folder, seal, f"does not list {name}")
+    return read_checked(folder, name, files[name])
+
+
 def read_checked(folder: Folder, name: str, facts: Mapping[str, Any]) -> bytes:
     """Reads a file whose "sha256", and perhaps "bytes", are known.
 

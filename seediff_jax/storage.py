@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +121,8 @@ class Folder:
     def remove(self, name: str) -> None:
         """Removes a file or a folder with all that is in it, where there is one."""
         with self._named(name):
-            try:
+            with suppress(FileNotFoundError):
                 self.filesystem.rm(f"{self.root}/{name}", recursive=True)
-            except FileNotFoundError:
-                pass
 
     def make(self, folder: str = "") -> None:
         """Makes a folder where there is none."""

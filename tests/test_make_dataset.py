@@ -379,6 +379,18 @@ def test_a_sample_that_failed_once_is_made_by_the_second_try(inputs, made, tmp_p
     assert tree(tmp_path / "out") == tree(made)
 
 
+def test_a_commit_of_the_hub_with_the_same_weights_is_recorded_and_goes_on(
+    inputs, made, tmp_path, monkeypatch
+):
+    load, folder = make_dataset.load_model, shutil.copytree(made, tmp_path / "out")
+    commit = "0123456789" * 4
+    monkeypatch.setattr(
+        make_dataset, "load_model", lambda *a, **k: load(*a, **k).replace(commit=commit)
+    )
+    assert main(command(inputs, folder, "--num_images=7")) == 0
+    assert [row["commit"] for row in rows(folder)] == 5 * [None] + 2 * [commit]
+
+
 def test_a_cache_folder_that_cannot_be_made_stops_no_run(inputs, made, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(command(inputs, made, f"--compilation_cache={tmp_path / 'file' / 'cache'}")) == 0

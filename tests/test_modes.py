@@ -126,6 +126,10 @@ def test_every_damage_of_a_shard_is_told(copy, capsys):
     ("name", "damage"),
     [
         ("shards/00000.json", cut),
+        (
+            "shards/00000.json",
+            lambda path: path.write_bytes(path.read_bytes().replace(b".jsonl", b"")),
+        ),
         ("shards/00000.jsonl", cut),
         ("shards/00000.jsonl", os.unlink),
         ("image/000002.png", overwrite),  # the contact sheet shows it

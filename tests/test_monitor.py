@@ -32,18 +32,18 @@ def clock(monkeypatch):
 
 
 def test_rate_remaining_time_and_the_share_of_busy_devices(clock):
-    watched = Monitor(total=100, done=20, own=80, shows_progress=False)
-    watched.round_started()  # at 0 s
-    clock.now += 4
-    watched.round_started()  # at 4 s, while the first is there
-    clock.now += 2
-    watched.round_fetched()
-    watched.watch(8, 1)
-    clock.now += 2
-    watched.round_fetched()  # at 8 s the devices have nothing to do
-    watched.watch(8, 0)
-    clock.now += 2
-    state = watched.state()
+    with Monitor(total=100, done=20, own=80, shows_progress=False) as watched:
+        watched.round_started()  # at 0 s
+        clock.now += 4
+        watched.round_started()  # at 4 s, while the first is there
+        clock.now += 2
+        watched.round_fetched()
+        watched.watch(8, 1)
+        clock.now += 2
+        watched.round_fetched()  # at 8 s the devices have nothing to do
+        watched.watch(8, 0)
+        clock.now += 2
+        state = watched.state()
     assert state["images_per_second"] == 1.6 and state["eta_seconds"] == 40.0  # 16 / 10, 64 / 1.6
     assert state["device_busy"] == 0.8
     assert (state["written"], state["failed"], state["done"], state["total"]) == (16, 1, 36, 100)
