@@ -1,8 +1,16 @@
 """The contract between the UNet, which fills AttentionMaps, and the mask kernels, their readers."""
 
+import os
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
 from flax import struct
 
-from seediff_jax.arrays import Array
+from seediff_jax.array_typing import Array
+from seediff_jax.errors import UserError
+
+_CROSS, _SELF = "cross_attention", "self_attention_"
 
 
 @struct.dataclass
@@ -28,3 +36,46 @@ class AttentionMaps:
     def sides(self) -> tuple[int, ...]:
         """Sides (heights) of the recorded levels, coarse to fine; the first is the seed level."""
         return tuple(sorted(self.self_attention))
+
+    def to_arrays(self, dtype: str = "float32") -> dict[str, np.ndarray]:
+        """Copies the maps to NumPy: "cross_attention", and "self_attention_16" of the side 16."""
+        levels = {f"{_SELF}{side}": self.self_attention[side] for side in self.sides}
+        maps = {_CROSS: self.cross_attention, **levels}
+        return {name: np.asarray(array).astype(dtype) for name, array in maps.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "AttentionMaps":
+        """Makes float32 maps of what `to_arrays` returned.
+
+        Raises:
+            UserError: a name is missing or is another one.
+        """
+        sides = {name: name.removeprefix(_SELF) for name in arrays if name != _CROSS}
+        if _CROSS not in arrays or not all(
+            name.startswith(_SELF) and side.isdecimal() for name, side in sides.items()
+        ):
+            raise UserError(
+                f"needed are arrays {_CROSS} and {_SELF}SIDE, not {', '.join(arrays) or 'none'}"
+            )
+        in_float32 = {name: np.asarray(array).astype(np.float32) for name, array in arrays.items()}
+        levels = {int(side): in_float32[name] for name, side in sides.items()}
+        return cls(in_float32[_CROSS], levels)
+
+    def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
+        """Writes an .npz file of `to_arrays`; "float16" takes half of the bytes."""
+        with open(path, "wb") as file:
+            np.savez(file, **self.to_arrays(dtype))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "AttentionMaps":
+        """Reads what `save` wrote, as float32.
+
+        Raises:
+            UserError: it is another file.
+            OSError: it cannot be read.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return cls.from_arrays(dict(arrays))
+        except (ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+            raise UserError(f"{path} has no attention maps: {error}") from error

@@ -4,62 +4,71 @@ python -m seediff_jax.convert --model=v1-5.safetensors --lora=style.safetensors:
 python -m seediff_jax.convert --model=shapes --format=orbax --output=models/shapes
 """
 
+if __name__ == "__main__":  # before all other imports, which a signal may interrupt
+    from seediff_jax.driver import signals
+
+    signals.end_at_signals()
+
+import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from seediff_jax.checkpoints import require_free
-from seediff_jax.commands import (
-    define_debug_flag,
-    define_source_flags,
-    kinds,
-    run_command,
-    run_program,
-    source_options,
-)
-from seediff_jax.model import load_model, save_model, save_orbax
+from seediff_jax.driver import cli
+from seediff_jax.driver.config import ModelSource
+from seediff_jax.driver.output import run_program
+from seediff_jax.driver.signals import listening
+from seediff_jax.errors import UserError
+from seediff_jax.settings import check_settings, setting
 
 FORMATS = ("diffusers", "orbax")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertSettings:
+    """What to write."""
+
+    output: str | None = setting(
+        None, "Folder to write; it must not exist, or be empty.", path=True
+    )
+    format: str = setting("diffusers", "Kind of folder; orbax is the one of JAX.", choices=FORMATS)
+
+    def __post_init__(self):
+        check_settings(self)
+        if not self.output:
+            raise UserError("output= is missing; give the folder to write")
+
+
+GROUPS = {"Model": ModelSource, "Output": ConvertSettings}
+"""The settings that are flags of this program."""
+
+
 def define_flags() -> flags.FlagValues:
     """Defines the flags; importing this module registers none."""
-    values = flags.FlagValues()
-    define_source_flags(values)
-    text, enum = kinds(values, "string", "enum")
-    text("output", None, "Folder to write; it must not exist, or be empty.")
-    enum("format", "diffusers", [*FORMATS], "Kind of folder; orbax is the one of JAX.")
-    dtypes = ["float32", "bfloat16", "float16"]
-    enum("dtype", "float32", dtypes, "Of the written weights; in orbax vectors stay float32.")
-    capture = "Attention layers to record, which capture.json keeps: published, coarse (without "
-    capture += "the finest level) or a JSON file with lists of layers; by default the model's own."
-    text("capture", None, capture)
-    define_debug_flag(values)
-    return values
+    return cli.define_flags({**GROUPS, "Errors": cli.Diagnostics})
 
 
 def main(argv: Sequence[str]) -> int:
     """Converts as a command line says and returns the exit status; errors are one line each."""
-    return run_command("seediff_jax.convert", __doc__, define_flags(), argv, _work)
+    return cli.run_command("seediff_jax.convert", __doc__, GROUPS, argv, _work)
 
 
 def _work(values: flags.FlagValues) -> None:
-    if not values.output:
-        raise ValueError("--output is needed: the folder to write")
-    output = Path(values.output).expanduser()
-    require_free(output)
-    model = load_model(
-        values.model,
-        dtype=values.dtype,
-        capture=values.capture,
-        **source_options(values),
-    )
-    if values.format == "orbax":
-        save_orbax(model, output)
-    else:
-        save_model(model, output, dtype=values.dtype)
-    print(f"{values.model} is in {output} as a folder of {values.format}")
+    source = cli.read_settings(values, ModelSource)
+    settings = cli.read_settings(values, ConvertSettings)
+    from seediff_jax.checkpoints.diffusers_folder import local_folder, require_free
+    from seediff_jax.checkpoints.load import load_model, save_model, save_orbax
+
+    output = local_folder(settings.output)
+    with listening(lambda number: True):
+        require_free(output)
+        cli.require_devices()
+        model = load_model(source.model, **source.load_options)
+        if settings.format == "orbax":
+            save_orbax(model, output)
+        else:
+            save_model(model, output, dtype=source.dtype)
+    print(f"{source.model} is in {output} as a folder of {settings.format}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ attn1 is self-attention, attn2 cross-attention.
 
 import dataclasses
 
-from seediff_jax.models.config import UNetConfig
-from seediff_jax.models.plan import block_plans
+from seediff_jax.errors import UserError
+from seediff_jax.models.config import UNetConfig, block_plans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,14 +15,14 @@ class CaptureConfig:
     """Names of the recorded layers, and when they are recorded.
 
     Attributes:
-        cross_layers: layers of one side, the seed level's; their order is the layer axis of the
-            record.
+        cross_layers: layers of the seed level, or of coarser sides, whose records are resized to
+            it; their order is the layer axis of the record.
         self_layers: layers of one side each.
         calls: the part of a sampling run's UNet calls that is averaged, from and to; (0, 0.5) is
             the first half, where images are noisiest.
 
     Raises:
-        ValueError: `calls` are no part of 0..1.
+        UserError: `calls` is not a rising pair within 0..1.
     """
 
     cross_layers: tuple[str, ...] = ()
@@ -31,18 +31,18 @@ class CaptureConfig:
 
     def __post_init__(self):
         if not 0 <= self.calls[0] < self.calls[1] <= 1:
-            raise ValueError(f"capture: calls={list(self.calls)} must rise, within 0..1")
+            raise UserError(f"capture: calls={list(self.calls)} must rise, within 0..1")
 
     def recorded_calls(self, num_calls: int) -> tuple[bool, ...]:
         """Which of so many UNet calls are averaged: those whose middle lies in `calls`.
 
         Raises:
-            ValueError: there is none.
+            UserError: there is none.
         """
         first, last = (share * num_calls for share in self.calls)
         recorded = tuple(first <= call + 0.5 < last for call in range(num_calls))
         if not any(recorded):
-            raise ValueError(
+            raise UserError(
                 f"capture: none of {num_calls} UNet calls lies in calls={list(self.calls)}; use "
                 "more steps, or a longer part"
             )
@@ -84,6 +84,16 @@ def attention_layers(
     )
 
 
+def layer_sizes(config: UNetConfig, latent_size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Height and width of the image grid of every attention layer, by name."""
+    rows, columns = (attention_layers(config, side) for side in latent_size)
+    return {
+        f"{row.name}.{kind}": (row.side, column.side)
+        for row, column in zip(rows, columns, strict=True)
+        for kind in ("attn1", "attn2")
+    }
+
+
 def published_capture(config: UNetConfig) -> CaptureConfig:
     """The published choice (SeeDiff, arXiv 2507.19808, and its release).
 
@@ -114,7 +124,33 @@ def coarse_capture(config: UNetConfig) -> CaptureConfig:
     return dataclasses.replace(published, self_layers=coarser)
 
 
-PRESETS = {"published": published_capture, "coarse": coarse_capture}
+def later_half_capture(config: UNetConfig) -> CaptureConfig:
+    """The published layers, averaged over the second half of the calls (Text-to-Seed, 2026)."""
+    return dataclasses.replace(published_capture(config), calls=(0.5, 1.0))
+
+
+def two_levels_capture(config: UNetConfig) -> CaptureConfig:
+    """The published layers, and for the seeds those of the next coarser side (Text-to-Seed, 2026).
+
+    Raises:
+        UserError: there is no coarser side with attention.
+    """
+    published = published_capture(config)
+    layers = attention_layers(config)
+    seed = {f"{layer.name}.attn1": layer.side for layer in layers}[published.self_layers[0]]
+    coarser = max((layer.side for layer in layers if layer.side < seed), default=0)
+    if not coarser:
+        raise UserError(f"capture=two_levels: this UNet has no attention coarser than side {seed}")
+    wanted = (f"{layer.name}.attn2" for layer in layers if layer.side == coarser)
+    return dataclasses.replace(published, cross_layers=(*published.cross_layers, *wanted))
+
+
+PRESETS = {
+    "published": published_capture,
+    "coarse": coarse_capture,
+    "later_half": later_half_capture,
+    "two_levels": two_levels_capture,
+}
 """Names of choices that suit every UNet."""
 
 
@@ -129,8 +165,8 @@ def check_capture(
         latent_side: side (height) of the latents; the config's `sample_size` if None.
 
     Raises:
-        ValueError: a layer does not exist (the message lists those that do), two self layers share
-            a side, a cross layer stands twice, or they are not all at the seed level.
+        UserError: a layer does not exist (the message lists those that do), two self layers share
+            a side, a cross layer stands twice, or one is finer than the seed level.
     """
     sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
     for names, kind in ((capture.self_layers, "attn1"), (capture.cross_layers, "attn2")):
@@ -138,17 +174,17 @@ def check_capture(
             block, _, suffix = name.rpartition(".")
             if block not in sides or suffix != kind:
                 known = "\n  ".join(f"{known}.{kind}" for known in sides)
-                raise ValueError(f"capture: no layer {name!r}; this UNet has\n  {known}")
+                raise UserError(f"capture: no layer {name!r}; this UNet has\n  {known}")
     if len(set(capture.cross_layers)) < len(capture.cross_layers):
-        raise ValueError(f"capture: a layer stands twice in {list(capture.cross_layers)}")
+        raise UserError(f"capture: a layer stands twice in {list(capture.cross_layers)}")
     self_sides = [sides[name.rpartition(".")[0]] for name in capture.self_layers]
     if len(set(self_sides)) != len(self_sides):
-        raise ValueError(f"capture: self layers need one side each, got sides {self_sides}")
+        raise UserError(f"capture: self layers need one side each, got sides {self_sides}")
     cross_sides = {sides[name.rpartition(".")[0]] for name in capture.cross_layers}
     if not self_sides and len(cross_sides) > 1:
-        raise ValueError(f"capture: cross layers need one side, got sides {sorted(cross_sides)}")
-    if self_sides and cross_sides != {min(self_sides)}:
-        raise ValueError(
-            f"capture: cross layers have sides {sorted(cross_sides)}; all must have the seed "
-            f"level's side {min(self_sides)}, the coarsest of the self layers"
+        raise UserError(f"capture: cross layers need one side, got sides {sorted(cross_sides)}")
+    if self_sides and not {min(self_sides)} <= cross_sides <= {*range(min(self_sides) + 1)}:
+        raise UserError(
+            f"capture: cross layers have sides {sorted(cross_sides)}; needed is the seed level's "
+            f"side {min(self_sides)}, the coarsest of the self layers, and perhaps coarser ones"
         )

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Int
+from seediff_jax.array_typing import Array, Int
+from seediff_jax.models.attention import attend_causal
 from seediff_jax.models.config import ClipTextConfig
-from seediff_jax.models.layers import attend_causal, layer_norm
+from seediff_jax.models.layers import layer_norm
 
 
 def quick_gelu(x: Array) -> Array:
@@ -69,12 +70,12 @@ class ClipMlp(nn.Module):
 
 
 class TextStates(NamedTuple):
-    """What Stable Diffusion reads of a text encoder.
+    """States of a text encoder that Stable Diffusion reads.
 
     Attributes:
-        last: float32 `[b, l, d]`, after the final layer norm; Stable Diffusion 1 and 2 read it.
-        penultimate: float32 `[b, l, d]`, before the last layer; Stable Diffusion XL reads it.
-        pooled: float32 `[b, p]`, the projected end token; None where the encoder has no projection.
+        last: float32 `[b, l, d]`, after the final layer norm; for Stable Diffusion 1 and 2.
+        penultimate: float32 `[b, l, d]`, before the last layer; for Stable Diffusion XL.
+        pooled: float32 `[b, p]`, the projected end token; None if the encoder has no projection.
     """
 
     last: Array
@@ -83,14 +84,14 @@ class TextStates(NamedTuple):
 
 
 class ClipTextModel(nn.Module):
-    """The encoder; what of its result is not used is not computed."""
+    """The encoder; states that are not used are not computed."""
 
     config: ClipTextConfig
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, token_ids: Int[Array, "b l"]) -> TextStates:
-        """int32 `[b, l]` -> its states, l at most `max_position_embeddings`."""
+        """int32 `[b, l]` -> states, for l up to `max_position_embeddings`."""
         config = self.config
 
         def embed(count, name):
@@ -115,7 +116,7 @@ class ClipTextModel(nn.Module):
 def end_positions(token_ids: Int[Array, "b l"], eos_token_id: int) -> Int[Array, " b"]:
     """Position of each row's end token by transformers' rule.
 
-    Configs of old give 2 as the id whatever the vocabulary; there the largest id ends a text.
+    Old configs give 2 as the id for every vocabulary; there the largest id ends a text.
     """
     if eos_token_id == 2:
         return jnp.argmax(token_ids, axis=-1)

@@ -1,4 +1,4 @@
-"""What a UNet reads beside latents and text, as one vector: timestep, guidance, pooled text, sizes.
+"""What a UNet reads besides latents and text: timestep, guidance, pooled text and sizes.
 
 Stable Diffusion XL (arXiv 2307.01952, section 2.2) adds pooled text and the sizes of the image to
 the embedding of the timestep; latent consistency models (arXiv 2310.04378, section 4.2) add the
@@ -11,7 +11,8 @@ from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, typechecked
+from seediff_jax.array_typing import Array, Float, typechecked
+from seediff_jax.errors import UserError
 from seediff_jax.models.config import UNetConfig
 from seediff_jax.models.layers import timestep_embedding
 
@@ -21,7 +22,7 @@ NUM_SIZES = 6
 
 @struct.dataclass
 class Conditions:
-    """What some UNets read beside the text; None where this one does not.
+    """What some UNets read besides the text; None if this one does not.
 
     Attributes:
         pooled_text: float32 `[b, p]`, from `encode_text_and_pool`.
@@ -39,7 +40,7 @@ NO_CONDITIONS = Conditions()
 
 
 def zero_conditions(config: UNetConfig, batch_size: int) -> Conditions:
-    """The conditions that a UNet of this config reads, all zero."""
+    """The conditions that a UNet with this config reads, all zero."""
     pools, is_guided = config.pooled_text_dim > 0, config.time_cond_proj_dim is not None
     return Conditions(
         pooled_text=jnp.zeros((batch_size, config.pooled_text_dim)) if pools else None,
@@ -49,18 +50,14 @@ def zero_conditions(config: UNetConfig, batch_size: int) -> Conditions:
 
 
 def check_conditions(conditions: Conditions, config: UNetConfig, batch_size: int) -> None:
-    """Checks that the conditions are those that a UNet of this config reads.
-
-    Raises:
-        ValueError: one of them is missing, not read, or of another shape.
-    """
+    """Raises a UserError unless the conditions are those that the UNet reads."""
     wanted = jax.eval_shape(lambda: zero_conditions(config, batch_size))
     for name in ("pooled_text", "sizes", "guidance_scale"):
         given, needed = getattr(conditions, name), getattr(wanted, name)
         given_shape = None if given is None else given.shape
         needed_shape = None if needed is None else needed.shape
         if given_shape != needed_shape:
-            raise ValueError(
+            raise UserError(
                 f"conditions.{name} has shape {given_shape}, this UNet needs {needed_shape}"
             )
 
@@ -105,13 +102,13 @@ class AddedEmbedding(nn.Module):
 
 
 @typechecked
-def guidance_embedding(guidance_scale: Float[Array, " b"], width: int) -> Float[Array, "b {width}"]:
-    """Sinusoidal embedding of the guidance scale, where 1, no guidance, is the angle 0."""
+def guidance_embedding(guidance_scale: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
+    """Sinusoidal embedding of the guidance scale; 1, no guidance, has the angle 0."""
     angles = 1000 * (guidance_scale - 1)
     return timestep_embedding(angles, width, flip_sin_to_cos=False, freq_shift=1)
 
 
 def _two_layers(x: Array, width: int, dtype: DTypeLike) -> Array:
-    """Call while compact."""
+    """Call it in a compact method."""
     x = nn.Dense(width, dtype=dtype, name="linear_1")(x)
     return nn.Dense(width, dtype=dtype, name="linear_2")(nn.silu(x))

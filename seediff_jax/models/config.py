@@ -1,17 +1,18 @@
 """Frozen model configs, read from the JSON files of a diffusers folder.
 
-A config names what changes the program; it is hashable, so `jax.jit` takes it as a static argument.
-Every key of a JSON file is either understood, known to be without effect at its given value, or an
-error that names it: a checkpoint never runs as something it is not.
+A config has everything that changes the program; it is hashable, so `jax.jit` takes it as a static
+argument. Every key of a JSON file is understood, known to have no effect at its value, or an error
+that names it: a checkpoint never runs as something it is not.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from seediff_jax.errors import UserError
 from seediff_jax.models.json_options import (
-    build,
     known_fields,
+    make_config,
     per_block,
     require_divisible,
     require_one_of,
@@ -23,7 +24,7 @@ class ClipTextConfig:
     """CLIP text encoder (`text_encoder/config.json`); widths and lengths are counts.
 
     With a `projection_dim` the encoder also pools: it projects the state of the end token, which is
-    the first `eos_token_id`, or the largest id where `eos_token_id` is 2, as older files have it.
+    the first `eos_token_id`, or the largest id if `eos_token_id` is 2, as in older files.
     """
 
     vocab_size: int
@@ -42,9 +43,9 @@ class ClipTextConfig:
 class UNetConfig:
     """UNet2DCondition (`unet/config.json`).
 
-    `num_attention_heads` is a count for each block, coarse to fine in the order of
-    `down_block_types`; JSON files give it under the misleading name `attention_head_dim`.
-    `sample_size` is the latent side.
+    `num_attention_heads` is a count per block, coarse to fine in the order of `down_block_types`;
+    JSON files have it under the misleading name `attention_head_dim`. `sample_size` is the side of
+    the latents.
 
     With `addition_embed_type` "text_time" (Stable Diffusion XL) the UNet also reads pooled text and
     the sizes of the image, each as a sinusoidal embedding of width `addition_time_embed_dim`; with
@@ -73,7 +74,7 @@ class UNetConfig:
 
     @property
     def pooled_text_dim(self) -> int:
-        """Width of the pooled text that the UNet reads; 0 where it reads none."""
+        """Width of the pooled text that the UNet reads; 0 if it reads none."""
         if self.addition_embed_type is None:
             return 0
         return self.projection_class_embeddings_input_dim - 6 * self.addition_time_embed_dim
@@ -83,7 +84,7 @@ class UNetConfig:
 class VaeConfig:
     """AutoencoderKL (`vae/config.json`); latents are multiplied by `scaling_factor`.
 
-    `force_upcast` says that float16 overflows; Stable Diffusion XL alone heeds it.
+    `force_upcast` says that float16 overflows; only Stable Diffusion XL heeds it.
     """
 
     in_channels: int
@@ -109,7 +110,7 @@ _CLIP_WITHOUT_EFFECT = {
     "dropout": (0, 0.0),
     "model_type": ("clip_text_model",),
 }
-# Of no effect on the hidden states that Stable Diffusion reads, whatever their value.
+# Without effect, at any value, on the hidden states that Stable Diffusion reads.
 _CLIP_IGNORED = {
     "architectures", "bos_token_id", "chunk_size_feed_forward", "dtype",
     "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range",
@@ -161,35 +162,28 @@ _UP_BLOCKS = ("CrossAttnUpBlock2D", "UpBlock2D")
 def clip_text_config(
     json: Mapping[str, Any], source: str = "text_encoder/config.json", *, projects: bool = False
 ) -> ClipTextConfig:
-    """Reads a ClipTextConfig from parsed JSON.
+    """Reads a ClipTextConfig from parsed JSON; `source` names it in errors.
 
-    Args:
-        json: the parsed JSON.
-        source: names it in errors.
-        projects: whether it is that of a CLIPTextModelWithProjection; of a CLIPTextModel,
-            `projection_dim` and `eos_token_id` are without effect.
+    `projects` is for a CLIPTextModelWithProjection; a CLIPTextModel ignores `projection_dim` and
+    `eos_token_id`.
 
     Raises:
-        ValueError: a key is missing, unknown, or asks for something that is not supported.
+        UserError: a key is missing, unknown, or asks for something that is not supported.
     """
     pooling = {"projection_dim": 512, "eos_token_id": 49407}  # with transformers' defaults
     json = {key: value for key, value in json.items() if projects or key not in pooling}
     json = {**pooling, **json} if projects else json
     fields = known_fields(ClipTextConfig, json, source, _CLIP_WITHOUT_EFFECT, _CLIP_IGNORED)
-    config = build(ClipTextConfig, fields, source)
+    config = make_config(ClipTextConfig, fields, source)
     require_one_of(source, "hidden_act", config.hidden_act, ("quick_gelu", "gelu"))
     require_divisible(source, "hidden_size", config.hidden_size, config.num_attention_heads)
     if projects and (config.projection_dim is None or config.eos_token_id is None):
-        raise ValueError(f"{source}: projection_dim and eos_token_id must be numbers")
+        raise UserError(f"{source}: projection_dim and eos_token_id must be numbers")
     return config
 
 
 def unet_config(json: Mapping[str, Any], source: str = "unet/config.json") -> UNetConfig:
-    """Reads a UNetConfig from parsed JSON.
-
-    Raises:
-        ValueError: a key is missing, unknown, or asks for something that is not supported.
-    """
+    """Reads a UNetConfig from parsed JSON, like `clip_text_config`."""
     json = dict(json)
     # diffusers stores the head COUNT under `attention_head_dim` unless the other key is given.
     heads = json.pop("num_attention_heads", None) or json.pop("attention_head_dim", 8)
@@ -197,26 +191,22 @@ def unet_config(json: Mapping[str, Any], source: str = "unet/config.json") -> UN
     layers = json.pop("transformer_layers_per_block", 1)
     fields = known_fields(UNetConfig, json, source, _UNET_WITHOUT_EFFECT, set())
     blocks = fields.get("down_block_types")
-    count = len(blocks) if isinstance(blocks, tuple) else 0  # build names what it is
+    count = len(blocks) if isinstance(blocks, tuple) else 0  # make_config names what it is
     fields["num_attention_heads"] = per_block(source, "attention_head_dim", heads, count)
     fields["transformer_layers_per_block"] = per_block(
         source, "transformer_layers_per_block", layers, count
     )
-    config = build(UNetConfig, fields, source)
+    config = make_config(UNetConfig, fields, source)
     _check_unet(config, source)
     return config
 
 
 def vae_config(json: Mapping[str, Any], source: str = "vae/config.json") -> VaeConfig:
-    """Reads a VaeConfig from parsed JSON.
-
-    Raises:
-        ValueError: a key is missing, unknown, or asks for something that is not supported.
-    """
+    """Reads a VaeConfig from parsed JSON, like `clip_text_config`."""
     json = dict(json)
     blocks = {key: json.pop(key, None) for key in ("down_block_types", "up_block_types")}
     fields = known_fields(VaeConfig, json, source, _VAE_WITHOUT_EFFECT, _VAE_IGNORED)
-    config = build(VaeConfig, fields, source)
+    config = make_config(VaeConfig, fields, source)
     for key, block in (("down_block_types", "DownEncoder"), ("up_block_types", "UpDecoder")):
         kinds = blocks[key]
         count = len(config.block_out_channels)
@@ -255,7 +245,7 @@ def _check_unet(config: UNetConfig, source: str) -> None:
     count = len(config.down_block_types)
     for key in ("up_block_types", "block_out_channels"):
         if len(getattr(config, key)) != count:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {key} has {len(getattr(config, key))} items, needed {count}"
             )
     for block in config.down_block_types:
@@ -264,7 +254,7 @@ def _check_unet(config: UNetConfig, source: str) -> None:
         require_one_of(source, "up_block_types", block, _UP_BLOCKS)
     depths = zip(config.up_block_types, config.transformer_layers_per_block[::-1], strict=True)
     if not any(block == "CrossAttnUpBlock2D" and depth for block, depth in depths):
-        raise ValueError(
+        raise UserError(
             f"{source}: no CrossAttnUpBlock2D with a transformer, so there is no attention to read "
             "masks from"
         )
@@ -276,14 +266,14 @@ def _check_unet(config: UNetConfig, source: str) -> None:
 
 
 def _check_sinusoids(config: UNetConfig, source: str) -> None:
-    """A sinusoidal embedding has as many sines as cosines, at more than one frequency."""
+    """Sinusoidal embeddings have as many sines as cosines, at more than one frequency."""
     for key, width in (
         ("block_out_channels", config.block_out_channels[0]),
         ("addition_time_embed_dim", config.addition_time_embed_dim),
         ("time_cond_proj_dim", config.time_cond_proj_dim),
     ):
         if width is not None and (width % 2 or width < 4):
-            raise ValueError(f"{source}: {key} = {width}, needed an even number of at least 4")
+            raise UserError(f"{source}: {key} = {width}, needed an even number of at least 4")
 
 
 def _check_added_conditions(config: UNetConfig, source: str) -> None:
@@ -292,10 +282,65 @@ def _check_added_conditions(config: UNetConfig, source: str) -> None:
     for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
         width = getattr(config, key)
         if (width is None) != (kind is None):
-            raise ValueError(f"{source}: {key} = {width} does not go with {kind!r} conditions")
+            raise UserError(f"{source}: {key} = {width} does not go with {kind!r} conditions")
     if config.pooled_text_dim < (kind is not None):
-        raise ValueError(
+        raise UserError(
             f"{source}: projection_class_embeddings_input_dim = "
             f"{config.projection_class_embeddings_input_dim} must be above 6 x "
             f"addition_time_embed_dim = {config.addition_time_embed_dim}"
         )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockPlan:
+    """A block of the UNet.
+
+    Attributes:
+        name: diffusers' name, for example `up_blocks.1`.
+        level: how often the image was halved before the block.
+        channels: width of the block's outputs.
+        num_resnets: number of ResNet blocks.
+        num_transformers: number of ResNet blocks, from the first, that a transformer follows.
+        depth: transformer blocks per transformer.
+        num_heads: attention heads.
+        resize: "down" or "up" at the end of the block, or None.
+    """
+
+    name: str
+    level: int
+    channels: int
+    num_resnets: int
+    num_transformers: int
+    depth: int
+    num_heads: int
+    resize: str | None = None
+
+
+def block_plans(config: UNetConfig) -> tuple[BlockPlan, ...]:
+    """The down blocks, fine to coarse, the mid block, and the up blocks, coarse to fine."""
+    last = len(config.block_out_channels) - 1
+
+    def plan(name, level, num_resnets, num_transformers, resize=None):
+        return BlockPlan(
+            name=name,
+            level=level,
+            channels=config.block_out_channels[level],
+            num_resnets=num_resnets,
+            num_transformers=num_transformers,
+            depth=config.transformer_layers_per_block[level],
+            num_heads=config.num_attention_heads[level],
+            resize=resize,
+        )
+
+    plans = []
+    for i, kind in enumerate(config.down_block_types):
+        count = config.layers_per_block
+        attending = count if kind == "CrossAttnDownBlock2D" else 0
+        plans.append(plan(f"down_blocks.{i}", i, count, attending, "down" if i < last else None))
+    # The last ResNet block of the mid block has no transformer after it.
+    plans.append(plan("mid_block", last, 2, 1))
+    for i, kind in enumerate(config.up_block_types):
+        count = config.layers_per_block + 1
+        attending = count if kind == "CrossAttnUpBlock2D" else 0
+        plans.append(plan(f"up_blocks.{i}", last - i, count, attending, "up" if i < last else None))
+    return tuple(plans)

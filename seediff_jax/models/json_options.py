@@ -1,12 +1,33 @@
-"""Dataclasses from parsed JSON: every key is understood, without effect, or an error."""
+"""Dataclasses from parsed JSON: every key is understood, without effect, or an error.
+
+Numbers have limits, so that no config makes a program that cannot end: every layer takes time to
+trace, and a width of 10**9 is quickly written. The limits are several times the largest Stable
+Diffusion.
+"""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from seediff_jax.models.bounds import check_bounds
+from seediff_jax.errors import UserError, listed, shown
+
+_COUNTS = (1, 2**16)
+_OF_FIELD = {
+    "eos_token_id": (0, 2**20),
+    "freq_shift": (0, 1),
+    "in_channels": (1, 2**8),
+    "latent_channels": (1, 2**8),
+    "layers_per_block": (1, 4),
+    "num_hidden_layers": (0, 64),  # the embedded model's text encoder is embeddings alone
+    "out_channels": (1, 2**8),
+    "sample_size": (1, 2**12),
+    "transformer_layers_per_block": (0, 16),
+    "vocab_size": (1, 2**20),
+}
+_MOST_BLOCKS = 8
 
 
 def known_fields(
@@ -16,17 +37,14 @@ def known_fields(
     without_effect: Mapping[str, Sequence[Any]],
     ignored: Collection[str],
 ) -> dict[str, Any]:
-    """The fields of a dataclass that the JSON sets; lists become tuples.
+    """Returns the fields of a dataclass that the JSON sets, with lists as tuples.
 
     Args:
         cls: the dataclass.
         json: parsed JSON.
         source: names it in errors.
-        without_effect: keys that are no fields, and the values at which they change nothing.
-        ignored: keys that change nothing at any value; those that start with "_" never do.
-
-    Raises:
-        ValueError: a key is unknown, or has a value that would change something.
+        without_effect: keys that are not fields, and the values at which they change nothing.
+        ignored: keys that change nothing at any value, as do those that start with "_".
     """
     names = {field.name for field in dataclasses.fields(cls)}
     fields = {}
@@ -36,22 +54,23 @@ def known_fields(
         elif key in without_effect:
             require_one_of(source, key, value, without_effect[key])
         elif not key.startswith("_") and key not in ignored:
-            raise ValueError(
-                f"{source}: unknown option {key!r} = {value!r}; this package would run the "
-                f"checkpoint without it. Supported options: {', '.join(sorted(names))}"
+            raise UserError(
+                f"{source}: unknown option {_text(key)} = {_text(value)}; this package would run "
+                f"the checkpoint without it. Supported options: {', '.join(sorted(names))}"
             )
     return fields
 
 
-def build(cls: type, fields: Mapping[str, Any], source: str) -> Any:
-    """Makes a dataclass of `fields`, whose types and bounds are checked.
+def make_config(cls: type, fields: Mapping[str, Any], source: str) -> Any:
+    """Makes a dataclass of `fields`.
 
     Raises:
-        ValueError: a field is missing, of another type, or beyond its bounds.
+        UserError: a field is missing, of another type, or out of range; a tuple is empty or has
+            more items than a model has blocks.
     """
     required = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING}
     if missing := sorted(required - fields.keys()):
-        raise ValueError(f"{source}: missing options {', '.join(missing)}")
+        raise UserError(f"{source}: missing options {', '.join(missing)}")
     for field in dataclasses.fields(cls):
         value, wanted = fields.get(field.name, field.default), field.type
         if isinstance(wanted, types.UnionType):  # X | None
@@ -63,42 +82,44 @@ def build(cls: type, fields: Mapping[str, Any], source: str) -> Any:
         items = value if is_list and isinstance(value, tuple) else (value,)
         if isinstance(value, tuple) != is_list or not all(_is(item, wanted) for item in items):
             kind = f"a list of {wanted.__name__}" if is_list else f"one {wanted.__name__}"
-            raise ValueError(f"{source}: {field.name} = {value!r}, needed {kind}")
-    config = cls(**fields)
-    check_bounds(config, source)
-    return config
+            raise UserError(f"{source}: {field.name} = {_text(value)}, needed {kind}")
+        if is_list and not 1 <= len(items) <= _MOST_BLOCKS:
+            raise UserError(
+                f"{source}: {field.name} has {len(items)} items, needed 1 to {_MOST_BLOCKS}"
+            )
+        for item in items:
+            _require_bounds(source, field.name, item)
+    return cls(**fields)
 
 
 def per_block(source: str, key: str, value: Any, num_blocks: int) -> tuple[Any, ...]:
-    """One value a block: a list of that length, or a number that all blocks share.
-
-    Raises:
-        ValueError: it is neither, or the list is of another length.
-    """
+    """Returns one value per block, of a list of that length or a number for all blocks."""
     if not isinstance(value, int | list | tuple):
-        raise ValueError(f"{source}: {key} = {value!r}, needed a number or a list of them")
+        raise UserError(f"{source}: {key} = {_text(value)}, needed a number or a list of them")
     values = (value,) * num_blocks if isinstance(value, int) else tuple(value)
     if len(values) != num_blocks:
-        raise ValueError(
-            f"{source}: {key} = {value!r} has {len(values)} items, needed {num_blocks}"
+        raise UserError(
+            f"{source}: {key} = {_text(value)} has {len(values)} items, needed {num_blocks}"
         )
     return values
 
 
 def require_one_of(source: str, key: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Raises a ValueError unless `value` is one of `allowed`."""
+    """Raises a UserError unless `value` is one of `allowed`."""
     # `1 == True` in Python: compare types too, so that a stray boolean is not taken for a number.
     if not any(
         value == item and isinstance(value, bool) == isinstance(item, bool) for item in allowed
     ):
-        listed = ", ".join(repr(item) for item in allowed)
-        raise ValueError(f"{source}: {key} = {value!r} is not supported; supported: {listed}")
+        supported = listed(map(repr, allowed))
+        raise UserError(
+            f"{source}: {key} = {_text(value)} is not supported; supported: {supported}"
+        )
 
 
 def require_divisible(source: str, key: str, value: int, divisor: int) -> None:
-    """Raises a ValueError unless `value` is a multiple of `divisor`."""
+    """Raises a UserError unless `value` is a multiple of `divisor`."""
     if divisor < 1 or value % divisor:
-        raise ValueError(f"{source}: {key} = {value} is not a multiple of {divisor}")
+        raise UserError(f"{source}: {key} = {value} is not a multiple of {divisor}")
 
 
 def _is(value: Any, wanted: type) -> bool:
@@ -107,3 +128,16 @@ def _is(value: Any, wanted: type) -> bool:
     if wanted is int:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return isinstance(value, wanted)
+
+
+def _require_bounds(source: str, name: str, number: Any) -> None:
+    if isinstance(number, float) and not (math.isfinite(number) and number > 0):
+        raise UserError(f"{source}: {name} = {number}, needed a finite number above 0")
+    if isinstance(number, int) and not isinstance(number, bool):
+        least, most = _OF_FIELD.get(name, _COUNTS)
+        if not least <= number <= most:
+            raise UserError(f"{source}: {name} = {_text(number)}, needed {least} to {most}")
+
+
+def _text(value: Any) -> str:
+    return shown(repr(value), 200)

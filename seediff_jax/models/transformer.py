@@ -1,7 +1,7 @@
 """The UNet's transformers: an image attends to itself and to the text.
 
-Every module returns `(x, records)`, where records maps the recorded layers' names to their
-head-summed attention.
+Every module returns `(x, records)`, where records has the head-summed attention of recorded layers
+by name.
 """
 
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array
+from seediff_jax.array_typing import Array
+from seediff_jax.models.attention import Attention
 from seediff_jax.models.capture import CaptureConfig
 from seediff_jax.models.config import UNetConfig
-from seediff_jax.models.layers import Attention, group_norm, layer_norm
+from seediff_jax.models.layers import group_norm, layer_norm
 
 
 @struct.dataclass
@@ -22,7 +23,7 @@ class TokenColumns:
     Attributes:
         weights: float32 `[r, l, k]`, of the l tokens of the text in each of k columns, for the last
             r rows of the batch; r = 0 records nothing.
-        watched: `[r, o, d]`, embeddings of another text that rows are compared with but do not
+        watched: `[r, o, d]`, embeddings of another text that the rows are compared with but do not
             read, or None.
         watched_weights: float32 `[r, o, k]`, of its tokens, or None.
     """
@@ -59,6 +60,7 @@ class TransformerBlock(nn.Module):
     layer: str
     capture: CaptureConfig
     dtype: DTypeLike
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array, text: Array, columns: TokenColumns) -> tuple[Array, Records]:
@@ -67,7 +69,7 @@ class TransformerBlock(nn.Module):
 
         def attend(name, y, context, watched=None):
             recorded_rows = rows if self.capture.records(f"{self.layer}.{name}") else 0
-            attention = Attention(self.num_heads, self.dtype, name=name)
+            attention = Attention(self.num_heads, self.dtype, choice=self.attention, name=name)
             return attention(y, y if context is None else context, recorded_rows, watched)
 
         y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
@@ -95,6 +97,7 @@ class Transformer(nn.Module):
     layer: str
     capture: CaptureConfig
     dtype: DTypeLike
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array, text: Array, columns: TokenColumns) -> tuple[Array, Records]:
@@ -106,7 +109,9 @@ class Transformer(nn.Module):
         y = self._project("proj_in", y).reshape(b, h * w, c)
         for i in range(self.depth):
             layer, name = f"{self.layer}.transformer_blocks.{i}", f"transformer_blocks_{i}"
-            block = TransformerBlock(self.num_heads, layer, self.capture, self.dtype, name=name)
+            block = TransformerBlock(
+                self.num_heads, layer, self.capture, self.dtype, self.attention, name=name
+            )
             y, new = block(y, text, columns)
             records |= new
         return x + self._project("proj_out", y.reshape(b, h, w, c)), records

@@ -1,23 +1,25 @@
 """UNet2DCondition: (latents, timesteps, text_embeddings) -> (noise_pred, AttentionMaps).
 
 Latent diffusion (Rombach et al., arXiv 2112.10752). Every block returns `(x, records)`, where
-records maps the recorded layers' names to their head-summed attention; modules store nothing.
+records has the head-summed attention of recorded layers by name; modules store nothing.
 
     conv_in -> down blocks -> mid block -> up blocks -> conv_out
                    |  skip connections  ->   |
 """
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float, Real
+from seediff_jax.array_typing import Array, Float, Real
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.errors import UserError
 from seediff_jax.models.capture import (
     NO_CAPTURE,
     CaptureConfig,
-    attention_layers,
     check_capture,
+    layer_sizes,
 )
 from seediff_jax.models.conditioning import (
     NO_CONDITIONS,
@@ -26,7 +28,7 @@ from seediff_jax.models.conditioning import (
     TimeEmbedding,
     check_conditions,
 )
-from seediff_jax.models.config import UNetConfig
+from seediff_jax.models.config import BlockPlan, UNetConfig, block_plans
 from seediff_jax.models.layers import (
     Downsample,
     ResnetBlock,
@@ -34,21 +36,21 @@ from seediff_jax.models.layers import (
     conv3x3,
     group_norm,
 )
-from seediff_jax.models.plan import BlockPlan, block_plans
 from seediff_jax.models.transformer import Records, TokenColumns, Transformer
 
 
 class Block(nn.Module):
     """ResNet blocks, the first of them followed by transformers, then a resize.
 
-    One class serves down blocks (which return every output as a skip), the mid block and up blocks
-    (which concatenate a skip to every input).
+    Down blocks (which return every output as a skip), the mid block and up blocks (which
+    concatenate a skip to every input) are all of this class.
     """
 
     plan: BlockPlan
     config: UNetConfig
     capture: CaptureConfig
     dtype: DTypeLike
+    attention: str
 
     @nn.compact
     def __call__(
@@ -61,7 +63,8 @@ class Block(nn.Module):
     ) -> tuple[Array, list[Array], Records]:
         """`[b, h, w, c]` -> `[b, h', w', channels]`, all outputs in order, and records.
 
-        `skips` is consumed from its end; what is then last has the size of an upsampled output.
+        `skips` is consumed from its end; an upsampled output gets the size of the skip that is then
+        last.
         """
         plan, config, outputs, records = self.plan, self.config, [], {}
         for i in range(plan.num_resnets):
@@ -76,7 +79,18 @@ class Block(nn.Module):
             )
             x = resnet(x, time_embedding)
             if i < plan.num_transformers:
-                x, new = self._transformer(i)(x, text, columns)
+                layer = f"{plan.name}.attentions.{i}"
+                transformer = Transformer(
+                    plan.num_heads,
+                    plan.depth,
+                    config,
+                    layer,
+                    self.capture,
+                    self.dtype,
+                    self.attention,
+                    name=f"attentions_{i}",
+                )
+                x, new = transformer(x, text, columns)
                 records |= new
             outputs.append(x)
         if plan.resize == "down":
@@ -87,17 +101,6 @@ class Block(nn.Module):
             x = Upsample(plan.channels, self.dtype, name="upsamplers_0")(x, height, width)
         return x, outputs, records
 
-    def _transformer(self, i: int) -> Transformer:
-        return Transformer(
-            self.plan.num_heads,
-            self.plan.depth,
-            self.config,
-            f"{self.plan.name}.attentions.{i}",
-            self.capture,
-            self.dtype,
-            name=f"attentions_{i}",
-        )
-
 
 class UNet(nn.Module):
     """The denoiser of Stable Diffusion."""
@@ -105,6 +108,7 @@ class UNet(nn.Module):
     config: UNetConfig
     capture: CaptureConfig = NO_CAPTURE
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -115,26 +119,12 @@ class UNet(nn.Module):
         columns: TokenColumns,
         conditions: Conditions = NO_CONDITIONS,
     ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
-        """Predicts the noise (or v, by the checkpoint's scheduler config).
-
-        Args:
-            latents: `[b, h, w, c]`, scaled as the scheduler asks.
-            timesteps: int32 or float32 `[b]` in 0..999.
-            text_embeddings: `[b, l, d]`.
-            columns: the tokens whose attention is recorded, of which rows.
-            conditions: what else this UNet reads, see Conditions.
-
-        Returns:
-            float32 `[b, h, w, c]` and the AttentionMaps of the last r rows.
-
-        Raises:
-            ValueError: axes or conditions do not fit the config, or the latents cannot be recorded
-                because they are so small that two recorded levels have one height.
-        """
+        """Predicts noise or velocity; arguments and results are those of `predict_noise`."""
         config, dtype = self.config, self.dtype
         capture = self.capture if columns.weights.shape[0] else NO_CAPTURE
         _check_inputs(latents, text_embeddings, columns, config)
-        _check_recorded(latents, capture, config)
+        if capture != NO_CAPTURE:
+            check_capture(capture, config, latents.shape[1])
         check_conditions(conditions, config, latents.shape[0])
         embed_time = TimeEmbedding(config, dtype, name="time_embedding")
         embedding = embed_time(timesteps, conditions.guidance_scale)
@@ -147,14 +137,17 @@ class UNet(nn.Module):
         x = conv3x3(config.block_out_channels[0], dtype, "conv_in")(latents.astype(dtype))
         skips, records = [x], {}
         for plan in block_plans(config):
-            block = Block(plan, config, capture, dtype, name=plan.name.replace(".", "_"))
+            name = plan.name.replace(".", "_")
+            block = Block(plan, config, capture, dtype, self.attention, name=name)
             is_up = plan.name.startswith("up_blocks")
             x, outputs, new = block(x, embedding, text, columns, skips if is_up else None)
             skips += outputs if plan.name.startswith("down_blocks") else []
             records |= new
         x = nn.silu(group_norm(x, config.norm_num_groups, config.norm_eps, "conv_norm_out"))
         noise_pred = conv3x3(config.out_channels, dtype, "conv_out")(x)
-        return noise_pred.astype(jnp.float32), _to_maps(records, capture, config, latents.shape[1])
+        return noise_pred.astype(jnp.float32), _to_maps(
+            records, capture, config, latents.shape[1:3]
+        )
 
 
 def _check_inputs(
@@ -181,21 +174,27 @@ def _check_inputs(
         )
     for name, axis, given, wanted in needed:
         if given != wanted:
-            raise ValueError(f"{name} have {axis} {given}, needed {wanted}")
+            raise UserError(f"{name} have {axis} {given}, needed {wanted}")
     if rows > b:
-        raise ValueError(f"columns have {rows} rows, the batch has {b}")
-
-
-def _check_recorded(latents: Array, capture: CaptureConfig, config: UNetConfig) -> None:
-    if capture != NO_CAPTURE:
-        check_capture(capture, config, latents.shape[1])
+        raise UserError(f"columns have {rows} rows, the batch has {b}")
 
 
 def _to_maps(
-    records: Records, capture: CaptureConfig, config: UNetConfig, latent_height: int
+    records: Records, capture: CaptureConfig, config: UNetConfig, latent_size: tuple[int, int]
 ) -> AttentionMaps:
-    cross = [records[name] for name in capture.cross_layers]
-    sides = {f"{layer.name}.attn1": layer.side for layer in attention_layers(config, latent_height)}
-    maps = {sides[name]: records[name] for name in capture.self_layers}
-    empty = jnp.zeros((0, 0, 0, 0), jnp.float32)
-    return AttentionMaps(jnp.stack(cross, axis=1) if cross else empty, maps)
+    sizes = layer_sizes(config, latent_size)
+    levels = {sizes[name][0]: records[name] for name in capture.self_layers}
+    if not capture.cross_layers:
+        return AttentionMaps(jnp.zeros((0, 0, 0, 0), jnp.float32), levels)
+    seed = min(sizes[name] for name in capture.self_layers or capture.cross_layers)
+    cross = [_resized(records[name], sizes[name], seed) for name in capture.cross_layers]
+    return AttentionMaps(jnp.stack(cross, axis=1), levels)
+
+
+def _resized(record: Array, size: tuple[int, int], new_size: tuple[int, int]) -> Array:
+    """`[r, n, k]` of a grid -> the same of another grid, linear between locations."""
+    if size == new_size:
+        return record
+    rows, _, columns = record.shape
+    field = record.reshape(rows, *size, columns)
+    return jax.image.resize(field, (rows, *new_size, columns), "linear").reshape(rows, -1, columns)

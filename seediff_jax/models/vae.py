@@ -4,16 +4,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from seediff_jax.arrays import Array, Float
+from seediff_jax.array_typing import Array, Float
+from seediff_jax.models.attention import Attention
 from seediff_jax.models.config import VaeConfig
-from seediff_jax.models.layers import (
-    Attention,
-    Downsample,
-    ResnetBlock,
-    Upsample,
-    conv3x3,
-    group_norm,
-)
+from seediff_jax.models.layers import Downsample, ResnetBlock, Upsample, conv3x3, group_norm
 
 # All norms of diffusers' VAE blocks use this value; it is not in the JSON config.
 _EPSILON = 1e-6
@@ -26,13 +20,14 @@ class AttentionBlock(nn.Module):
 
     num_groups: int
     dtype: DTypeLike
+    attention: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """`[b, h, w, c]` -> `[b, h, w, c]`."""
         b, h, w, c = x.shape
         y = group_norm(x, self.num_groups, _EPSILON, "group_norm").reshape(b, h * w, c)
-        attention = Attention(1, self.dtype, use_bias=True, name="attention")
+        attention = Attention(1, self.dtype, use_bias=True, choice=self.attention, name="attention")
         return x + attention(y, y)[0].reshape(x.shape)
 
 
@@ -41,6 +36,7 @@ class MidBlock(nn.Module):
 
     config: VaeConfig
     dtype: DTypeLike
+    attention: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -48,7 +44,7 @@ class MidBlock(nn.Module):
         groups, channels = self.config.norm_num_groups, x.shape[-1]
         x = ResnetBlock(channels, groups, _EPSILON, self.dtype, name="resnets_0")(x)
         if self.config.mid_block_add_attention:
-            x = AttentionBlock(groups, self.dtype, name="attentions_0")(x)
+            x = AttentionBlock(groups, self.dtype, self.attention, name="attentions_0")(x)
         return ResnetBlock(channels, groups, _EPSILON, self.dtype, name="resnets_1")(x)
 
 
@@ -81,6 +77,7 @@ class Encoder(nn.Module):
 
     config: VaeConfig
     dtype: DTypeLike
+    attention: str
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
@@ -90,7 +87,7 @@ class Encoder(nn.Module):
         for i, channels in enumerate(widths):
             resize, name = ("down" if i < len(widths) - 1 else None), f"down_blocks_{i}"
             x = Stage(channels, config.layers_per_block, config, self.dtype, resize, name=name)(x)
-        x = MidBlock(config, self.dtype, name="mid_block")(x)
+        x = MidBlock(config, self.dtype, self.attention, name="mid_block")(x)
         x = nn.silu(group_norm(x, config.norm_num_groups, _EPSILON, "conv_norm_out"))
         return conv3x3(2 * config.latent_channels, self.dtype, "conv_out")(x)
 
@@ -100,13 +97,14 @@ class Decoder(nn.Module):
 
     config: VaeConfig
     dtype: DTypeLike
+    attention: str
 
     @nn.compact
     def __call__(self, latents: Array) -> Array:
         """`[b, h, w, latent_channels]` -> `[b, H, W, 3]`."""
         config, widths = self.config, self.config.block_out_channels[::-1]
         x = conv3x3(widths[0], self.dtype, "conv_in")(latents)
-        x = MidBlock(config, self.dtype, name="mid_block")(x)
+        x = MidBlock(config, self.dtype, self.attention, name="mid_block")(x)
         for i, channels in enumerate(widths):
             resize, name = ("up" if i < len(widths) - 1 else None), f"up_blocks_{i}"
             count = config.layers_per_block + 1
@@ -120,12 +118,13 @@ class AutoencoderKL(nn.Module):
 
     config: VaeConfig
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     def setup(self):
         """Creates the four submodules under diffusers' names."""
         config = self.config
-        self.encoder = Encoder(config, self.dtype)
-        self.decoder = Decoder(config, self.dtype)
+        self.encoder = Encoder(config, self.dtype, self.attention)
+        self.decoder = Decoder(config, self.dtype, self.attention)
         if config.use_quant_conv:
             self.quant_conv = nn.Conv(2 * config.latent_channels, (1, 1), dtype=self.dtype)
         if config.use_post_quant_conv:

@@ -1,0 +1,16 @@
+"""Starts `seediff`; hears signals before it imports anything else, which takes a second."""
+
+from seediff_jax.driver import signals
+
+
+def run() -> None:
+    """Console entry."""
+    signals.end_at_signals()
+    from seediff_jax.driver.output import run_program
+    from seediff_jax.main import main
+
+    run_program(main)
+
+
+if __name__ == "__main__":
+    run()

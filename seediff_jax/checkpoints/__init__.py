@@ -1,0 +1,1 @@
+"""Checkpoints: where weights come from and how they are read."""

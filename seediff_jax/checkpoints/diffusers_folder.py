@@ -1,0 +1,156 @@
+"""Writes folders of diffusers: configs, tokenizers and weights; needs neither torch nor diffusers.
+
+A folder appears when it is complete.
+"""
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
+
+from seediff_jax.checkpoints.model_config import (
+    INDEX,
+    PART_CLASSES,
+    SCHEDULER,
+    XL_PIPELINE,
+    ZEROS_FOR_EMPTY_PROMPT,
+    Json,
+)
+from seediff_jax.checkpoints.param_loading import require_finite, require_params
+from seediff_jax.checkpoints.parameters import checkpoint_axes, parameters
+from seediff_jax.checkpoints.safetensors_files import write_weights
+from seediff_jax.errors import UserError, shown
+from seediff_jax.files.paths import url_scheme
+from seediff_jax.models import config as configs
+from seediff_jax.models.capture import published_capture
+from seediff_jax.models.model import ModelConfig
+from seediff_jax.prompts.tokenizer import Tokenizer
+from seediff_jax.schedulers.config import scheduler_json
+
+
+def write_folder(
+    folder: Path, config: ModelConfig, params: Mapping[str, Any], dtype: DTypeLike = np.float32
+) -> None:
+    """Writes a diffusers folder; see `save_model`.
+
+    Raises:
+        UserError: the folder exists, params do not fit the config, or weights are not finite in
+            `dtype`.
+    """
+    arrays = flatten_dict(dict(params))
+    require_params(arrays, config, "params")
+    with new_model_folder(folder, config) as aside:
+        for component in config.components:
+            tensors = {}
+            for path, parameter in parameters(config).items():
+                if path[0] == component:
+                    axes = checkpoint_axes(path[-1], len(parameter.shape))
+                    array = np.asarray(arrays[path]).transpose(axes)
+                    with np.errstate(over="ignore"):  # reported below, with the tensor's name
+                        tensors[parameter.name] = np.ascontiguousarray(array, dtype)
+            broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
+            require_finite(broken, f"{component} as {np.dtype(dtype)}")
+            write_weights(aside, component, tensors)
+
+
+@contextlib.contextmanager
+def new_model_folder(folder: Path, config: ModelConfig) -> Iterator[Path]:
+    """Yields a temporary folder with all but the weights, which becomes `folder` at the end."""
+    require_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Ids of processes mean something on one host only; the folder may be shared by several.
+    stem = f".{folder.name}.{socket.gethostname()}."
+    aside = folder.parent / f"{stem}{os.getpid()}.partial"
+    for left in folder.parent.glob(f"{glob.escape(stem)}*.partial"):
+        if left == aside or not _is_alive(left.name[len(stem) : -len(".partial")]):
+            shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir()
+    try:
+        write_model_config(aside, config)
+        yield aside
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def local_folder(name: str | os.PathLike[str]) -> Path:
+    """Returns the folder of this name; a UserError for a URL, which would make a folder "gs:"."""
+    text = os.fspath(name)
+    if url_scheme(text):
+        raise UserError(f"{shown(text)} is a URL; models are written to local folders")
+    return Path(text)
+
+
+def require_free(folder: Path) -> None:
+    """Raises a UserError if a folder exists and is not empty, or is a file."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists; name a new folder or remove it first")
+
+
+def write_model_config(folder: Path, config: ModelConfig) -> None:
+    """Writes all of a diffusers folder but the weights; `folder` must exist."""
+    scheduler = scheduler_json(config.scheduler)
+    contents = {
+        INDEX: _make_index(config, scheduler["_class_name"]),
+        SCHEDULER: scheduler,
+        "text_encoder/config.json": _text_json(config.text_encoder, config.tokenizer),
+        "unet/config.json": configs.unet_json(config.unet),
+        "vae/config.json": configs.vae_json(config.vae),
+    }
+    tokenizers = {"tokenizer": config.tokenizer}
+    if config.is_xl:
+        text = _text_json(config.text_encoder_2, config.tokenizer_2)
+        contents["text_encoder_2/config.json"] = text
+        tokenizers["tokenizer_2"] = config.tokenizer_2
+    if config.capture != published_capture(config.unet):
+        contents["capture.json"] = dataclasses.asdict(config.capture)
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, tokenizer in tokenizers.items():
+        tokenizer.backend.save_pretrained(folder / name)
+        # transformers before version 5 reads these two in place of tokenizer.json.
+        tokenizer.backend.backend_tokenizer.model.save(str(folder / name))
+
+
+def _make_index(config: ModelConfig, scheduler: str) -> Json:
+    absent = ("feature_extractor", "image_encoder" if config.is_xl else "safety_checker")
+    own: Json = {"requires_safety_checker": False}
+    if config.is_xl:
+        own = {ZEROS_FOR_EMPTY_PROMPT: config.force_zeros_for_empty_prompt}
+        own["tokenizer_2"] = ("transformers", "CLIPTokenizer")
+    return {
+        "_class_name": XL_PIPELINE if config.is_xl else "StableDiffusionPipeline",
+        **{name: PART_CLASSES[name] for name in config.components},
+        "scheduler": ("diffusers", scheduler),
+        "tokenizer": ("transformers", "CLIPTokenizer"),
+        **dict.fromkeys(absent, (None, None)),
+        **own,
+    }
+
+
+def _text_json(config: configs.ClipTextConfig, tokenizer: Tokenizer) -> Json:
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {name: getattr(tokenizer.backend, name) for name in names}
+    return ids | configs.clip_text_json(config)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this host has the id `process`."""
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (ValueError, OverflowError, OSError):
+        return False
+    return True

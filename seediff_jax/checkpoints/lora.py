@@ -1,0 +1,262 @@
+"""Merges LoRA files into the weights of a model (Hu et al., arXiv 2106.09685).
+
+    merged = weight of the layer + strength * scale * up @ down
+
+The scale is alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732). A file is refused
+unless all of it fits the model, because a part of a LoRA draws something else.
+
+    lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight       kohya
+    lora_unet_input_blocks_1_1_proj_in.lora_down.weight                 kohya, original layout
+    unet.down_blocks.0.attentions.0.proj_in.lora_A.weight               diffusers with peft
+    base_model.model.down_blocks.0.attentions.0.proj_in.lora_A.weight   peft
+    unet.down_blocks.0.attentions.0.proj_in.lora.down.weight            diffusers before peft
+    ...attn1.processor.to_q_lora.down.weight                            the first of diffusers
+
+For every spelling, a layer is found by its path with "_" in place of ".", so that no name has to be
+split by guessing.
+"""
+
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from seediff_jax.checkpoints.original_names import original_unet_name
+from seediff_jax.checkpoints.param_loading import Merges
+from seediff_jax.checkpoints.parameters import Parameter, ParamPath, checkpoint_axes, parameters
+from seediff_jax.checkpoints.peft_config import PEFT, Adapter, read_adapters
+from seediff_jax.checkpoints.safetensors_files import (
+    DTYPES,
+    FLOATS,
+    StoredTensor,
+    Tensors,
+    join_faults,
+    open_weights,
+)
+from seediff_jax.errors import UserError, listed, shown
+from seediff_jax.files.paths import expand_path
+from seediff_jax.models.config import UNetConfig
+from seediff_jax.models.model import ModelConfig
+
+Loras = Sequence[tuple[str | os.PathLike[str], float]]
+"""LoRA files, each with the strength that its change is multiplied by."""
+DOWN, UP, ALPHA = "down", "up", "alpha"
+
+# The part of a tensor's name after that of its layer.
+_FACTOR = (
+    r"(.+?)(?:\.lora_{kohya}|\.lora_{peft}(?:\.default)?|(?:\.lora|\.lora_linear_layer|_lora)\."
+    r"{kohya})\.weight"
+)
+_ENDS = {
+    DOWN: re.compile(_FACTOR.format(kohya="down", peft="A")),
+    UP: re.compile(_FACTOR.format(kohya="up", peft="B")),
+    ALPHA: re.compile(r"(.+?)(?:\.lora|_lora)?\.alpha"),
+}
+_PREFIXES = (
+    ("lora_unet_", "unet"),
+    ("lora_te_", "text_encoder"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("unet.", "unet"),
+    ("text_encoder.", "text_encoder"),
+    ("text_encoder_2.", "text_encoder_2"),
+    (PEFT, "unet"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer of a component; equal for every spelling of its name.
+
+    Attributes:
+        component: "unet", "text_encoder" or "text_encoder_2".
+        path: its path in the component, joined by "_".
+        module: the spelling of the path in the file.
+    """
+
+    component: str
+    path: str
+    module: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Change:
+    """The change of a weight by a layer of a LoRA: scale * up @ down."""
+
+    path: Path
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+
+    def add_to(self, weight: np.ndarray, stored_shape: tuple[int, ...]) -> np.ndarray:
+        """Returns the changed float32 weight, given its shape in a checkpoint."""
+        down, up = self.down.read(), self.up.read()
+        axes = np.argsort(checkpoint_axes("kernel", len(stored_shape)))
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the name
+            change = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+            change = np.float32(self.scale) * change
+            weight = weight + change.reshape(stored_shape).transpose(axes)
+        if not np.isfinite(weight).all():
+            name = shown(self.down.name)
+            raise UserError(f"the LoRA {self.path}: NaN or infinity in the change by {name}")
+        return np.ascontiguousarray(weight)
+
+
+def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
+    """Opens LoRA files to merge them into the weights of a model; their changes add up.
+
+    Returns:
+        The path of each weight that changes, with a function from the float32 weight to the changed
+        one, which raises a UserError if that is not finite.
+
+    Raises:
+        UserError: a file is missing, damaged or of an unsupported kind; its tensors match no layer
+            of the model, lack their other factor or have another shape or dtype.
+    """
+    expected = parameters(config) if loras else {}
+    targets = _targets(expected, config.unet)
+    changes: dict[ParamPath, list[_Change]] = {}
+    for given, strength in loras:
+        path = require_lora_file(given, strength)
+        tensors, metadata = open_weights(path)
+        adapters = read_adapters(path, tensors, metadata)
+        layers = _match_layers(path, tensors, adapters, targets, expected)
+        for layer, factors in layers.items():
+            scale = float(strength) * _scale(layer, factors, adapters)
+            change = _Change(path, factors[DOWN], factors[UP], scale)
+            changes.setdefault(targets[layer], []).append(change)
+
+    def merge(path: ParamPath, weight: np.ndarray) -> np.ndarray:
+        for change in changes[path]:
+            weight = change.add_to(weight, expected[path].stored_shape)
+        return weight
+
+    return {path: functools.partial(merge, path) for path in changes}
+
+
+def parse_name(name: str) -> tuple[Layer, str] | None:
+    """Parses the name of a tensor into its layer and DOWN, UP or ALPHA; None if it is no LoRA's."""
+    for role, pattern in _ENDS.items():
+        if hit := pattern.fullmatch(name):
+            module, component = hit[1], "unet"
+            for prefix, part in _PREFIXES:
+                if module.startswith(prefix):
+                    module, component = module.removeprefix(prefix), part
+                    if prefix == PEFT and module.startswith("text_model."):
+                        component = "text_encoder"
+                    break
+            path = module.replace(".processor.", ".").replace(".", "_")
+            return Layer(component, path, module), role
+    return None
+
+
+def layer_spellings(component: str, module: str, config: UNetConfig) -> set[Layer]:
+    """Returns all results of `parse_name` for a layer, given its component and diffusers name."""
+    if component == "unet":
+        names = {module, original_unet_name(module, config)}
+        if module.endswith(".to_out.0"):
+            names.add(module.removesuffix(".0"))
+    else:
+        old = re.sub(r"\.([qkv]|out)_proj$", r".to_\1", module)
+        names = {module, old} | {name.removeprefix("text_model.") for name in (module, old)}
+    return {Layer(component, name.replace(".", "_")) for name in names}
+
+
+def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
+    """Returns the path of a LoRA file; raises a UserError for no such file, or no finite weight."""
+    path = Path(expand_path(path))
+    if not math.isfinite(strength):
+        raise UserError(f"the weight of the LoRA {path} is {strength}, not a finite number")
+    if not path.is_file() or path.suffix != ".safetensors":
+        what = "is not a .safetensors file" if path.exists() else "does not exist"
+        raise UserError(f"the LoRA {path} {what}; a .safetensors file is needed")
+    return path
+
+
+def _targets(expected: Mapping[ParamPath, Parameter], config: UNetConfig) -> dict[Layer, ParamPath]:
+    """The weights that a LoRA can change, by all spellings of their layers."""
+    targets = {}
+    for path, parameter in expected.items():
+        component = path[0]
+        if path[-1] == "kernel" and component != "vae":
+            module = parameter.name.removesuffix(".weight")
+            targets |= dict.fromkeys(layer_spellings(component, module, config), path)
+    return targets
+
+
+def _scale(layer: Layer, factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
+    """The factor of up @ down."""
+    rank = factors[DOWN].shape[0]
+    if ALPHA in factors:
+        return factors[ALPHA].read().item() / rank
+    if layer.component in adapters:
+        return adapters[layer.component].scale(layer.module, rank)
+    return 1.0
+
+
+def _match_layers(
+    path: Path,
+    tensors: Tensors,
+    adapters: Mapping[str, Adapter],
+    targets: Mapping[Layer, ParamPath],
+    expected: Mapping[ParamPath, Parameter],
+) -> dict[Layer, Tensors]:
+    """Finds DOWN, UP and ALPHA of each layer; reports everything that does not fit at once."""
+    layers: dict[Layer, Tensors] = {}
+    faults = []
+    for name, tensor in sorted(tensors.items()):
+        parsed = parse_name(name)
+        if parsed is None or parsed[1] in layers.get(parsed[0], {}):
+            faults.append(f"+ {name}: not a tensor of a LoRA of this kind")
+            continue
+        layer, role = parsed
+        layers.setdefault(layer, {})[role] = tensor
+        needed = tuple(DTYPES) if role == ALPHA else FLOATS
+        if tensor.dtype not in needed:
+            faults.append(f"! {name}: dtype {tensor.dtype}, needed one of {listed(needed)}")
+    if not layers:
+        faults.append("- it changes no layer")
+    used: dict[ParamPath, str] = {}
+    for layer, factors in layers.items():
+        name, target = next(iter(factors.values())).name, targets.get(layer)
+        if target is None:
+            faults.append(f"+ {name}: the model has no such layer")
+            continue
+        shape = expected[target].stored_shape
+        if target in used:
+            faults.append(f"+ {name}: the same layer as {used[target]}")
+        elif missing := {DOWN, UP} - factors.keys():
+            faults.append(f"- {name}: the layer has no {' and no '.join(sorted(missing))} factor")
+        elif not _fits(factors, shape):
+            given = ", ".join(f"{role} {tensor.shape}" for role, tensor in factors.items())
+            faults.append(f"! {name}: {given} cannot change a weight of shape {shape}")
+        elif ALPHA not in factors and layer.component in adapters:
+            rank, stated = factors[DOWN].shape[0], adapters[layer.component].rank_of(layer.module)
+            if stated not in (None, rank):
+                faults.append(f"! {name}: has rank {rank}, but the config of the adapter {stated}")
+        used.setdefault(target, name)
+    if faults:
+        known = sorted(f"{layer.component}: {layer.path}" for layer in targets)
+        raise UserError(
+            f"the LoRA {path} does not fit the model, {len(faults)} faults: "
+            f"{join_faults(faults)}; needed are down and up factors of layers of this model: "
+            f"{known[0]} ... {known[-1]}"
+        )
+    return layers
+
+
+def _fits(factors: Tensors, shape: tuple[int, ...]) -> bool:
+    """Whether factors change a weight of a shape."""
+    down, up = factors[DOWN].shape, factors[UP].shape
+    if len(down) < 2 or len(up) < 2 or down[0] == 0 or math.prod(up[1:]) != down[0]:
+        return False
+    if ALPHA in factors and math.prod(factors[ALPHA].shape) != 1:
+        return False
+    # A 1 x 1 convolution and a matrix are the same.
+    kernel, needed = (() if set(sides) == {1} else sides for sides in (down[2:], shape[2:]))
+    return kernel == needed and (up[0], down[1]) == shape[:2]

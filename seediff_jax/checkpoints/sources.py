@@ -1,0 +1,219 @@
+"""Where a model comes from: the embedded one, a folder, a single file, or the Hugging Face hub.
+
+name -> find_source -> folder or file -> read_source_config -> read_source_weights
+"""
+
+import importlib.resources
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from jax.typing import DTypeLike
+
+from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
+from seediff_jax.checkpoints.lora import Loras, lora_merges
+from seediff_jax.checkpoints.model_config import Json, make_model_config, read_model_config
+from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
+from seediff_jax.checkpoints.param_loading import Weights, read_components
+from seediff_jax.checkpoints.parameters import tensor_names
+from seediff_jax.checkpoints.safetensors_files import (
+    CONVERT,
+    PICKLES,
+    Tensors,
+    open_component,
+    open_weights,
+)
+from seediff_jax.checkpoints.single_file import component_tensors, read_family
+from seediff_jax.errors import UserError, shown
+from seediff_jax.files.paths import expand_path
+from seediff_jax.files.strict_json import read_json
+from seediff_jax.models.model import ModelConfig
+from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS
+from seediff_jax.prompts.tokenizer import read_tokenizers, tokenizer_folders
+from seediff_jax.schedulers.config import PREDICTION_TYPES
+
+DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
+_FILE = ".safetensors"
+
+
+def find_source(
+    name_or_path: str | os.PathLike[str], revision: str | None = None, *, weights: bool = True
+) -> Path:
+    """Finds the folder or .safetensors file of a model, or downloads it from the hub.
+
+    Raises:
+        UserError: there is no such model, it is a file of another kind, or it has no revisions.
+    """
+    name = str(name_or_path)
+    path = Path(expand_path(name))
+    local = name in EMBEDDED_MODELS or path.exists()
+    if not local and is_hub_id(name) and path.suffix != _FILE:
+        return fetch(name, revision, weights=weights)
+    if revision is not None:
+        raise UserError(
+            f"revision={revision!r} is given, but only models of the hub have revisions; "
+            f"{shown(name)!r} is not one"
+        )
+    if name in EMBEDDED_MODELS:
+        # pip and Bazel both install the package as plain files.
+        return Path(str(importlib.resources.files("seediff_jax"))) / "assets" / name
+    if name and path.exists():  # the path of an empty name is the current folder
+        if path.is_dir() or (path.is_file() and path.suffix == _FILE):
+            return path
+        kind = "a file" if path.is_file() else "not a regular file"
+        raise UserError(
+            f"{path} is {kind}; a {_FILE} file or a diffusers folder is needed{_advice(path)}"
+        )
+    raise UserError(
+        f"there is no model {shown(name)!r}: neither {', '.join(map(repr, EMBEDDED_MODELS))}, nor "
+        f"a folder or {_FILE} file, nor the 'owner/model' of the Hugging Face hub"
+    )
+
+
+def read_source_config(
+    source: Path,
+    *,
+    prediction_type: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    vae: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ModelConfig:
+    """Reads the config of a model.
+
+    Args:
+        source: from `find_source`.
+        prediction_type: see `load_model`, as are tokenizer, vae and the options (scheduler,
+            scheduler_options, capture).
+
+    Raises:
+        UserError: something in the files, or an option, is not supported or does not fit.
+    """
+    if prediction_type not in (None, *PREDICTION_TYPES):
+        choices = ", ".join(map(repr, PREDICTION_TYPES))
+        raise UserError(f"prediction_type={prediction_type!r} is not one of {choices}")
+    folders = None if tokenizer is None else _find_tokenizers(tokenizer)
+    changes = {} if vae is None else _read_vae_config(find_vae(vae))
+    if not source.is_file():
+        return read_model_config(
+            source, prediction_type=prediction_type, tokenizers=folders, changes=changes, **options
+        )
+    family, contents = read_family(source, prediction_type, needs_vae=vae is None)
+    tokenizers = read_tokenizers(folders or _default_tokenizer(source), family.pad_tokens)
+    name = f"{source} ({family.name}): "
+    return make_model_config(contents | changes, tokenizers, name, **options)
+
+
+def read_source_weights(
+    source: Path,
+    config: ModelConfig,
+    dtype: DTypeLike,
+    loras: Loras = (),
+    vae: str | os.PathLike[str] | None = None,
+) -> Weights:
+    """Reads the weights of a model one by one, each with the LoRAs merged; see `load_model`.
+
+    Args:
+        source: from `find_source`.
+        config: from `read_source_config`.
+        dtype: see `load_model`, as are loras and vae.
+
+    Raises:
+        UserError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
+    """
+    merges = lora_merges(loras, config)
+    components = config.components
+    if source.is_dir() and is_orbax(source):
+        for path, weight in read_orbax(source, config, dtype, merges):
+            if vae is None or path[0] != "vae":
+                yield path, weight
+        components = ("vae",) if vae else ()
+    whole = None if source.is_dir() else open_weights(source)[0]
+    found: dict[str, tuple[str, Tensors]] = {}
+    for component in components:
+        if component == "vae" and vae is not None:
+            found[component] = str(vae), _open_vae(find_vae(vae), config)
+        elif whole is None:
+            folder = source / component
+            found[component] = str(folder), open_component(folder, component)
+        else:
+            names = tensor_names(config, component)
+            tensors = component_tensors(whole, component, names, config)
+            found[component] = f"{source}: {component}", tensors
+    yield from read_components(found, config, dtype, merges)
+
+
+def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:
+    """Reads the weights of a folder as float32 params."""
+    weights = read_source_weights(folder, config, np.float32)
+    return unflatten_dict({path: weight.array for path, weight in weights})
+
+
+def require_loras(config: ModelConfig, loras: Loras) -> None:
+    """Raises a UserError unless all LoRAs fit the model; reads no weight."""
+    lora_merges(loras, config)
+
+
+def find_vae(name_or_path: str | os.PathLike[str]) -> Path:
+    """Finds the .safetensors file of a VAE, or the folder with its config.json and weights."""
+    path = Path(expand_path(name_or_path))
+    if (path / "vae").is_dir():
+        path = path / "vae"
+    if not (path / "config.json").is_file() and not (path.is_file() and path.suffix == _FILE):
+        raise UserError(
+            f"vae={shown(str(name_or_path))!r} is neither a {_FILE} file nor the folder of a VAE "
+            "or of a model"
+        )
+    return path
+
+
+def _read_vae_config(vae: Path) -> dict[str, Json]:
+    """The config of a VAE in its own folder; it replaces that of the model."""
+    if vae.is_file():
+        return {}
+    config = read_json(vae / "config.json")
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        kind = shown(str(config["_class_name"]), 200)
+        raise UserError(f"{vae / 'config.json'} has a {kind}; only AutoencoderKL is supported")
+    return {"vae/config.json": config}
+
+
+def _open_vae(vae: Path, config: ModelConfig) -> Tensors:
+    tensors = open_component(vae, "vae") if vae.is_dir() else open_weights(vae)[0]
+    if any(".block." in name or ".mid." in name for name in tensors):  # the original layout
+        return component_tensors(tensors, "vae", tensor_names(config, "vae"), config)
+    return tensors
+
+
+def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
+    """Finds the folders of tokenizers in a local folder or on the hub."""
+    name = str(name_or_path)
+    path = Path(expand_path(name))
+    if not name or not path.is_dir():
+        if not is_hub_id(name):
+            raise UserError(
+                f"tokenizer={shown(name)!r} is neither a folder nor the 'owner/model' of the hub"
+            )
+        path = fetch_tokenizers(name)
+    return tokenizer_folders(path)
+
+
+def _default_tokenizer(source: Path) -> dict[str, Path]:
+    try:
+        return _find_tokenizers(DEFAULT_TOKENIZER)
+    except UserError as error:
+        raise UserError(
+            f"{source} has no tokenizer (no single file has one), and the default cannot be read: "
+            f"{error}. Give tokenizer (--tokenizer): a folder with vocab.json and merges.txt, or a "
+            "diffusers folder of Stable Diffusion"
+        ) from error
+
+
+def _advice(path: Path) -> str:
+    """What to do with a file that is not a safetensors file."""
+    if path.suffix in PICKLES:
+        return "; " + CONVERT.format(loader="from_single_file", source=str(path))
+    if (path.parent / "model_index.json").is_file():
+        return f"; name the folder, {path.parent}"
+    return ""

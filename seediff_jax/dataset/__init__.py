@@ -1,0 +1,1 @@
+"""Dataset folders: layout, formats, journal, checksums and verification."""

@@ -1,0 +1,195 @@
+"""Folders of images, and of their true masks, that a run reads.
+
+An image and its truth have the same name but for the ending. Host only.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from seediff_jax.errors import UserError, listed, shown
+from seediff_jax.files.folder import Folder
+from seediff_jax.masks.config import IGNORE_INDEX
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+"""Modes of Pillow with up to 8 bits per colour."""
+
+_THREADS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """Images of a folder, in the order of their names.
+
+    Attributes:
+        folder: all its files are images, but for those whose names begin with a dot.
+        truth: folder of their masks, one byte per pixel, or None.
+        chosen: names of the images to take, with or without their endings; None for all.
+
+    Raises:
+        UserError: there is no image, two have the same name but for the ending, one that was chosen
+            does not exist, or one has no truth.
+        OSError: a folder cannot be read.
+    """
+
+    folder: Folder
+    truth: Folder | None = None
+    chosen: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if not self.names:
+            what = "has no images" if self.folder.exists() else "does not exist"
+            raise UserError(f"{self.folder} {what}; a folder of images is needed")
+        seen: dict[str, str] = {}
+        for name in self.names:
+            if (other := seen.setdefault(stem(name), name)) != name:
+                raise UserError(
+                    f"{self.folder} has {shown(other)} and {shown(name)}, which differ by their "
+                    "endings alone; rename one"
+                )
+        if self.truth is not None:
+            missing = sorted(seen.keys() - self._truths.keys())
+            if missing:
+                raise UserError(f"{self.truth} has no mask of {listed(missing)}")
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the image files."""
+        found = [name for name in self.folder.names() if not name.startswith(".")]
+        if self.chosen is None:
+            return tuple(found)
+        keys = {name: name for name in found} | {stem(name): name for name in found}
+        if unknown := [name for name in self.chosen if name not in keys]:
+            raise UserError(f"{self.folder} has no image {listed(unknown)}")
+        return tuple(sorted({keys[name] for name in self.chosen}))
+
+    @functools.cached_property
+    def _truths(self) -> dict[str, str]:
+        """Name of the truth of each image, by the name without ending."""
+        names = [name for name in self.truth.names() if not name.startswith(".")]
+        return {stem(name): name for name in names}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def settings(self) -> dict[str, Any]:
+        """What tells these files from others, for settings.json: hashes of names and sizes."""
+        return self._settings
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
+        truths = [self._truths[stem(name)] for name in self.names] if self.truth else []
+        return {
+            "images_sha256": _digest(self.folder, self.names),
+            "truth_sha256": _digest(self.truth, truths) if self.truth else None,
+        }
+
+    def read(self, index: int) -> np.ndarray:
+        """Reads an image upright, uint8 `[H, W, 3]`.
+
+        Raises:
+            UserError: the file is not an image, or one with more than 8 bits per colour.
+            OSError: it cannot be read.
+        """
+        name = self.names[index]
+        picture = ImageOps.exif_transpose(_open(self.folder, name))
+        if picture.mode not in _MODES:
+            raise UserError(
+                f"{shown(self.folder.path(name))} has pixels of the kind {picture.mode}; 8 bits "
+                "per colour are needed"
+            )
+        return np.asarray(picture.convert("RGB"))
+
+    def read_truth(self, index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
+        """Reads the true labels of an image, uint8 `[H, W]`.
+
+        Args:
+            index: of the image.
+            size: height and width of the image.
+            num_labels: labels are 0 to `num_labels` - 1, or 255.
+
+        Raises:
+            UserError: the file is not such a mask of that size.
+            OSError: it cannot be read.
+        """
+        name = self._truths[stem(self.names[index])]
+        picture, path = _open(self.truth, name), shown(self.truth.path(name))
+        if picture.mode not in ("P", "L"):
+            raise UserError(
+                f"{path} has pixels of the kind {picture.mode}; a mask has one byte per pixel, "
+                "its label"
+            )
+        labels = np.asarray(picture)
+        if labels.shape != size:
+            raise UserError(
+                f"{path} is {labels.shape[0]} x {labels.shape[1]}, but its image is "
+                f"{size[0]} x {size[1]}"
+            )
+        unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_INDEX)])
+        if unknown.size:
+            raise UserError(
+                f"{path} has label {listed(unknown)}; labels are 0 to {num_labels - 1}, and 255 "
+                "where nothing is known"
+            )
+        return labels
+
+    def check(self, num_labels: int, watch: Callable[[int], object] = lambda count: None) -> None:
+        """Reads all images and truths once.
+
+        Args:
+            num_labels: see `read_truth`.
+            watch: called with every number of images that were read.
+
+        Raises:
+            UserError: as `read` and `read_truth`.
+        """
+
+        def check_one(index: int) -> None:
+            size = self.read(index).shape[:2]
+            if self.truth is not None:
+                self.read_truth(index, size, num_labels)
+            watch(1)
+
+        _at_once(check_one, range(len(self)))
+
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each image; reads all of them."""
+        return _at_once(lambda index: self.read(index).shape[:2], range(len(self)))
+
+
+def stem(name: str) -> str:
+    """A file's name without its ending."""
+    return PurePosixPath(name).stem
+
+
+def _open(folder: Folder, name: str) -> Image.Image:
+    content = folder.read(name)
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        path, reason = shown(folder.path(name)), shown(str(error), 200)
+        raise UserError(f"{path} cannot be read as an image: {reason}") from error
+    return picture
+
+
+def _digest(folder: Folder, names: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for name, size in zip(names, _at_once(folder.size, names), strict=True):
+        digest.update(f"{name}\n{size}\n".encode())
+    return digest.hexdigest()
+
+
+def _at_once(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
+    """The function of each value, by several threads, which may wait for a disk or a bucket."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, values))

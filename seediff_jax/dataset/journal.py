@@ -1,0 +1,187 @@
+"""The journal of a shard: its finished samples, until all are there and the shard is finished.
+
+    shards/00012.journal/012004+4     samples 12004 to 12007: their records, and the parts of them
+                                      that go into files of the shard
+
+A file is written when its samples are done, and never changed: a run that is killed loses only the
+samples in flight. The names alone tell which samples are there. A file begins with the CRC-32 of
+the rest, because what is read from it goes into files whose hashes are taken afterwards.
+"""
+
+import re
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+
+import msgpack
+
+from seediff_jax.dataset.checksums import DamagedFile, require_record
+from seediff_jax.dataset.encoding import EncodedSample
+from seediff_jax.files.folder import TEMPORARY, Folder
+
+_ENTRY = re.compile(r"([0-9]{6,})\+([0-9]{1,9})")
+_CHUNK = 16
+_CHECKSUM_BYTES = 4
+
+
+class Journal:
+    """The journal of one shard.
+
+    Args:
+        folder: of the dataset.
+        shard: its number.
+        indices: that the shard has when it is full; files of others are passed over.
+    """
+
+    def __init__(self, folder: Folder, shard: int, indices: range):
+        self.path = f"shards/{shard:05d}.journal"
+        self._folder, self._indices = folder, indices
+
+    def entries(self) -> list[tuple[int, int]]:
+        """Lists the first index and the number of samples of each file, in order."""
+        found = (self._parse_name(name) for name in self._folder.names(self.path))
+        return sorted(entry for entry in found if entry)
+
+    def unknown_names(self) -> list[str]:
+        """Lists what is in the journal's folder and is not a file of this journal."""
+        names = self._folder.names(self.path)
+        return [n for n in names if not self._parse_name(n) and not n.endswith(TEMPORARY)]
+
+    def indices(self) -> set[int]:
+        """Returns the indices of the samples that are there."""
+        return {first + k for first, count in self.entries() for k in range(count)}
+
+    def count(self) -> int:
+        """Counts the samples that are there, by the names of files alone."""
+        count = after = 0
+        for first, length in self.entries():
+            count += max(first + length - max(first, after), 0)
+            after = max(after, first + length)
+        return count
+
+    def contents(self, samples: Sequence[EncodedSample]) -> dict[str, bytes]:
+        """Makes the files that hold samples, one for each run of successive indices.
+
+        Returns:
+            Content by name.
+        """
+        runs: list[list[EncodedSample]] = []
+        for sample in samples:
+            if not runs or sample.index != runs[-1][-1].index + 1:
+                runs.append([])
+            runs[-1].append(sample)
+        return {self.name(run[0].index, len(run)): _pack(run) for run in runs}
+
+    def add(self, samples: Sequence[EncodedSample]) -> None:
+        """Writes finished samples."""
+        if samples:
+            self._folder.write_all({}, self.contents(samples))
+
+    def samples(self) -> Iterator[EncodedSample]:
+        """Reads the samples in order, each once, holding one file at a time.
+
+        Raises:
+            DamagedFile: a file is damaged.
+        """
+        after = -1
+        for first, count in self.entries():
+            if first + count <= after:
+                continue
+            for sample in self.read(first, count):
+                if sample.index >= after:
+                    yield sample
+            after = first + count
+
+    def compact(self) -> None:
+        """Rewrites the journal in files that do not depend on how it came to be."""
+        kept, chunk = set(), []
+        for sample in self.samples():
+            if chunk and not _belongs_to(sample, chunk):
+                kept.add(self._write_chunk(chunk))
+                chunk = []
+            chunk.append(sample)
+        if chunk:
+            kept.add(self._write_chunk(chunk))
+        for name in self._folder.names(self.path):
+            if f"{self.path}/{name}" not in kept:
+                self._folder.remove(f"{self.path}/{name}")
+
+    def remove(self) -> None:
+        """Removes the journal."""
+        self._folder.remove(self.path)
+
+    def remove_damaged(self, indices: Collection[int]) -> None:
+        """Removes samples of these indices, and files that cannot be read or are unknown."""
+        for name in self.unknown_names():
+            self._folder.remove(f"{self.path}/{name}")
+        for first, count in self.entries():
+            try:
+                samples = self.read(first, count)
+            except (DamagedFile, OSError):
+                samples = []
+            kept = [sample for sample in samples if sample.index not in indices]
+            if len(kept) < count:
+                self.add(kept)
+                self._folder.remove(self.name(first, count))
+
+    def read(self, first: int, count: int) -> list[EncodedSample]:
+        """Reads one file.
+
+        Raises:
+            DamagedFile: it does not hold what its name says.
+            OSError: it cannot be read.
+        """
+        name = self.name(first, count)
+        try:
+            stored = self._folder.read(name)
+            content = stored[_CHECKSUM_BYTES:]
+            if stored[:_CHECKSUM_BYTES] != _checksum(content):
+                raise ValueError("has changed since it was written")
+            samples = [_parse_row(row) for row in msgpack.unpackb(content, strict_map_key=False)]
+            indices = [sample.index for sample in samples]
+            if len(indices) != count or indices != list(range(first, first + count)):
+                raise ValueError("holds other samples than its name says")
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+            raise DamagedFile(self._folder, name, str(error)) from error
+        return samples
+
+    def name(self, first: int, count: int) -> str:
+        """Returns the name of a file in the dataset folder."""
+        return f"{self.path}/{first:06d}+{count}"
+
+    def _parse_name(self, name: str) -> tuple[int, int] | None:
+        match = _ENTRY.fullmatch(name)
+        if not match:
+            return None
+        first, count = int(match[1]), int(match[2])
+        is_within = count > 0 and first in self._indices and first + count - 1 in self._indices
+        return (first, count) if is_within and name == f"{first:06d}+{count}" else None
+
+    def _write_chunk(self, chunk: Sequence[EncodedSample]) -> str:
+        name = self.name(chunk[0].index, len(chunk))
+        if not self._folder.exists(name):
+            self.add(chunk)
+        return name
+
+
+def _pack(samples: Sequence[EncodedSample]) -> bytes:
+    content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in samples])
+    return _checksum(content) + content
+
+
+def _parse_row(row: object) -> EncodedSample:
+    index, record, files = row
+    require_record(record)
+    is_sound = isinstance(files, dict) and all(isinstance(part, bytes) for part in files.values())
+    if record["index"] != index or not is_sound:
+        raise ValueError("does not hold samples")
+    return EncodedSample(index, record, files)
+
+
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def _belongs_to(sample: EncodedSample, chunk: Sequence[EncodedSample]) -> bool:
+    """Tells whether a sample goes into the file of the chunk: it is the next one of a part."""
+    is_next = sample.index == chunk[-1].index + 1
+    return is_next and sample.index // _CHUNK == chunk[0].index // _CHUNK

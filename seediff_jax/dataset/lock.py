@@ -1,0 +1,149 @@
+"""One run at a time in a folder.
+
+On a disk the lock is that of the operating system (flock), which ends with the process that holds
+it, however that ended. Where there is none, in a bucket and on some network filesystems, the holder
+keeps changing a file; a second run that sees it change is refused, and takes over where it stands
+still. No clock is compared with another one.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NoReturn
+
+from seediff_jax.errors import UserError, shown
+from seediff_jax.files.folder import Folder
+
+LOCK = "run.lock"
+BEAT_SECONDS = 10.0
+"""How often the holder of a lock without flock changes it."""
+
+_NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
+
+
+@contextmanager
+def hold_lock(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Holds the folder against other runs while the block runs.
+
+    Raises:
+        UserError: another run holds it.
+        OSError: the folder cannot be written.
+    """
+    folder.make()
+    holder = f"{socket.gethostname()} process {os.getpid()}"
+    descriptor = None if folder.local is None else _flock(folder)
+    if descriptor is None:
+        hold = _keep_changing(folder, holder, beat_seconds)
+    else:
+        hold = _keep_locked(folder, holder, descriptor)
+    with hold:
+        yield
+
+
+def _refuse(folder: Folder, holder: str) -> NoReturn:
+    raise UserError(
+        f"another run ({shown(holder, 200)}) is writing {folder}; wait for its end, or choose "
+        "another folder"
+    )
+
+
+@contextmanager
+def _keep_locked(folder: Folder, holder: str, descriptor: int) -> Iterator[None]:
+    try:
+        # The name is for messages; a full disk is reported by the first file that matters.
+        with suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, holder.encode())
+        yield
+    finally:
+        with suppress(OSError):  # would hide what ended the run
+            os.unlink(folder.local / LOCK)
+        os.close(descriptor)
+
+
+def _flock(folder: Folder) -> int | None:
+    """Takes the lock of the operating system; returns None where the filesystem has none."""
+    path = folder.local / LOCK
+    while True:
+        descriptor = _open_lock(path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "just begun"
+            os.close(descriptor)
+            _refuse(folder, holder)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _NO_FLOCK:
+                return None
+            raise OSError(error.errno, f"cannot be locked: {error.strerror}", str(path)) from error
+        # The last holder may have removed the file between the two calls.
+        with suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)
+
+
+def _open_lock(path: os.PathLike[str]) -> int:
+    """Opens the lock file, in which the holder's name is written: no link, and no other file."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    foreign = "is not a file that a run made; remove it"
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        reason = foreign if is_link else f"cannot be opened to lock the folder: {error.strerror}"
+        raise OSError(error.errno, reason, str(path)) from error
+    status = os.fstat(descriptor)
+    if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, foreign, str(path))
+    return descriptor
+
+
+@contextmanager
+def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[None]:
+    # Where flock failed, it has left an empty file.
+    if before := _read(folder):
+        time.sleep(2.5 * beat_seconds)
+        if _read(folder) not in (None, before):
+            _refuse(folder, before.split("\n")[0])
+    mine = f"{name}\n{uuid.uuid4()}\n"
+    folder.write(LOCK, f"{mine}0".encode())
+    # Whoever wrote last has it, should two have come at once.
+    time.sleep(beat_seconds / 2)
+    if not (content := _read(folder) or "").startswith(mine):
+        _refuse(folder, content.split("\n")[0])
+    ended = threading.Event()
+
+    def change() -> None:
+        beats = 0
+        while not ended.wait(beat_seconds):
+            beats += 1
+            # The writer of samples meets the same trouble, and reports it.
+            with suppress(OSError):
+                folder.write(LOCK, f"{mine}{beats}".encode())
+
+    thread = threading.Thread(target=change, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(OSError):  # one that is left is taken over by the next run
+            folder.remove(LOCK)
+
+
+def _read(folder: Folder) -> str | None:
+    try:
+        return folder.read(LOCK).decode(errors="replace")
+    except FileNotFoundError:
+        return None

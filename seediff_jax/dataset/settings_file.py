@@ -1,0 +1,216 @@
+"""settings.json, which marks a dataset folder and determines its samples.
+
+A copy is kept in `shards`, and both have checksums: a million samples must not be lost with one
+file.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from seediff_jax.dataset.checksums import (
+    find_damage,
+    json_with_checksum,
+    parse_json_with_checksum,
+)
+from seediff_jax.dataset.lock import LOCK
+from seediff_jax.errors import UserError, shown
+from seediff_jax.files.folder import TEMPORARY, Folder
+from seediff_jax.files.text import join_lines
+
+SETTINGS, COPY = "settings.json", "shards/settings.json"
+FORM = 2
+"""Form of the folder: settings are in settings.json alone, not in every line of the manifest."""
+VERSIONS = "software"
+"""Setting that may differ when a run is resumed: versions of the libraries that do arithmetic."""
+PRECISION = "precision"
+"""Settings of JAX and its compilers that are not the default, see `driver.arithmetic`."""
+FILTERS = "filters"
+"""Setting of a dataset that was copied from another one, by criteria: a list of what was asked."""
+COMMAND = "command"
+"""Setting that may differ, too: flags of the run's command that follow from no other setting."""
+
+# Journals and summaries of shards.
+_SAMPLES = re.compile(r"\d+\.(journal|json|open\.json)")
+_NEEDED = {"seediff_jax_version", "class_names"}
+
+
+def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
+    """Checks that a folder is new, empty, or a dataset whose samples have these settings.
+
+    Args:
+        folder: need not exist.
+        settings: all settings, or those known so far; only these are compared.
+
+    Returns:
+        Differences between versions of libraries, which are allowed and should be shown.
+
+    Raises:
+        UserError: the folder holds something else, or samples made with other settings, which the
+            message lists.
+    """
+    if not folder.exists():
+        return []
+    if folder.local is not None and not folder.local.is_dir():
+        raise UserError(f"{folder} is a file; a folder is needed")
+    if not folder.exists(SETTINGS):
+        others = [n for n in folder.names() if not n.endswith(TEMPORARY) and n != LOCK]
+        if others:
+            raise UserError(
+                f"{folder} is not empty and is not a seediff dataset (it has no {SETTINGS}); "
+                f"{_way_out(folder)}"
+            )
+        return []
+    old = read_settings(folder)
+    if FILTERS in old and FILTERS not in settings:
+        raise UserError(
+            f"{folder} is a copy of a dataset, to which no run can add samples; give the "
+            "folder of the run itself"
+        )
+    if not any(_SAMPLES.fullmatch(name) for name in folder.names("shards")):
+        return []
+    changes = _differences(old, settings)
+    changes.pop(COMMAND, None)
+    refused = [text for name, text in changes.items() if name != VERSIONS]
+    if refused:
+        raise UserError(
+            f"{folder} was made with other settings ({'; '.join(refused)}); "
+            "choose another folder, or the same settings to resume"
+        )
+    return list(changes.values())
+
+
+def read_settings(folder: Folder) -> dict[str, Any]:
+    """Reads the settings of a dataset.
+
+    Raises:
+        UserError: they are damaged, or not a dataset's.
+        OSError: there is no such file.
+    """
+    try:
+        settings = _read(folder, SETTINGS)
+    except UserError as error:
+        raise UserError(f"{error}; {_way_out(folder)}") from error
+    return _require_form(folder, settings)
+
+
+def read_sound_settings(folder: Folder) -> dict[str, Any]:
+    """Reads the settings from the copy or, where that is damaged, from settings.json.
+
+    Raises:
+        UserError: both are damaged; the message says what can still be done.
+        OSError: there is neither.
+    """
+    faults = []
+    for name in (COPY, SETTINGS):
+        try:
+            settings = _read(folder, name)
+        except (UserError, OSError) as error:
+            faults.append(error)
+        else:
+            return _require_form(folder, settings)
+    if all(isinstance(fault, FileNotFoundError) for fault in faults):
+        raise faults[-1]
+    raise UserError(
+        f"{faults[0]}, and {faults[1]}: nothing tells any more how the samples were made. Images "
+        f"and masks can be used as they are; to resume, verify or repair {folder}, put back one of "
+        "the two files from a backup, or else generate into a new folder"
+    )
+
+
+def read_dataset_settings(folder: Folder) -> dict[str, Any]:
+    """Reads the settings of a dataset, as `read_sound_settings`.
+
+    Raises:
+        UserError: as it, or the folder is not a dataset.
+    """
+    try:
+        return read_sound_settings(folder)
+    except FileNotFoundError as error:
+        reason = "has no settings.json" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} is not a seediff dataset: it {reason}") from error
+
+
+def find_damaged_settings(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Compares the files of `settings_files` with the settings; what is wrong, by name."""
+    found = {}
+    for name, content in settings_files(settings).items():
+        facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        if damage := find_damage(folder, name, facts):
+            found[name] = damage
+    return found
+
+
+def _read(folder: Folder, name: str) -> dict[str, Any]:
+    path = folder.path(name)
+    try:
+        settings = parse_json_with_checksum(folder.read(name))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, or not of a seediff dataset: {error}") from error
+    names = settings.get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not is_list or not settings.keys() >= _NEEDED:
+        raise UserError(f"{path} is not of a seediff dataset")
+    return settings
+
+
+def _require_form(folder: Folder, settings: dict[str, Any]) -> dict[str, Any]:
+    if settings.get("form") != FORM:
+        release = shown(str(settings["seediff_jax_version"]), 40)
+        raise UserError(
+            f"{folder} was made by another release of seediff_jax ({release}), which wrote folders "
+            f"of another form ({shown(str(settings.get('form', 1)), 40)}, now {FORM}); continue it "
+            "with that release, or choose a new folder"
+        )
+    return settings
+
+
+def _way_out(folder: Folder) -> str:
+    if folder.exists(COPY):
+        return f"--repair --output={folder} restores it from {COPY}"
+    return "choose a new folder"
+
+
+def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
+    """Tells whether a run with these settings has been in the folder, whatever its command."""
+    try:
+        old = read_settings(folder)
+        return old | {COMMAND: None} == settings | {COMMAND: None}
+    except (UserError, OSError):
+        return False
+
+
+def write_settings(folder: Folder, settings: Mapping[str, Any]) -> None:
+    """Writes what `settings_files` makes."""
+    for name, content in settings_files(settings).items():
+        folder.write(name, content)
+
+
+def settings_files(settings: Mapping[str, Any]) -> dict[str, bytes]:
+    """Makes the settings, their copy and `classes.txt`, which has one class per line.
+
+    Returns:
+        Content by name.
+
+    Raises:
+        UserError: the name of a class has a line break, which would shift the lines after it.
+    """
+    content = json_with_checksum(settings)
+    classes = join_lines(settings["class_names"])
+    # In this order: settings.json marks the folder, and nothing may be there before it.
+    return {SETTINGS: content, "classes.txt": classes.encode(), COPY: content}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    old = {PRECISION: {}} | old  # as of all runs before it was recorded
+    return {
+        name: f"{name}: {_short(old.get(name))} there, {_short(value)} now"
+        for name, value in new.items()
+        if name not in old or old[name] != value
+    }
+
+
+def _short(value: Any) -> str:
+    return shown(json.dumps(value, ensure_ascii=False), 200)

@@ -1,0 +1,382 @@
+"""The dataset folder: every file appears whole or not at all, and a run can resume after any stop.
+
+    settings.json, classes.txt       what determines the samples; the class of id k on line k
+    image/ mask/ overlay/ ...        the files of the chosen formats, see dataset.formats
+    shards/00012.journal/            finished samples of a shard that is not finished yet
+    shards/00012.jsonl               one line per sample of the shard
+    shards/00012.json                summary of a finished shard: its files and their hashes
+    manifest.jsonl, failed.jsonl     all lines, when the run is complete
+    contact_sheet.png, strip.png     for people
+
+A sample exists when the journal or the summary of its shard says so. The next run makes anything
+else again, to the same bytes.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seediff_jax.dataset.checksums import (
+    FAILED,
+    DamagedFile,
+    add_checksum,
+    describe_file,
+    json_line,
+    json_with_checksum,
+    parse_record,
+    read_checked,
+    read_json_with_checksum,
+)
+from seediff_jax.dataset.encoding import EncodedSample
+from seediff_jax.dataset.formats import FORMATS, Format
+from seediff_jax.dataset.journal import Journal
+from seediff_jax.dataset.layout import ShardLayout, parse_shard_name
+from seediff_jax.errors import UserError, listed
+from seediff_jax.files.folder import TEMPORARY, Folder, name_in_errors
+
+COUNTS = ("samples", "failed", "empty")
+"""What a summary counts: samples, those that failed, and those with a class without pixels."""
+SCRATCH = "scratch-"
+"""Beginning of the name of a host's folder in `shards` for files that are being made."""
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a JSON file can be a number of things."""
+    return type(value) is int and 0 <= value < 2**53
+
+
+def read_summary(folder: Folder, name: str) -> dict[str, Any]:
+    """Reads the summary of a shard: COUNTS, and the "bytes" and "sha256" of "files" by their names.
+
+    Raises:
+        DamagedFile: it is missing or damaged.
+        OSError: it cannot be read.
+    """
+    summary = read_json_with_checksum(folder, name)
+    if not all(is_count(summary.get(count)) for count in COUNTS):
+        raise DamagedFile(folder, name, "is not the summary of a shard")
+    require_files(folder, name, summary)
+    return summary
+
+
+def require_files(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
+    """Checks the entry "files" of a summary or of `shards/closed.json`.
+
+    Raises:
+        DamagedFile: it does not tell "bytes" and "sha256" of files.
+    """
+    files = content.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(facts, dict)
+        and is_count(facts.get("bytes"))
+        and isinstance(facts.get("sha256"), str)
+        for facts in files.values()
+    ):
+        raise DamagedFile(folder, name, "does not tell sizes and hashes of files")
+
+
+def _read_listed(folder: Folder, summary: str, name: str) -> bytes:
+    files = read_summary(folder, summary)["files"]
+    if name not in files:
+        raise DamagedFile(folder, summary, f"does not list {name}")
+    return read_checked(folder, name, files[name])
+
+
+def read_records(folder: Folder, summary: str, lines: str) -> Iterator[dict[str, Any]]:
+    """Reads the records of the samples of a finished shard, without those that failed.
+
+    Args:
+        folder: of the dataset.
+        summary: name of the shard's summary.
+        lines: name of the file with its records.
+
+    Raises:
+        DamagedFile: one of them is not as it was written.
+        OSError: one of them cannot be read.
+    """
+    for line in _read_listed(folder, summary, lines).splitlines():
+        try:
+            record = parse_record(line)
+        except ValueError as error:
+            raise DamagedFile(folder, lines, str(error)) from error
+        if FAILED not in record:
+            yield record
+
+
+class Dataset:
+    """Writes blocks of samples and finishes shards; several hosts may write different blocks.
+
+    Args:
+        folder: whose settings have been written, see `settings_file`.
+        layout: how samples are divided into shards.
+        formats: what is written.
+        scratch: an empty folder of this process, on the disk of `folder` where that is local.
+    """
+
+    def __init__(
+        self, folder: Folder, layout: ShardLayout, formats: Sequence[Format], scratch: Path
+    ):
+        self.folder, self.layout, self.formats, self.scratch = folder, layout, formats, scratch
+        self.shard_parts = {part for each in formats for part in each.shard_parts}
+
+    def scan(self) -> np.ndarray:
+        """Finds which samples exist, bool `[num_images]`, from names of files alone.
+
+        Raises:
+            UserError: there are samples beyond the run's.
+        """
+        exists = np.zeros(self.layout.num_images, bool)
+        for first, length in self._existing():
+            exists[first : first + length] = True
+        return exists
+
+    def count(self) -> int:
+        """Counts the samples that exist, as `scan` finds them."""
+        count = after = 0
+        for first, length in sorted(self._existing()):
+            count += max(first + length - max(first, after), 0)
+            after = max(after, first + length)
+        return count
+
+    def _existing(self) -> list[tuple[int, int]]:
+        """Finds the samples that exist: first index and number of successive ones."""
+        found = []
+        for shard, is_finished in self._shards().items():
+            full = self.layout.full_shard(shard)
+            whole = [(full.start, len(full))]
+            found += whole if is_finished else self.journal(shard).entries()
+        last = max((first + length for first, length in found), default=0) - 1
+        if last >= self.layout.num_images:
+            raise UserError(
+                f"{self.folder} has samples up to {last}, beyond num_images="
+                f"{self.layout.num_images}; ask for at least as many, or choose another folder"
+            )
+        return found
+
+    def unfinished_shards(self, exists: np.ndarray) -> list[int]:
+        """Lists the shards that have all their samples and are not finished for good."""
+        finished = {shard for shard, is_finished in self._shards().items() if is_finished}
+        size = self.layout.shard_size
+        whole = np.logical_and.reduceat(exists, np.arange(0, len(exists), size))
+        return [shard for shard in np.flatnonzero(whole).tolist() if shard not in finished]
+
+    def write(self, samples: Sequence[EncodedSample]) -> None:
+        """Writes finished samples of one shard; then they exist.
+
+        Raises:
+            OSError: a file cannot be written; what was written before stays valid.
+        """
+        files: dict[str, bytes] = {}
+        entries = []
+        for sample in samples:
+            record = dict(sample.record)
+            if FAILED in record:
+                for each in self.formats:
+                    for name in each.sample_files(sample.index):
+                        self.folder.remove(name)  # of a run that was killed before it noted them
+            else:
+                own, facts = self._own_files(sample)
+                files |= own
+                record = facts | record
+            kept = {k: v for k, v in sample.files.items() if k in self.shard_parts}
+            entries.append(EncodedSample(sample.index, add_checksum(record), kept))
+        journal = self.journal(self.layout.shard_of(samples[0].index))
+        self.folder.write_all(files, journal.contents(entries))
+
+    def finish(self, shard: int) -> None:
+        """Makes the files of a shard, of which all samples exist, and its summary.
+
+        A shard that a longer run would add to keeps its journal, and is finished again every time.
+
+        Raises:
+            UserError: a file of the journal was damaged; it is removed, and its samples with it.
+                Or samples are missing.
+            OSError: a file cannot be written.
+        """
+        try:
+            self._finish(shard, self.journal(shard))
+        except DamagedFile as error:
+            self.folder.remove(error.name)
+            raise UserError(
+                f"{self.folder.path(error.name)} was damaged ({error.reason}) and is removed; run "
+                "the same command to make its samples again"
+            ) from error
+
+    def _finish(self, shard: int, journal: Journal) -> None:
+        lines, counts = self._write_lines(shard, journal)
+        needed, there = len(self.layout.indices(shard)), counts["samples"] + counts["failed"]
+        if there != needed:
+            raise UserError(
+                f"shard {shard} of {self.folder} has {there} of its {needed} samples; when no "
+                "other run is at work there, run the same command to make the others"
+            )
+        files = {f"shards/{shard:05d}.jsonl": lines}
+        for each in self.formats:
+            files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)
+        made = {name: describe_file(path) for name, path in sorted(files.items())}
+        for name, path in files.items():
+            self.folder.put(name, path)
+        summary = {"shard": shard, **counts, "files": made}
+        self.folder.write(self._summary_name(shard), json_with_checksum(summary))
+        if self.layout.is_full(shard):
+            journal.remove()
+            self.folder.remove(f"shards/{shard:05d}.open.json")
+        else:
+            journal.compact()
+
+    def counts(self, shard: int) -> dict[str, int]:
+        """Returns `COUNTS` of a finished shard; raises DamagedFile for a damaged summary."""
+        summary = read_summary(self.folder, self._summary_name(shard))
+        return {name: summary[name] for name in COUNTS}
+
+    def read(self, shard: int, name: str) -> bytes:
+        """Reads a file of a finished shard; raises DamagedFile unless it is as it was written."""
+        return _read_listed(self.folder, self._summary_name(shard), name)
+
+    def lines(self, shard: int) -> bytes:
+        """Reads the records of a finished shard in order, one per line, also of failed samples."""
+        return self.read(shard, f"shards/{shard:05d}.jsonl")
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Reads the records of all samples in order, without those that failed."""
+        for shard in range(self.layout.num_shards):
+            lines = f"shards/{shard:05d}.jsonl"
+            yield from read_records(self.folder, self._summary_name(shard), lines)
+
+    def journal(self, shard: int) -> Journal:
+        """Returns the journal of a shard."""
+        return Journal(self.folder, shard, self.layout.full_shard(shard))
+
+    def _shards(self) -> dict[int, bool]:
+        """Finds the shards with samples, and whether they are finished for good."""
+        found: dict[int, bool] = {}
+        for shard, kind in filter(None, map(parse_shard_name, self.folder.names("shards"))):
+            if kind in ("json", "journal"):
+                found[shard] = found.get(shard, False) or kind == "json"
+        return found
+
+    def _own_files(self, sample: EncodedSample) -> tuple[dict[str, bytes], dict[str, Any]]:
+        """Makes a sample's own files; and where they are, with the hashes of all its parts."""
+        files: dict[str, bytes] = {}
+        places: dict[str, Any] = {}
+        for each in self.formats:
+            for name, part in each.sample_files(sample.index).items():
+                files[name] = sample.files[part]
+                places.setdefault(part.split(".")[0], name)
+        hashes = {part: hashlib.sha256(sample.files[part]).hexdigest() for part in sample.files}
+        return files, {"index": sample.index, **places, "sha256": hashes}
+
+    def _summary_name(self, shard: int) -> str:
+        return f"shards/{shard:05d}.{'' if self.layout.is_full(shard) else 'open.'}json"
+
+    def _write_lines(self, shard: int, journal: Journal) -> tuple[Path, dict[str, int]]:
+        """Writes the records of a shard; the second result is that of `counts`."""
+        path = self.scratch / f"{shard:05d}.jsonl"
+        counts = dict.fromkeys(COUNTS, 0)
+        with name_in_errors(path), open(path, "wb") as file:
+            for sample in journal.samples():
+                file.write(json_line(sample.record))
+                counts["failed" if FAILED in sample.record else "samples"] += 1
+                counts["empty"] += bool(sample.record.get("empty"))
+        return path, counts
+
+
+def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, Any]:
+    """Finds the record of a sample, in the lines or in the journal of its shard.
+
+    Raises:
+        UserError: there is no such sample, or it failed, or its record is damaged.
+        OSError: a file cannot be read.
+    """
+    shard = layout.shard_of(index)
+    name = f"shards/{shard:05d}.jsonl"
+    found = None
+    if folder.exists(name):
+        for line in folder.read(name).splitlines():
+            try:
+                record = parse_record(line)
+            except ValueError as error:
+                raise DamagedFile(folder, name, str(error)) from error
+            found = record if record["index"] == index else found
+    if found is None:
+        journal = Journal(folder, shard, layout.full_shard(shard))
+        for first, count in journal.entries():
+            if first <= index < first + count:
+                found = journal.read(first, count)[index - first].record
+    if found is None:
+        raise UserError(f"{folder} has no sample {index}")
+    if FAILED in found:
+        raise UserError(f"sample {index} of {folder} failed: {found[FAILED]}")
+    return found
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
+    """Makes an empty folder for files that are being made, on the disk where they will be.
+
+    Args:
+        folder: of the dataset, which has a folder `shards`.
+        name: different in each process that writes there.
+    """
+    if folder.local is None:
+        with tempfile.TemporaryDirectory() as path:
+            yield Path(path)
+        return
+    path = folder.local / "shards" / f"{SCRATCH}{name}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def find_leftovers(folder: Folder) -> list[str]:
+    """Finds what killed runs left in `shards`.
+
+    That is scratch folders, files that were being written, and journals of finished shards, which
+    are removed after the summary is there.
+    """
+    names, found = folder.names("shards"), []
+    for name in names:
+        shard, kind = parse_shard_name(name) or (0, "")
+        is_replaced = kind in ("journal", "open.json") and f"{shard:05d}.json" in names
+        if is_replaced or name.endswith(TEMPORARY) or name.startswith(SCRATCH):
+            found.append(f"shards/{name}")
+    return found
+
+
+def remove_leftovers(folder: Folder) -> None:
+    """Removes what killed runs left in `shards`; no run may be at work there."""
+    for name in find_leftovers(folder):
+        folder.remove(name)
+
+
+def make_formats(
+    names: Sequence[str], class_names: Sequence[str], kept: Sequence[str]
+) -> list[Format]:
+    """Makes formats by their names.
+
+    Args:
+        names: out of FORMATS, each once.
+        class_names: of the run.
+        kept: further parts, see `kept_parts`.
+
+    Raises:
+        UserError: there is no such format, or a library that one needs is not installed.
+    """
+    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMATS):
+        raise UserError(f"format={listed(names)} must be of {', '.join(FORMATS)}, each once")
+    formats = [FORMATS[name](class_names, kept) for name in names]
+    for each in formats:
+        each.require_available()
+    return formats
+
+
+def _without_failed(samples: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
+    return (sample for sample in samples if FAILED not in sample.record)

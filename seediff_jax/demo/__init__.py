@@ -1,0 +1,1 @@
+"""A page for browsers: prompts, live mask settings, and the stages of masks."""

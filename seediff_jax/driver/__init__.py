@@ -1,0 +1,1 @@
+"""The command-line driver: flags, hosts, the work loop and its reports."""

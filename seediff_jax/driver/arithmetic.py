@@ -1,0 +1,68 @@
+"""Settings of JAX and its compilers that change samples, wherever they come from.
+
+Noise depends on none of them (`sampling.noise`), products and sums do. A run records those that are
+not the default; all its hosts must have the same, and so must a run that resumes it.
+"""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import jax
+
+# Settings of JAX, with the values under which nothing is recorded. Those that are not here raise
+# errors, as jax_numpy_dtype_promotion does, or are of random numbers, which noise does not read.
+_PRECISION = {
+    "jax_enable_x64": (False,),
+    "jax_default_matmul_precision": (None,),
+    "jax_explicit_x64_dtypes": ("WARN", "ERROR"),
+}
+_ROUNDING = {
+    "jax_disable_jit": (False,),
+    "jax_disable_most_optimizations": (False,),
+    "jax_optimization_level": ("UNKNOWN",),
+    "jax_exec_time_optimization_effort": (0.0,),
+}
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
+# How names of compiler flags look that choose a precision; others change rounding at most.
+_PRECISION_FLAG = re.compile(r"precision|fast_math|fast_min_max|b?f16|f8|tf32|denormal|fpmath")
+# Files and simulated devices of a host, and the stack of `hosts.widen_compiler_stack`.
+_NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
+
+
+def precision_settings() -> dict[str, str]:
+    """Settings that change samples by more than rounding, as texts by name; defaults are left out.
+
+    A flag of a compiler is one if its name tells of a precision.
+    """
+    found = _jax_settings(_PRECISION)
+    found |= {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    return found | {n: value for n, value in _compiler_flags().items() if _PRECISION_FLAG.search(n)}
+
+
+def rounding_settings() -> dict[str, str]:
+    """Likewise the settings that change rounding, such as other flags of the compilers."""
+    return _jax_settings(_ROUNDING) | {
+        name: value
+        for name, value in sorted(_compiler_flags().items())
+        if not (_PRECISION_FLAG.search(name) or _NO_ARITHMETIC.search(name))
+    }
+
+
+def _jax_settings(usual: dict[str, tuple[object, ...]]) -> dict[str, str]:
+    values = {name: getattr(jax.config, name, usual[name][0]) for name in usual}
+    names = {name: getattr(value, "name", value) for name, value in values.items()}  # of enums
+    return {name: str(value) for name, value in names.items() if value not in usual[name]}
+
+
+def _compiler_flags() -> dict[str, str]:
+    words = []
+    for variable in _FLAGS:
+        text = os.environ.get(variable, "").strip()
+        if text and not text.startswith("-") and Path(text).is_file():
+            text = Path(text).read_text(encoding="utf-8")  # as XLA does
+        words += shlex.split(text)
+    parts = (word.partition("=") for word in words)
+    return {name: value or "true" for name, _, value in parts}

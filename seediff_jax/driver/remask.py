@@ -1,0 +1,132 @@
+"""Makes masks anew from the attention that a run kept, without sampling.
+
+    image, attention.npz -> [ mask_rows ] -> masks, soft masks, seed maps -> a new dataset
+
+Everything else of a sample is copied byte for byte.
+"""
+
+import functools
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
+from seediff_jax.dataset.formats.names import ATTENTION, KEEPING, kept_parts, require_place
+from seediff_jax.dataset.read_back import PartSource
+from seediff_jax.driver.sample_maker import class_mask, failed_stage, kept_maps, mask_facts
+from seediff_jax.errors import UserError
+from seediff_jax.files.folder import Folder, open_folder
+from seediff_jax.masks.config import METHODS, MaskConfig
+from seediff_jax.masks.image_ops import grid_size
+from seediff_jax.masks.method_names import own_method_sources
+from seediff_jax.pipeline.method_check import try_out
+from seediff_jax.pipeline.programs import mask_rows
+from seediff_jax.pipeline.settings import PairSettings
+from seediff_jax.review.copies import Copier, copied_from, copied_sample, write_copy
+from seediff_jax.review.finished import Finished, open_finished, read_class_facts
+from seediff_jax.review.settings import RemaskOutput
+from seediff_jax.sampling.sampler import Samples
+from seediff_jax.settings import static_part, stored_settings
+
+
+def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> str:
+    """Writes a dataset with other masks of the same images.
+
+    Its masks are those of a run with these settings, up to the rounding of attention to float16.
+
+    Args:
+        folder: of a finished dataset with attention, which is only read.
+        masks: settings of the new masks.
+        output: where they go.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        UserError: the dataset has no attention, the method cannot be used on it, the output cannot
+            be used, or its formats have no place for masks of several methods.
+        FloatingPointError: the method gave values that are not finite.
+        OSError: a file cannot be read or written.
+    """
+    source = open_finished(folder)
+    if not source.settings.get("keep_attention"):
+        raise UserError(f"{folder} has no attention; only a run with --keep_attention keeps it")
+    settings = {
+        **source.settings,
+        **stored_settings(masks),
+        **masks.recorded(),
+        "format": list(output.formats or source.settings["format"]),
+        "keep_attention": False,
+        **copied_from(source, stored_settings(masks)),
+    }
+    if not {*settings["format"]} & {*KEEPING}:
+        settings |= {"soft_masks": None, "seed_maps": False}
+    require_place(settings["format"], kept_parts(settings))
+    settings.pop("mask_method_sha256", None)
+    settings |= own_method_sources(masks.methods)
+    remasker = _Remasker(source, masks)
+    write_copy(remasker, open_folder(output.output), settings)
+    return f"{len(remasker.indices)} images with other masks are in {output.output}"
+
+
+class _Remasker(Copier):
+    """Copies samples with other masks.
+
+    Args:
+        source: the dataset, with attention.
+        masks: settings of the new masks.
+    """
+
+    def __init__(self, source: Finished, masks: MaskConfig):
+        facts = read_class_facts(source)
+        super().__init__(source, facts.indices)
+        # All samples are padded to the same number of classes, so that one program serves them.
+        self._num_classes = int(np.bincount(facts.samples).max(initial=1))
+        self._masks, settings = masks, PairSettings(masks=masks)
+        self._scalars = settings.scalars()
+        self._program = jax.jit(functools.partial(mask_rows, settings=settings.static))
+
+    def copy(
+        self,
+        place: int,
+        record: Mapping[str, Any],
+        parts: set[str],
+        sources: Sequence[PartSource],
+    ) -> EncodedSample:
+        """Makes a sample: the parts with the image are copied, all others are made anew."""
+        copied = {part for part in parts & record["sha256"].keys() if part.startswith("image.")}
+        files = self.source.read_parts(record, {*copied, ATTENTION}, sources)
+        image, _ = self.source.read_pixels(record, sources)
+        with np.load(io.BytesIO(files.pop(ATTENTION))) as arrays:
+            maps = AttentionMaps.from_arrays(dict(arrays))
+        rows = self._rows(record["index"], image, maps)
+        ids = record["class_ids"]
+        mask = class_mask(rows.label_maps, ids)
+        facts = mask_facts(record, mask, rows.scores[: len(ids)])
+        old = {name: value for name, value in record.items() if name != "other_methods"}
+        maps = kept_maps(rows, old | facts, self._masks, image.shape[:2])
+        sample = Sample(record["index"], image, mask, **maps)
+        files |= encode(sample, parts - copied).files
+        return copied_sample(place, sample.record, files)
+
+    def _rows(self, index: int, image: np.ndarray, maps: AttentionMaps) -> Any:
+        """Runs the program of masks on one image; its row of PairRows."""
+        layers, n, count = maps.cross_attention.shape
+        levels = tuple((side, len(maps.self_attention[side]) // side) for side in maps.sides)
+        for one in static_part(self._masks).each():
+            if one.method not in METHODS:
+                size = image.shape[:2]
+                try_out(one, (layers, *grid_size(n, size)), levels, size)
+        padding = ((0, 0), (0, 0), (0, self._num_classes - count))
+        maps = maps.replace(cross_attention=np.pad(maps.cross_attention, padding))
+        batch = jax.tree.map(lambda leaf: leaf[None], maps)
+        samples = Samples(image[None], latents=None, attention_maps=batch, is_finite={})
+        rows = self._program(None, self._scalars, samples)
+        rows = jax.tree.map(lambda leaf: np.asarray(leaf[0]), rows)
+        if reason := failed_stage(rows.is_finite):
+            raise FloatingPointError(f"sample {index} of {self.source.folder}: {reason}")
+        return rows

@@ -1,0 +1,75 @@
+"""The settings of a run, read back from the folder that it wrote: no flag needs to be repeated."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from seediff_jax.dataset.settings_file import COMMAND, FILTERS, read_dataset_settings
+from seediff_jax.driver.config import HostSettings, ModelSource, RunSettings
+from seediff_jax.errors import UserError
+from seediff_jax.files.folder import Folder
+from seediff_jax.masks.config import MaskConfig
+from seediff_jax.prompts.class_lists import CLASS_LISTS
+from seediff_jax.prompts.settings import PromptSource
+from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.settings import settings_of
+
+
+def read_stored_run(folder: Folder, work: HostSettings) -> dict[str, Any]:
+    """Reads what the command line of a run said.
+
+    Args:
+        folder: that the run wrote.
+        work: settings, which the folder does not keep.
+
+    Returns:
+        "source", "prompts", "sampling", "masks" and "run": a dataclass of settings each.
+
+    Raises:
+        UserError: it is not the folder of a run that generates images, or of an older release that
+            did not keep all of the command, or damaged.
+    """
+    settings = read_dataset_settings(folder)
+    if FILTERS in settings:
+        raise UserError(
+            f"{folder} is a copy, which no run made; give the folder of the run itself, "
+            f"{settings[FILTERS][0].get('source')}"
+        )
+    if "images_sha256" in settings:
+        raise UserError(f"{folder} was written by seediff segment; give that command again")
+    if not isinstance(settings.get(COMMAND), dict):
+        raise UserError(
+            f"{folder} does not say what its prompts were made of, since an older release wrote "
+            "it; give the flags of its run, and --plan or --regenerate=INDEX"
+        )
+    asked = {"class_ids": _list_of(settings["class_names"])} | settings[COMMAND]
+    stored = settings | {name: asked.get(name) for name in ("scheduler", "prediction_type")}
+    try:
+        source = ModelSource(**_fields(ModelSource, stored))
+        return {
+            "source": source,
+            "prompts": PromptSource(model=source.model, **_fields(PromptSource, asked)),
+            "sampling": SamplingConfig(**_fields(SamplingConfig, stored)),
+            "masks": MaskConfig(**_fields(MaskConfig, stored)),
+            "run": RunSettings(output=folder.url, **vars(work), **_fields(RunSettings, stored)),
+        }
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the settings of {folder} cannot be used: {error}") from error
+
+
+def _list_of(class_names: Sequence[str]) -> str | None:
+    """The list of which a run has the ids, for runs of before that was a setting."""
+    names = tuple(class_names)
+    return next((name for name, known in CLASS_LISTS.items() if known == names), None)
+
+
+def _fields(config_type: type, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass of settings, from JSON values by the names of their flags."""
+    return {
+        name: _value(stored[made.flag])
+        for name, made in settings_of(config_type).items()
+        if made.flag in stored
+    }
+
+
+def _value(value: Any) -> Any:
+    return tuple(map(_value, value)) if isinstance(value, list) else value

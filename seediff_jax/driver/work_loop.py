@@ -1,0 +1,132 @@
+"""The loop of a run on one host: devices, encoding and disk at work at the same time.
+
+main thread        start a round on the devices, at most `depth` rounds ahead of the queue
+`depth` threads    wait for a round, copy it to the host, queue its blocks
+`workers` threads  encode a block, write it
+one thread         seal shards that are complete
+
+A device has its next round before it is done with the last, and waits only where encoding or the
+disk is slower: then the queue is full, and no place becomes free. Each round has a thread that
+waits for it, so that it is known when a device is done, full queue or not. No thread of this module
+knows what a model is.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+DEPTH = 2
+"""Rounds between start and queue: one that is made, and one that is ready to follow."""
+
+_DISK_WAITERS = 2
+"""Threads, beside one a core, that encode while others wait for the disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What a loop does with its blocks; each function may raise, which ends the loop.
+
+    Attributes:
+        start: begins to make the blocks of a round and returns at once, with what `fetch` needs.
+        fetch: waits for a round and copies it to the host; one content a block.
+        write: encodes and writes a block; returns how many samples, and those that failed.
+        seal: seals a shard.
+        complete: shards that a block completes, of which so many samples were written.
+        watch: told of every block, and of the number of samples that were written and that failed.
+    """
+
+    start: Callable[[Sequence[int]], Any]
+    fetch: Callable[[Any], Sequence[Any]]
+    write: Callable[[int, Any], tuple[int, list[Any]]]
+    seal: Callable[[int], None]
+    complete: Callable[[int, int], Iterable[int]]
+    watch: Callable[[int, int], None]
+
+
+class WorkLoop:
+    """Runs rounds of blocks through Stages.
+
+    Args:
+        stages: what to do.
+        workers: threads that encode and write.
+        depth: rounds that were started and are not in the queue.
+    """
+
+    def __init__(self, stages: Stages, workers: int | None = None, depth: int = DEPTH):
+        self._stages = stages
+        self._workers = workers or (os.cpu_count() or 1) + _DISK_WAITERS
+        self._depth = depth
+
+    def run(
+        self, rounds: Iterable[Sequence[int]], should_stop: Callable[[int], bool]
+    ) -> tuple[list[Any], bool]:
+        """Makes blocks until the rounds are over or one is told to stop; waits for all in flight.
+
+        Args:
+            rounds: first indices of the blocks of each round.
+            should_stop: asked before every round, with its number.
+
+        Returns:
+            The samples that failed, and whether the loop was stopped.
+
+        Raises:
+            Exception: the first that a stage raised; what was written before stays.
+        """
+        failed: list[Any] = []
+        errors: list[BaseException] = []
+        lock, on_their_way = threading.Lock(), threading.Semaphore(self._depth)
+        queued = threading.Semaphore(2 * self._workers)
+        stopped = False
+
+        def attempt(task: Callable[..., Any], *arguments: Any) -> Any:
+            """The task's result; None where it, or another one before, raised."""
+            if errors:
+                return None
+            try:
+                return task(*arguments)
+            except BaseException as error:
+                errors.append(error)
+                return None
+
+        def write(first: int, content: Any) -> None:
+            written, bad = self._stages.write(first, content)
+            with lock:
+                failed.extend(bad)
+                complete = list(self._stages.complete(first, written))
+            self._stages.watch(written, len(bad))
+            for shard in complete:
+                sealer.submit(attempt, self._stages.seal, shard)
+
+        def fetch(blocks: Sequence[int], handle: Any) -> None:
+            pairs = attempt(lambda: [*zip(blocks, self._stages.fetch(handle), strict=True)])
+            for first, content in pairs or ():
+                queued.acquire()
+                writing = writers.submit(attempt, write, first, content)
+                writing.add_done_callback(lambda _: queued.release())
+            on_their_way.release()
+
+        with (
+            ThreadPoolExecutor(1, "seal") as sealer,
+            ThreadPoolExecutor(self._workers, "write") as writers,
+            ThreadPoolExecutor(self._depth, "fetch") as fetcher,
+        ):
+            try:
+                for number, blocks in enumerate(rounds):
+                    if stopped := should_stop(number):
+                        break
+                    on_their_way.acquire()
+                    if errors:
+                        break
+                    fetcher.submit(fetch, blocks, self._stages.start(blocks))
+            except BaseException as error:
+                errors.insert(0, error)
+            # In the order in which work is handed on.
+            fetcher.shutdown()
+            writers.shutdown()
+            sealer.shutdown()
+        if errors:
+            raise errors[0]
+        return failed, stopped

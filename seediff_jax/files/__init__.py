@@ -1,0 +1,1 @@
+"""Files: local folders and buckets, strict JSON, text."""

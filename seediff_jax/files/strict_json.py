@@ -1,0 +1,129 @@
+"""JSON from files of unknown origin: an object, or a UserError that names the file.
+
+In addition to what is not JSON this refuses what Python's parser takes without a word (NaN, numbers
+beyond float64, a key that is given twice) or fails on in another way (deep nesting), and files too
+long to be a config. Infinity is refused unless the caller asks for it: diffusers writes it into the
+files of a scheduler.
+"""
+
+import collections
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from seediff_jax.errors import UserError, listed, shown
+from seediff_jax.files.text import open_regular
+
+LONGEST = 2**24
+"""Bytes; the tokenizer.json of Stable Diffusion, the longest in use, has 3.6 million."""
+DEEPEST = 32
+"""Levels of lists and objects; tokenizer.json has 6."""
+
+_NESTED = (dict, list)
+
+
+def read_json(path: Path, *, infinity: bool = False) -> dict[str, Any]:
+    """Reads the object in a JSON file.
+
+    Args:
+        path: the file.
+        infinity: read Infinity and -Infinity, too.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    content = read_json_value(path, infinity=infinity)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: it must hold a JSON object")
+    return content
+
+
+def read_json_value(path: Path, *, infinity: bool = False, longest: int = LONGEST) -> Any:
+    """Reads any value in a JSON file of at most `longest` bytes; otherwise as `read_json`."""
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > longest:
+                raise UserError(f"{path} has {size} bytes; JSON files are read up to {longest}")
+            text = file.read(size)  # `longest` would be allocated at once
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; check the name, or fetch the file again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return parse_json(text, infinity=infinity)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, it is not JSON: {shown(str(error))}") from error
+
+
+def parse_json(text: bytes | str, *, infinity: bool = False, flat: bool = True) -> Any:
+    """Parses a JSON text in UTF-8; with `flat=False` the caller must call `require_flat`.
+
+    Raises:
+        UserError: the text is not JSON, or one of the cases above.
+    """
+    try:
+        content = (_DECODER_INF if infinity else _DECODER).decode(
+            text if isinstance(text, str) else text.decode("utf-8")
+        )
+    except RecursionError:
+        raise UserError("it is nested too deeply") from None
+    except MemoryError:
+        raise UserError("it is too large for the memory") from None
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if flat:
+        require_flat(content)
+    return content
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        counts = collections.Counter(name for name, _ in pairs)
+        twice = sorted(name for name, count in counts.items() if count > 1)
+        raise UserError(f"keys that are given twice: {listed(map(repr, twice))}")
+    return content
+
+
+def require_flat(content: Any) -> None:
+    """Raises a UserError if lists and objects are nested so deeply that `repr` could fail."""
+    level = [content] if isinstance(content, _NESTED) else []
+    for _ in range(DEEPEST - 1):
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, _NESTED)
+        ]
+        if not level:
+            return
+    raise UserError("it is nested too deeply")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise UserError(f"{name} is not a number of JSON")
+
+
+def _infinity(name: str) -> float:
+    return _refuse_constant(name) if name == "NaN" else float(name)
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise UserError(f"{shown(text, 50)} is too large")
+    return value
+
+
+def _decoder(parse_constant: Callable[[str], Any]) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_object, parse_constant=parse_constant, parse_float=_finite
+    )
+
+
+_DECODER, _DECODER_INF = _decoder(_refuse_constant), _decoder(_infinity)

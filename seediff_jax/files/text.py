@@ -1,0 +1,90 @@
+"""Lines of text files that people write: UTF-8 with or without a mark, any line ending."""
+
+import codecs
+import contextlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from seediff_jax.errors import UserError, shown
+
+LONGEST_LINE = 2**20
+"""Bytes; a prompt of the longest text that a model reads has about a thousandth."""
+
+_CHUNK = 2**16
+
+
+@contextlib.contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading, if it is one whose end can be reached.
+
+    Raises:
+        UserError: it is a folder, a pipe or a device.
+        OSError: the file cannot be opened.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a file, but a folder, pipe or device; a file is needed")
+    with open(descriptor, "rb") as file:
+        yield file
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields the lines of a file: (`file:number`, line without its ending).
+
+    Raises:
+        UserError: with the place, for a line that is not UTF-8 or longer than `LONGEST_LINE`; or
+            the path is not that of a file.
+        OSError: the file cannot be read.
+    """
+    prefix = f"{path}:"
+    with open_regular(path) as file:
+        for number, line in enumerate(_byte_lines(file, prefix), 1):
+            try:
+                yield f"{prefix}{number}", line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                reason = f"not UTF-8 ({error.reason} at byte {error.start})"
+                raise UserError(f"{prefix}{number}: {reason}; save it as UTF-8") from None
+
+
+def _byte_lines(file: BinaryIO, prefix: str) -> Iterator[bytes]:
+    if (rest := file.read(len(codecs.BOM_UTF8))) == codecs.BOM_UTF8:
+        rest = b""
+    number = 1
+    while chunk := file.read(_CHUNK):
+        # The last line may go on in the next chunk, as may a line ending of two characters.
+        *lines, rest = (rest + chunk).splitlines(keepends=True)
+        for line in lines:
+            yield line.rstrip(b"\r\n")
+        number += len(lines)
+        if len(rest) > LONGEST_LINE:
+            raise UserError(f"{prefix}{number}: the line has more than {LONGEST_LINE} bytes")
+    yield from rest.splitlines()
+
+
+def read_entries(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields lines as `read_lines`, stripped; skips blank ones and those that begin with #.
+
+    Raises:
+        UserError, OSError: as `read_lines`.
+    """
+    for place, line in read_lines(path):
+        if (entry := line.strip()) and not entry.startswith("#"):
+            yield place, entry
+
+
+def join_lines(names: Iterable[str]) -> str:
+    """Returns a text with one name per line.
+
+    Raises:
+        UserError: a name is empty or contains a line break.
+    """
+    names = list(names)
+    for name in names:
+        if name.splitlines() != [name]:
+            raise UserError(f"the name {shown(repr(name))} must be one line; rename it")
+    return "".join(f"{name}\n" for name in names)

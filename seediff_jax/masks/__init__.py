@@ -1,0 +1,1 @@
+"""From attention maps to label maps; usable without a model."""

@@ -1,0 +1,1 @@
+"""Prompts in, images with masks out: settings, compiled programs, devices."""

@@ -1,0 +1,1 @@
+"""Prompts and class names: lists, files, plans and tokenizers."""

@@ -1,0 +1,282 @@
+"""Finds where a prompt names its classes.
+
+Host only, and before any tokenizer: a mention is found in words, and `tokenizer` turns the
+mentioned characters into token positions. `names` says when two names are the same.
+"""
+
+import difflib
+import functools
+import itertools
+import threading
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+from seediff_jax.errors import UserError, listed, quoted
+from seediff_jax.prompts.class_lists import LOOK_ALIKES, SYNONYMS
+from seediff_jax.prompts.names import (
+    LONGEST_NAME,
+    Words,
+    between,
+    forms_of,
+    join_keys,
+    name_key,
+    require_classes,
+    require_word,
+    split_words,
+)
+
+Mentions = dict[str, list[tuple[int, int]]]
+"""Class -> (start, end) of each mention, in characters of the prompt in Unicode's form NFC."""
+
+_OWN_NAME, _SYNONYM, _LOOK_ALIKE = range(3)
+_HINTED_WORDS = 1000
+_KEPT_SETS = 2**12
+
+
+class _Claim(NamedTuple):
+    """A form of a word that names a class; a look-alike names none."""
+
+    name: str
+    rank: int
+    punctuation: frozenset[tuple[int, str]]
+
+
+class _Hit(NamedTuple):
+    """A name in a text: its first and last word, and the classes that claim it."""
+
+    first: int
+    last: int
+    claimants: tuple[str, ...]
+
+
+class MentionFinder:
+    """Finds classes in prompts; threads may share it.
+
+    Args:
+        synonyms: class -> words that name it; replaces the entries of `SYNONYMS` for its classes.
+    """
+
+    def __init__(self, synonyms: Mapping[str, Sequence[str]] | None = None):
+        self._words_of = {name_key(name): tuple(words) for name, words in SYNONYMS.items()}
+        for name, words in (synonyms or {}).items():
+            self._words_of[name_key(name)] = tuple(words)
+        self._claims: dict[str, list[_Claim]] = {}
+        self._beginnings: set[str] = set()
+        self._known: set[str] = set()
+        self._sets: dict[tuple[str, ...], frozenset[str]] = {}
+        self._lock = threading.Lock()
+        for name in LOOK_ALIKES:
+            self._claim(name, _Claim("", _LOOK_ALIKE, frozenset()))
+
+    def find(self, prompt: str, classes: Sequence[str]) -> Mentions:
+        """Finds where a prompt names each class; a class without a mention gets an empty list.
+
+        Whole words only, in any capitals, singular or plural, spelled in one word or several
+        (joined by blanks, hyphens, underscores, slashes), with or without the punctuation of the
+        class: "St. Bernard" is also "st bernard". In scripts without blanks between words any
+        characters count. Of overlapping names only the longest counts: "teddy bear" is not a bear
+        if class "teddy bear" is asked for too, or if it is one of `LOOK_ALIKES`. A class's own name
+        takes precedence over another's synonym: class "man" takes "man" from class "person".
+
+        Raises:
+            UserError: classes that `require_classes` refuses, or a word that two classes both
+                claim.
+        """
+        text = unicodedata.normalize("NFC", prompt)
+        require_classes(classes, f"prompt {quoted(prompt)}")
+        mentions: Mentions = {name: [] for name in classes}
+        words = split_words(text)
+        spans = words.spans()
+        for first, last, claimants in self._scan(text, words, classes):
+            for name in claimants:
+                mentions[name].append((spans[first][0], spans[last][1]))
+        return mentions
+
+    def find_named(self, prompt: str, classes: Collection[str]) -> set[str]:
+        """Returns the classes that a prompt names, of classes that `require_classes` has checked.
+
+        For a frozenset of classes that `learn` has seen, the time does not depend on their number.
+        """
+        text = unicodedata.normalize("NFC", prompt)
+        hits = self._scan(text, split_words(text), classes)
+        return {name for hit in hits for name in hit.claimants}
+
+    def require(self, prompt: str, classes: Sequence[str]) -> Mentions:
+        """Finds classes as `find` does; a UserError for the first that the prompt does not name."""
+        mentions = self.find(prompt, classes)
+        for name, spans in mentions.items():
+            if not spans:
+                raise UserError(
+                    f"the prompt {quoted(prompt)} does not name class {quoted(name)}"
+                    f"{self._hint(prompt, name, classes)}; write {quoted(name)} in the prompt, or "
+                    f"pass synonyms={{{quoted(name)}: [...]}} with the words that name it"
+                )
+        return mentions
+
+    def require_unnamed(self, prompt: str, classes: Sequence[str], unnamed: Sequence[str]) -> None:
+        """Raises a UserError if a prompt names one of its unnamed classes."""
+        mentions = self.find(prompt, [*classes, *unnamed])
+        for name in unnamed:
+            if mentions[name]:
+                raise UserError(
+                    f"the prompt {quoted(prompt)} names {quoted(name)}, which is listed as an "
+                    "unnamed class; list it with the classes of the prompt"
+                )
+
+    def learn(self, classes: Collection[str]) -> None:
+        """Adds classes; `find_named` is then fast for any frozenset of them."""
+        if self._known.issuperset(classes):
+            return
+        with self._lock:
+            for name in classes:
+                if name not in self._known:
+                    self._claim(name, _Claim(name, _OWN_NAME, frozenset()))
+                    for word in self._words_of.get(name_key(name), ()):
+                        self._claim(word, _Claim(name, _SYNONYM, frozenset()))
+                    self._known.add(name)
+
+    def _claim(self, word: str, claim: _Claim) -> None:
+        for key, points in forms_of(word):
+            self._claims.setdefault(key, []).append(claim._replace(punctuation=points))
+            self._beginnings.update(key[:end] for end in range(1, len(key) + 1))
+
+    def _scan(self, text: str, words: Words, classes: Collection[str]) -> list[_Hit]:
+        """Finds names in a text from left to right, the longest at each place."""
+        wanted = classes if isinstance(classes, frozenset) else self._learned(tuple(classes))
+        keys, beginnings, hits, after = words.keys, self._beginnings, [], 0
+        for i in [i for i, key in enumerate(keys) if key in beginnings]:
+            if i < after:
+                continue
+            if keys[i] not in self._claims:  # most words only begin like a name
+                if i + 1 == len(keys) or join_keys(keys[i], keys[i + 1]) not in beginnings:
+                    continue
+            hit = self._longest_name(words, i, wanted)
+            if hit is not None:
+                if len(hit.claimants) > 1:
+                    raise self._conflict(text, words, hit, classes)
+                hits.append(hit)
+                after = hit.last + 1
+        return hits
+
+    def _learned(self, classes: tuple[str, ...]) -> frozenset[str]:
+        """Adds classes and returns their set; the sets of recent calls are kept."""
+        if (wanted := self._sets.get(classes)) is None:
+            self.learn(classes)
+            if len(self._sets) == _KEPT_SETS:
+                self._sets = {}
+            self._sets[classes] = wanted = frozenset(classes)
+        return wanted
+
+    def _longest_name(self, words: Words, first: int, classes: frozenset[str]) -> _Hit | None:
+        keys, gaps, claims = words.keys, words.gaps, self._claims
+        key, points, hit, last = keys[first], [], None, first
+        while True:
+            best, names = _LOOK_ALIKE + 1, []
+            for name, rank, punctuation in claims.get(key, ()):
+                if rank <= best and (name in classes or rank == _LOOK_ALIKE):
+                    if punctuation.issuperset(points) and not (rank == best and name in names):
+                        names = [*names, name] if rank == best else [name]
+                        best = rank
+            if names:
+                hit = _Hit(first, last, tuple(names) if best < _LOOK_ALIKE else ())
+            last += 1
+            if last == len(keys):
+                return hit
+            longer = join_keys(key, keys[last])
+            if longer not in self._beginnings:
+                return hit
+            if key == "a" or gaps[last] != " ":
+                points += [(len(key), point) for point in between(key, gaps[last])]
+            key = longer
+
+    def _conflict(self, text: str, words: Words, hit: _Hit, classes: Collection[str]) -> UserError:
+        first, second = [name for name in classes if name in hit.claimants][:2]
+        return UserError(
+            f"classes {quoted(first)} and {quoted(second)} both claim "
+            f"{quoted(_text_of(text, words, hit))} in the prompt {quoted(text)}; leave one out, or "
+            "give synonyms that say whose word it is"
+        )
+
+    def _hint(self, prompt: str, name: str, classes: Sequence[str]) -> str:
+        """Describes what may have been meant, as the middle of an error message."""
+        text = unicodedata.normalize("NFC", prompt)
+        words = split_words(text)
+        parts = set(split_words(unicodedata.normalize("NFC", name)).keys)
+        forms = {form.key for form in forms_of(name)}
+        alone = {(hit.first, hit.last) for hit in self._scan(text, words, [name])}
+        for hit in self._scan(text, words, classes)[:_HINTED_WORDS]:
+            keys = set(words.keys[hit.first : hit.last + 1])
+            if (hit.first, hit.last) in alone or parts <= keys or keys & forms:
+                owner = f"class {quoted(hit.claimants[0])}" if hit.claimants else "something else"
+                return f" ({quoted(_text_of(text, words, hit))} there names {owner})"
+        keys = dict.fromkeys(key for key in words.keys[:_HINTED_WORDS] if 2 < len(key) < 100)
+        near = [key for key in keys if key in parts or name_key(name).endswith(key)]
+        near += difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
+        return f" (nearest there: {quoted(near[0])})" if near else ""
+
+
+def _require_words(name: str, words: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise UserError(f"synonyms of {quoted(name)} must be a list of words, got {quoted(words)}")
+    for word in words:
+        require_word(word, f"synonyms of {quoted(name)}:")
+    return tuple(words)
+
+
+def _text_of(text: str, words: Words, hit: _Hit) -> str:
+    spans = words.spans()
+    return text[spans[hit.first][0] : spans[hit.last][1]]
+
+
+def mention_finder(synonyms: Mapping[str, Sequence[str]] | None = None) -> MentionFinder:
+    """Returns the finder for some synonyms (class -> words), shared by all who ask for the same.
+
+    Raises:
+        UserError: a synonym is not a word.
+    """
+    words = ((name, _require_words(name, words)) for name, words in (synonyms or {}).items())
+    return _shared_finder(tuple(words))
+
+
+@functools.lru_cache(maxsize=16)
+def _shared_finder(synonyms: tuple[tuple[str, tuple[str, ...]], ...]) -> MentionFinder:
+    return MentionFinder(dict(synonyms))
+
+
+def split_names(text: str, classes: Mapping[str, str]) -> tuple[str, ...]:
+    """Splits a text that consists of class names: VOC's "tv monitor sofa" are two.
+
+    Synonyms and plurals are not names here. Of two ways to split a text, the one with the longer
+    name at their first difference is taken.
+
+    Args:
+        text: the text.
+        classes: `name_key` of each class -> the class.
+
+    Returns:
+        The classes in order, each once.
+
+    Raises:
+        UserError: the text is empty, or has a word that belongs to no name.
+    """
+    words = split_words(unicodedata.normalize("NFC", text)).keys
+    # The name that begins at each word, and the word after it; None if the rest cannot be split.
+    steps: list[tuple[str, int] | None] = [None] * len(words) + [("", 0)]
+    for i in reversed(range(len(words))):
+        key = ""
+        for j in range(i, len(words)):
+            key = join_keys(key, words[j])
+            if len(key) > LONGEST_NAME:
+                break
+            if key in classes and steps[j + 1] is not None:
+                steps[i] = (classes[key], j + 1)
+    if not words or steps[0] is None:
+        names = listed(itertools.islice(classes.values(), 3))
+        rest = ", ..." if len(classes) > 3 else ""
+        raise UserError(f"{quoted(text)} is not a sequence of names of the classes {names}{rest}")
+    found, i = {}, 0
+    while i < len(words):
+        name, i = steps[i]
+        found[name] = None
+    return tuple(found)

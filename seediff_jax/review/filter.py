@@ -1,0 +1,80 @@
+"""Writes the samples of a finished dataset that are good enough to a new one, or lists them.
+
+    records -> ClassFacts -> select -> indices, or parts of samples -> a new dataset
+
+Parts that both datasets have are copied byte for byte.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seediff_jax.dataset.formats.names import ATTENTION, KEEPING, METHODS
+from seediff_jax.errors import UserError
+from seediff_jax.files.folder import Folder, open_folder
+from seediff_jax.review.copies import Copier, copied_from, write_copy
+from seediff_jax.review.criteria import class_counts, select
+from seediff_jax.review.finished import Finished, open_finished, read_class_facts
+from seediff_jax.review.settings import Criteria, FilterOutput
+from seediff_jax.settings import stored_settings
+
+
+def filter_dataset(folder: Folder, criteria: Criteria, output: FilterOutput) -> list[str]:
+    """Counts the samples that meet the criteria and, where there is an output, writes them.
+
+    Args:
+        folder: of a finished dataset, which is only read.
+        criteria: what the samples have to be like.
+        output: where they go.
+
+    Returns:
+        What there is to tell, in lines: counts per class, of all samples, and what was written.
+
+    Raises:
+        UserError: the folder is not a finished dataset, or the output cannot be used.
+        OSError: a file cannot be read or written.
+    """
+    source = open_finished(folder)
+    facts = read_class_facts(source)
+    kept = select(facts, criteria)
+    lines = [
+        f"{source.class_names[class_id - 1]}: {after} of {before} kept"
+        for class_id, (before, after) in class_counts(facts, kept).items()
+    ]
+    indices = facts.indices[kept]
+    lines.append(f"all: {len(indices)} of {len(kept)} kept")
+    if output.output is None:
+        return lines
+    if not len(indices):
+        raise UserError("; ".join([*lines, "nothing to write: ask for less"]))
+    if output.output.endswith(".txt"):
+        _write_list(Path(output.output), indices)
+    else:
+        settings = _new_settings(source, criteria, output)
+        write_copy(Copier(source, indices), open_folder(output.output), settings)
+    return [*lines, f"{output.output} has the {len(indices)} that are kept"]
+
+
+def _write_list(path: Path, indices: np.ndarray) -> None:
+    text = "".join(f"{index}\n" for index in indices)
+    if path.exists() and path.read_text() != text:
+        raise UserError(f"output={path} exists already; give another name")
+    path.write_text(text)
+
+
+def _new_settings(source: Finished, criteria: Criteria, output: FilterOutput) -> dict[str, Any]:
+    """The settings of the source, with what was filtered, and without parts that are not copied."""
+    formats = list(output.formats or source.settings["format"])
+    has_place = bool({*formats} & {*KEEPING})
+    there = {part for each in source.formats for part in each.parts if has_place}
+    soft, methods = source.settings["soft_masks"], source.method_names
+    return {
+        **source.settings,
+        "format": formats,
+        "soft_masks": soft if f"soft.{soft}" in there else None,
+        "seed_maps": "seeds.npz" in there,
+        "keep_attention": ATTENTION in there,
+        "mask_method": methods if METHODS in there else methods[0],
+        **copied_from(source, stored_settings(criteria)),
+    }

@@ -1,0 +1,1 @@
+"""The sampling loop: noise, guidance, inputs and the scan over steps."""

@@ -1,0 +1,123 @@
+"""SamplingConfig: the settings of sampling.
+
+Loads neither JAX nor NumPy, so that the command line can list the settings at once.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+from seediff_jax.errors import UserError
+from seediff_jax.models.attention_choice import ATTENTION
+from seediff_jax.settings import check_settings, setting
+
+_GUIDANCE = (
+    "a guidance_scale above 1, up to which there is no guidance",
+    lambda config: config.guidance_scale > 1,
+)
+
+
+class SizeCondition(NamedTuple):
+    """What Stable Diffusion XL is told of an image's size, in pixels; other models ignore it.
+
+    It was trained on the sizes of its images before scaling and cropping, and draws images that
+    look as if they had been of these sizes (arXiv 2307.01952, section 2.2).
+
+    Attributes:
+        original: height and width before scaling; None is the size of the image.
+        crop: pixels cut off at the top and at the left.
+        target: height and width after cropping; None is the size of the image.
+    """
+
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target: tuple[int, int] | None = None
+
+    def require_valid(self) -> None:
+        """Raises a UserError unless these are pairs of whole numbers from 0 on."""
+        for name in ("original", "crop", "target"):
+            pair = getattr(self, name) or (0, 0)
+            is_pair = isinstance(pair, tuple) and len(pair) == 2
+            if not is_pair or not all(isinstance(n, int) and n >= 0 for n in pair):
+                raise UserError(f"size_condition.{name}={pair!r} must be two numbers from 0 on")
+
+    def numbers(self, height: int, width: int) -> tuple[int, ...]:
+        """The six numbers for an image of this size, in the order that the UNet reads."""
+        return (*(self.original or (height, width)), *self.crop, *(self.target or (height, width)))
+
+
+IMAGE_SIZE = SizeCondition()
+"""An image of its own size, not cropped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How images are sampled; hashable, a static argument of `jax.jit`.
+
+    See the help of each field, `seediff --help` or docs/flags.md. Turning guidance off, or the
+    first rescale above 0, compiles another program, although the numbers themselves are traced.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    num_steps: int = setting(
+        50, "Number of denoising steps; PNDM makes one more UNet call.", least=1, most=10_000
+    )
+    guidance_scale: float = setting(
+        7.5,
+        "Weight of the prompt against the negative prompt; up to 1 there is no guidance, and the "
+        "prompt alone is denoised at half the cost.",
+        least=0,
+        traced=True,
+    )
+    guidance_rescale: float = setting(
+        0.0,
+        "Guidance rescale factor (arXiv 2305.08891, section 3.4); 0.7 suits models that predict "
+        "velocity.",
+        least=0,
+        most=1,
+        traced=True,
+        needs=_GUIDANCE,
+    )
+    guidance_interval: tuple[float, ...] = setting(
+        (0.0, 1.0),
+        "Part of the run, from and to, in which there is guidance (arXiv 2404.07724); outside of "
+        "it the prompt alone is denoised at half the cost. 0.2,0.8 leaves out the first and the "
+        "last fifth of the UNet calls.",
+        least=0,
+        most=1,
+        needs=_GUIDANCE,
+    )
+    negative_prompt: str = setting("", "What to guide away from.", traced=True, needs=_GUIDANCE)
+    height: int | None = setting(
+        None,
+        "Height of the images in pixels; by default the size the model was trained for.",
+        least=1,
+        most=16384,
+    )
+    width: int | None = setting(
+        None,
+        "Width of the images in pixels; by default the size the model was trained for.",
+        least=1,
+        most=16384,
+    )
+    size_condition: SizeCondition = setting(
+        IMAGE_SIZE, "Size that Stable Diffusion XL is told.", flag="", traced=True
+    )
+    attention: str = setting(
+        "auto",
+        "How attention is computed: by XLA, by flash attention on a TPU, or by cuDNN on an NVIDIA "
+        "GPU. auto takes what suits each layer; results differ by rounding.",
+        choices=ATTENTION,
+    )
+    dry_run: bool = setting(False, "Do everything except the UNet calls: images are decoded noise.")
+
+    def __post_init__(self):
+        check_settings(self)
+        self.size_condition.require_valid()
+        interval = self.guidance_interval
+        if len(interval) != 2 or interval[0] >= interval[1]:
+            raise UserError(
+                f"guidance_interval={','.join(f'{part:g}' for part in interval)} must be two "
+                "numbers that rise, as in 0.2,0.8"
+            )

@@ -1,0 +1,85 @@
+"""SegmentConfig: the settings of the noised UNet calls that read the attention of given images.
+
+Loads neither JAX nor NumPy, so that the command line can list the settings at once.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from seediff_jax.models.attention_choice import ATTENTION
+from seediff_jax.prompts.settings import LIST_TEMPLATE
+from seediff_jax.prompts.templates import require_list_template
+from seediff_jax.sampling.config import IMAGE_SIZE, SizeCondition
+from seediff_jax.settings import check_settings, setting
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentConfig:
+    """How the attention of given images is read; hashable, a static argument of `jax.jit`.
+
+    See the help of each field, `seediff segment --help` or docs/segment.md.
+
+    Attributes:
+        guidance_scale: the UNet is called for the prompt alone, as by SamplingConfig with this
+            guidance, and with these other values.
+
+    Raises:
+        UserError: a value is out of range.
+    """
+
+    timesteps: tuple[int, ...] = setting(
+        (100,),
+        "Noise levels of the UNet calls, 0 to 999 for most models; the attention of several is "
+        "averaged, as in 50,100,200.",
+        least=0,
+        most=10**6,
+        traced=True,
+    )
+    mirror: bool = setting(
+        False, "Call the UNet for the mirrored image too, and average the attention of both."
+    )
+    template: str = setting(
+        LIST_TEMPLATE,
+        'Prompt of an image; {classes} becomes "a cat and an aeroplane".',
+        traced=True,
+    )
+    height: int | None = setting(
+        None,
+        "Height in pixels to which images are resized for the networks; by default the size the "
+        "model was trained for.",
+        least=1,
+        most=16384,
+    )
+    width: int | None = setting(
+        None,
+        "Width in pixels to which images are resized for the networks; by default the size the "
+        "model was trained for.",
+        least=1,
+        most=16384,
+    )
+    tile_side: int | None = setting(
+        None,
+        "Cut an image with an edge above this number of pixels into square tiles of this side, "
+        "and segment these too; by default no image is cut.",
+        least=8,
+        most=16384,
+        traced=True,
+    )
+    tile_overlap: float = setting(
+        0.25,
+        "Least share of a tile's side that neighbours share.",
+        least=0,
+        most=0.9,
+        traced=True,
+        needs=("tile_side=PIXELS", lambda config: config.tile_side is not None),
+    )
+    attention: str = setting("auto", "How attention is computed, as of seediff.", choices=ATTENTION)
+
+    guidance_scale: ClassVar[float] = 1.0
+    guidance_rescale: ClassVar[float] = 0.0
+    size_condition: ClassVar[SizeCondition] = IMAGE_SIZE
+    negative_prompt: ClassVar[str] = ""
+
+    def __post_init__(self):
+        check_settings(self)
+        require_list_template(self.template)

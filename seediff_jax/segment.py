@@ -1,0 +1,77 @@
+"""Masks of given images: finds classes by the attention of a few noised UNet calls.
+
+Without --output it writes to outputs/ and the name of the folder of images. An output folder that a
+run with the same settings began is completed, never redone. With --truth it tells the mean IoU.
+
+  seediff segment --images=photos --classes=cat,boat
+  seediff segment --images=photos --image_classes=classes.txt --timesteps=50,100,200 --mirror
+  seediff segment --images=JPEGImages --image_names=val.txt --classes=voc --truth=SegmentationClass
+"""
+
+if __name__ == "__main__":  # before all other imports, which a signal may interrupt
+    from seediff_jax.driver import signals
+
+    signals.end_at_signals()
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from seediff_jax.driver import cli
+from seediff_jax.driver.config import HostSettings, ModelSource, OutputSettings, RunSettings
+from seediff_jax.driver.output import never_wait, run_program
+from seediff_jax.masks.config import MaskConfig
+from seediff_jax.prompts.settings import ImageSource
+from seediff_jax.sampling.segment_config import SegmentConfig
+
+GROUPS = {
+    "Model": ModelSource,
+    "Images": ImageSource,
+    "UNet calls": SegmentConfig,
+    "Masks": MaskConfig,
+    "Seed and output": OutputSettings,
+    "Devices and hosts": HostSettings,
+}
+"""The settings that are flags of this program."""
+
+
+def define_flags() -> flags.FlagValues:
+    """Defines the flags; importing this module registers none."""
+    return cli.define_flags({**GROUPS, "Errors": cli.Diagnostics})
+
+
+def main(argv: Sequence[str]) -> int:
+    """Segments as a command line says and returns the exit status; errors are one line each."""
+    return cli.run_command("seediff segment", __doc__, GROUPS, argv, _work)
+
+
+def _work(values: flags.FlagValues) -> int:
+    source, run = (cli.read_settings(values, kind) for kind in (ModelSource, RunSettings))
+    images = cli.read_settings(values, ImageSource)
+    sampling, masks = (cli.read_settings(values, kind) for kind in (SegmentConfig, MaskConfig))
+    if run.output is None:
+        run = dataclasses.replace(run, output=str(Path("outputs") / Path(images.images).name))
+    from seediff_jax.driver.arithmetic import precision_settings
+    from seediff_jax.driver.hosts import is_first, joined, widen_compiler_stack
+    from seediff_jax.driver.make_dataset import make_dataset
+    from seediff_jax.driver.segment_run import check_images, describe_metrics, make_config
+
+    widen_compiler_stack()
+    cli.keep_signals()
+    with joined(run, lambda error: cli.explain(error, GROUPS)) as group:
+        cli.require_devices()
+        config = make_config(source, images, sampling, masks, run)
+        group.agree_on_run(config, precision_settings())
+        cli.use_compilation_cache(run.compilation_cache)
+        check_images(config)
+        never_wait()
+        failed = make_dataset(config, group)
+        if failed is not None and config.images.truth is not None and is_first():
+            print(describe_metrics(config))
+    return cli.exit_status(failed)
+
+
+if __name__ == "__main__":
+    run_program(main)
