@@ -1,7 +1,48 @@
 """Strict numerics for every test: no silent promotion, eight simulated devices."""
 
+import gc
+import os
+import shutil
+import signal
+import tempfile
+from pathlib import Path
+
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the programs that tests start share what they compile.
+
+    One cache per test run: the run starts with none and leaves none. The test processes themselves
+    do not read it: XLA has crashed on what a CPU program was stored as, in a process with hundreds
+    of other programs.
+    """
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    if variable not in os.environ:  # not the user's own, nor that of the process that started this
+        folder = tempfile.mkdtemp(prefix="seediff_jax_compiled_")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ[variable] = folder
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    jax.config.update("jax_compilation_cache_dir", None)
+    # A test run in the background, or under nohup, ignores these signals, and so would the programs
+    # that it starts and sends them to.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_mappings():
+    """Drops compiled programs before the process has as many memory mappings as Linux allows.
+
+    Each program of XLA on a CPU takes some of the 65,530; beyond them the compiler crashes.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 10_000:
+        jax.clear_caches()
+        gc.collect()

@@ -1,7 +1,7 @@
-"""The mask method (SeeDiff, arXiv 2507.19808) in plain NumPy and OpenCV, one loop at a time.
+"""The mask method (SeeDiff, arXiv 2507.19808) in plain NumPy and OpenCV, with loops.
 
-The yardstick of the tests and benchmarks: written from the equations, for clarity, without JAX.
-Small arrays are float64; products with a self-attention matrix keep the dtype of that matrix.
+The reference of tests and benchmarks, written from the equations for clarity, without JAX. Small
+arrays are float64; products with a self-attention matrix keep the dtype of that matrix.
 """
 
 import cv2
@@ -22,7 +22,7 @@ def otsu_foreground(soft):
 
 
 def resize_cubic(field, side):
-    """`side` of a square, or height and width."""
+    """Resizes to the `side` of a square, or to a height and width."""
     height, width = (side, side) if isinstance(side, int) else side
     return cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -44,7 +44,7 @@ def find_seeds(soft):
 
 
 def seed_similarity(seeds, self_attention):
-    """Sums the cosine similarity to one seed after the other, as the authors' release does."""
+    """Sums the cosine similarity to each seed, one by one, as the authors' release does."""
     rows = self_attention / np.linalg.norm(self_attention, axis=1, keepdims=True)
     total = np.zeros(len(seeds))
     for seed in np.flatnonzero(seeds):
@@ -64,7 +64,18 @@ def transition_power(field, self_attention, power):
     return np.linalg.matrix_power(transition, power) @ field
 
 
+def doubly_stochastic(self_attention, rounds=15):
+    """Divides columns and rows by their sums in turn, which changes the matrix itself."""
+    for _ in range(rounds):
+        self_attention = self_attention / self_attention.sum(axis=0, keepdims=True)
+        self_attention = self_attention / self_attention.sum(axis=1, keepdims=True)
+    return self_attention
+
+
 def spread(field, self_attention, affinity, power):
+    if affinity == "sinkhorn":
+        scaled = doubly_stochastic(self_attention)
+        return np.linalg.matrix_power(scaled, power) @ field.astype(np.float64)
     if affinity == "transition":
         return transition_power(field.astype(np.float64), self_attention, power)
     if power > 1:
@@ -132,7 +143,7 @@ def neighbours(field, y, x, dilation):
 
 
 def neighbour_weights(image, dilations):
-    """Weights `[H, W, 8 * len(dilations)]`, pixel by pixel."""
+    """Computes weights `[H, W, 8 * len(dilations)]`, pixel by pixel."""
     image = image.astype(np.float64)
     height, width, channels = image.shape
     weights = np.zeros((height, width, 8 * len(dilations)))

@@ -1,21 +1,24 @@
-"""Both programs compile for TPUs and fit there, by the compiler of libtpu; no TPU is needed.
+"""Both programs compile for TPUs and fit into their memory, says libtpu; no TPU is needed.
 
 JAX_PLATFORMS=cpu python -m pytest -m tpu_compile
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from random_models import one_level_config, small_config, small_xl_config
 
 from experiments.benchmarks.measuring import in_own_process
 from experiments.benchmarks.networks import make_abstract_model
 from experiments.benchmarks.tpu_memory import compile_attention, find_available, measure
 from experiments.benchmarks.tpu_memory_table import total_bytes
 from experiments.benchmarks.tpu_topologies import TOPOLOGIES, collectives_in, make_topology_mesh
-from seediff_jax.batch_size import (
+from seediff_jax.models.attention import attend, attend_recording, place_of
+from seediff_jax.models.attention_choice import Layer, flash_blocks
+from seediff_jax.pipeline.batch_size import (
     FREE_SHARE,
     MEASURED_CLASSES,
     QUICK,
@@ -24,14 +27,15 @@ from seediff_jax.batch_size import (
     fitting_batch_size,
     programs_bytes,
 )
-from seediff_jax.masks import MaskConfig
-from seediff_jax.pair_settings import PairSettings
-from seediff_jax.programs import abstract_model, abstract_programs, program_memory
-from seediff_jax.sharding import DATA, MeshShape, make_mesh
+from seediff_jax.pipeline.memory import abstract_model, abstract_programs, program_memory
+from seediff_jax.pipeline.mesh import make_mesh
+from seediff_jax.pipeline.settings import DATA, MeshShape, PairSettings
+from tests.helpers.random_models import one_level_config, small_config, small_xl_config
+from tests.helpers.settings import pair_settings
 
 pytestmark = pytest.mark.tpu_compile
 GIB = 2**30
-IMAGES = 2  # a chip
+IMAGES = 2  # per chip
 PLAIN = PairSettings()
 # The compiler fuses a little differently for one chip, and may then count an operation twice.
 SAME = 0.01
@@ -55,7 +59,7 @@ def model(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in TOPOLOGIES if not name.endswith(":1x1")])
 def test_chips_of_a_slice_work_alone_on_equal_parts(model, name):
     mesh = make_topology_mesh(name)
-    assert mesh.size == {"v5e:2x2": 4, "v5e:16x16": 256, "v5p:2x2x1": 4}[name]
+    assert mesh.size == {"v5e:2x2": 4, "v5e:16x16": 256, "v5p:2x2x1": 4, "v4:2x2x1": 4}[name]
     together = compile_both(mesh, model)
     assert [collectives_in(one.as_text()) for one in together] == [[], []]
     alone = compile_both(make_mesh(devices=[mesh.devices.flat[0]]), model)
@@ -82,10 +86,10 @@ def test_weights_are_split_over_two_chips(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "classes"),
     [
-        (PairSettings(guidance_rescale=0.7), {"num_classes": 3, "has_unnamed": True}),
-        (PairSettings(refine_iterations=2, dilations=(1, 2)), {"num_classes": 2}),
-        (PairSettings(mask_config=MaskConfig(affinity="transition", power=2)), {}),
-        (PairSettings(mask_config=MaskConfig(method="exponentiation"), guidance_scale=1), {}),
+        (pair_settings(guidance_rescale=0.7), {"num_classes": 3, "has_unnamed": True}),
+        (pair_settings(refine_iterations=2, dilations=(1, 2)), {"num_classes": 2}),
+        (pair_settings(affinity="transition", power=2), {}),
+        (pair_settings(method="exponentiation", guidance_scale=1), {}),
     ],
     ids=["unnamed classes", "refinement", "transition", "exponentiation"],
 )
@@ -120,7 +124,7 @@ def sd1():
 
 @pytest.fixture(scope="module")
 def picked(sd1):
-    """The batch that is picked for a v5e chip, and what it takes there and on 256 chips."""
+    """Returns the automatic batch of a v5e chip, and its memory on one chip and on 256 chips."""
     batch = auto_batch_size(sd1, PLAIN, make_topology_mesh("v5e:1x1"))
     assert batch == SD1_BATCHES["TPU v5 lite"]
     return batch, [measure(name, batch, "quick") for name in ("v5e:1x1", "v5e:16x16")]
@@ -154,3 +158,57 @@ def test_masks_of_many_classes_fit_where_sampling_does(sd1, picked):
     programs = abstract_programs(mesh, sd1, batch, num_classes=MEASURED_CLASSES)
     masks = program_memory(programs.make_masks.compile(QUICK), programs.weight_bytes, False)
     assert masks.total < total_bytes(chip)
+
+
+# Heads, width, queries and keys of layers that the kernel computes; the last two are of images that
+# are not square and end within a block.
+LAYERS = [
+    (8, 40, 4096, 4096),
+    (8, 80, 1024, 1024),
+    (8, 160, 256, 256),
+    (5, 64, 9216, 9216),
+    (10, 64, 4096, 4096),
+    (8, 40, 4096, 77),
+    (8, 40, 6144, 6144),
+    (8, 80, 1053, 1053),
+]
+
+
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v4:2x2x1"])
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["plain", "recorded"])
+def test_the_kernel_compiles_for_every_chip_and_layer(name, is_recorded):
+    mesh = make_topology_mesh(name)
+    place, rows = place_of(mesh.devices.flat[0]), NamedSharding(mesh, P(DATA))
+    for heads, width, n, m in LAYERS:
+        layer = Layer("bfloat16", heads, width, n, m, is_recorded)
+        if flash_blocks(layer, place) is None:
+            assert n == 9216 or (n == 6144 and is_recorded), layer
+            assert place.kind == "TPU v4"  # 16 MiB of on-chip memory: left to XLA
+            continue
+        function = attend_recording if is_recorded else attend
+        split = jax.shard_map(
+            functools.partial(function, choice="flash"),
+            mesh=mesh,
+            in_specs=P(DATA),
+            out_specs=P(DATA),
+        )
+        query, key = (
+            jax.ShapeDtypeStruct((mesh.size, length, heads, width), jnp.bfloat16, sharding=rows)
+            for length in (n, m)
+        )
+        compiled = jax.jit(split).lower(query, key, key).compile(QUICK)
+        assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
+        # The logits of all heads are not there; at odd lengths the sum is cut out of a padded one.
+        padded = 4 * n * max(m, 128)
+        assert compiled.memory_analysis().temp_size_in_bytes < heads / 2 * padded
+
+
+def test_weights_that_are_split_leave_attention_to_xla(tmp_path):
+    model = abstract_model(small_config(tmp_path / "tokenizer"), jnp.bfloat16)
+    settings = pair_settings(height=64, width=64)
+    devices = make_topology_mesh("v5e:2x2").devices.flatten()
+    counts = {}
+    for shape in (MeshShape(4, 1), MeshShape(2, 2)):
+        sample, _ = compile_both(make_mesh(shape, devices), model, settings)
+        counts[shape.model] = sample.as_text().count('custom_call_target="tpu_custom_call"')
+    assert counts[1] > 0 and counts[2] == 0

@@ -1,18 +1,19 @@
-"""AttentionMaps against the probabilities that torch attention processors see, layer by layer."""
+"""AttentionMaps equal the probabilities in torch's attention processors, layer by layer."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from random_models import LENGTH, normal, quick_jit, relative_difference
-from torch_models import blocks, capture_probs, random_pipeline, to_numpy, to_torch
 
-from seediff_jax.model import load_model, predict_noise
+from seediff_jax.checkpoints.load import load_model
 from seediff_jax.models.capture import CaptureConfig
+from seediff_jax.models.model import predict_noise
 from seediff_jax.models.transformer import TokenColumns
+from tests.helpers.random_models import LENGTH, normal, quick_jit, relative_difference
+from tests.helpers.torch_models import blocks, capture_probs, random_pipeline, to_numpy, to_torch
 
 MODELS = {
-    # Levels 4, 8, 16 as 16, 32, 64 of Stable Diffusion 1; two down and three up layers a level.
+    # Levels 4, 8, 16 like 16, 32, 64 of Stable Diffusion 1; two down and three up layers per level.
     "Stable Diffusion 1": {
         **blocks("aaap"),
         "block_out_channels": [16, 16, 32, 32],
@@ -72,7 +73,7 @@ def inputs(size):
 
 @pytest.fixture(scope="module")
 def case(name, inputs, tmp_path_factory):
-    """Our model, the reference's noise prediction, and its probabilities of every layer."""
+    """Returns our model, the reference's noise prediction, and its probabilities of each layer."""
     folder = tmp_path_factory.mktemp("pipeline")
     pipeline = random_pipeline(folder / "made", unet={**MODELS[name], "sample_size": SIDE})
     pipeline.save_pretrained(folder / "saved")
@@ -87,7 +88,7 @@ def case(name, inputs, tmp_path_factory):
 
 
 def assert_maps_equal(maps, capture, probs, rows, size, token_weights=None):
-    """Entries are sums of at most 8 probabilities, whose logits differ by some 1e-6."""
+    """Compares maps; entries sum at most 8 probabilities, whose logits differ by about 1e-6."""
     cross = np.stack([probs[layer][rows] for layer in capture.cross_layers], axis=1)
     if token_weights is not None:
         cross = np.einsum("bynl,blk->bynk", cross, token_weights)
@@ -98,7 +99,7 @@ def assert_maps_equal(maps, capture, probs, rows, size, token_weights=None):
         height = round(np.sqrt(expected.shape[-1] * size[0] / size[1]))
         got = maps.self_attention[height]
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
-        # Far from uniform, else the comparison would say little.
+        # Far from uniform; otherwise the comparison would say little.
         assert expected.max() > 1.5 * expected.mean()
 
 
@@ -113,10 +114,10 @@ def test_published_layers_of_all_rows_and_tokens(case, inputs, size):
 
 def test_other_layers_of_the_last_rows_projected_on_columns(case, inputs, name, size):
     model, expected, probs = case
-    model = model.replace(capture=CAPTURES[name])
+    model = model.with_config(capture=CAPTURES[name])
     token_weights = np.random.default_rng(3).random((2, LENGTH, 3), np.float32)
     columns = TokenColumns(jnp.asarray(token_weights))
     noise_pred, maps = quick_jit(predict_noise)(model, *inputs, columns)
     assert relative_difference(noise_pred, expected) < 1e-4
-    # Weighted sums of 12 tokens, with weights below 1: still sums of at most 8 probabilities a row.
+    # Weighted sums of 12 tokens, with weights below 1: still at most 8 probabilities per row.
     assert_maps_equal(maps, model.capture, probs, slice(1, None), size, token_weights)

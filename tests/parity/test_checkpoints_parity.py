@@ -1,4 +1,4 @@
-"""Folders that we write, loaded by diffusers and transformers."""
+"""diffusers and transformers load the folders that we write."""
 
 import inspect
 import json
@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from random_models import (
+
+from seediff_jax.checkpoints.load import load_model, make_model, save_model
+from seediff_jax.models.model import decode_latents, encode_images, encode_text, predict_noise
+from seediff_jax.schedulers.config import CLASS_NAMES
+from tests.helpers.random_models import (
     LENGTH,
     normal,
     quick_jit,
@@ -16,18 +20,7 @@ from random_models import (
     relative_difference,
     small_config,
 )
-from torch_models import random_pipeline, to_numpy, to_torch
-
-from seediff_jax.model import (
-    decode_latents,
-    encode_images,
-    encode_text,
-    load_model,
-    make_model,
-    predict_noise,
-    save_model,
-)
-from seediff_jax.scheduler_configs import CLASS_NAMES
+from tests.helpers.torch_models import random_pipeline, to_numpy, to_torch
 
 UNET = {
     "attention_head_dim": [2, 4],
@@ -40,7 +33,7 @@ SCHEDULERS = {"PNDM": {}, "DDIM": DDIM | {"skip_prk_steps": False}}
 
 @pytest.fixture(scope="module", params=SCHEDULERS)
 def pair(request, tmp_path_factory):
-    """A model of ours, and what diffusers makes of its folder."""
+    """Returns our model, and the pipeline that diffusers loads from its folder."""
     folder = tmp_path_factory.mktemp("model")
     config = small_config(
         folder / "made",
@@ -100,7 +93,7 @@ def test_diffusers_reads_the_same_tokenizer_and_scheduler(pair):
 
 
 def test_a_folder_of_diffusers_is_written_back_with_equal_weights(tmp_path):
-    """diffusers -> our params -> float16 folder -> diffusers: bit-equal to its own rounding."""
+    """From diffusers to our params to a float16 folder and back: equal to diffusers' rounding."""
     pipeline = random_pipeline(tmp_path / "made", unet=UNET)
     pipeline.save_pretrained(tmp_path / "theirs")
     save_model(load_model(tmp_path / "theirs"), tmp_path / "ours", dtype=jnp.float16)
@@ -115,7 +108,7 @@ def test_a_folder_of_diffusers_is_written_back_with_equal_weights(tmp_path):
 
 @pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
 def test_the_written_json_holds_only_what_diffusers_knows(pair, part, tmp_path):
-    """diffusers drops a key that it does not expect, and only warns."""
+    """diffusers drops an unexpected key with a warning only."""
     model, pipeline = pair
     save_model(model, tmp_path / "saved")
     name = "scheduler_config.json" if part == "scheduler" else "config.json"

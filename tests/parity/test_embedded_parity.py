@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from torch_models import to_torch
 
-from seediff_jax.model import load_model
-from seediff_jax.noise import initial_latents
-from seediff_jax.pipeline import generate_images
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.pipeline.generate import generate_images
+from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.sampling.noise import initial_latents
+from tests.helpers.torch_models import to_torch
 
 FOLDER = Path(str(importlib.resources.files("seediff_jax"))) / "assets" / "shapes"
 PROMPTS = ["a photo of a star", "a picture of a ring and a cross"]
@@ -19,7 +20,7 @@ PROMPTS = ["a photo of a star", "a picture of a ring and a cross"]
 
 def test_diffusers_draws_the_same_images_with_the_embedded_model():
     model = load_model("shapes")
-    got = generate_images(model, PROMPTS, rng_seed=3, num_steps=4)
+    got = generate_images(model, PROMPTS, rng_seed=3, sampling=SamplingConfig(num_steps=4))
     pipeline = StableDiffusionPipeline.from_pretrained(
         FOLDER, safety_checker=None, dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""generate() with each family of models against its diffusers pipeline, from the same latents."""
+"""generate() equals the diffusers pipeline of each family, from the same latents."""
 
 import functools
 import itertools
@@ -10,21 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers_schedulers import own_noise
-from published_configs import LCM_SCHEDULER, SD2_SCHEDULER, TURBO_SCHEDULER, XL_SCHEDULER
-from torch_models import blocks, capture_probs, random_pipeline, random_xl_pipeline, to_torch
 
-from seediff_jax.guidance import SizeCondition
-from seediff_jax.model import load_model
-from seediff_jax.noise import initial_latents, step_noise
-from seediff_jax.pipeline import generate
-from seediff_jax.prompt_tokens import mark_classes
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.pipeline.generate import generate
+from seediff_jax.sampling.config import SamplingConfig, SizeCondition
+from seediff_jax.sampling.inputs import ClassLists, mark_classes
+from seediff_jax.sampling.noise import initial_latents, step_noise
+from tests.helpers.diffusers_schedulers import own_noise
+from tests.helpers.published_configs import (
+    LCM_SCHEDULER,
+    SD2_SCHEDULER,
+    TURBO_SCHEDULER,
+    XL_SCHEDULER,
+)
+from tests.helpers.torch_models import (
+    blocks,
+    capture_probs,
+    random_pipeline,
+    random_xl_pipeline,
+    to_torch,
+)
 
-# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+# diffusers converts torch tensors to arrays in a way that NumPy has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
-UNNAMED = {"unnamed_classes": [["red hen"], ["sky", "cup"]]}
+UNNAMED = {"unnamed": [["red hen"], ["sky", "cup"]]}
 NUM_STEPS, RNG_SEED = 6, 5
 UNET = {
     **blocks("aap"),
@@ -51,17 +62,17 @@ def make_1(folder):
 
 
 def make_2(folder):
-    """Stable Diffusion 2 at 768: velocity, a text encoder with GELU, linear projections."""
+    """Makes a Stable Diffusion 2 at 768: velocity, GELU in the text encoder, linear projections."""
     return with_scheduler(random_pipeline(folder, text=TEXT_2, unet=UNET_2), SD2_SCHEDULER)
 
 
 def make_turbo(folder):
-    """A Stable Diffusion 2 that predicts noise, in one step."""
+    """Makes a Stable Diffusion 2 that predicts noise, for one step."""
     return with_scheduler(random_pipeline(folder, text=TEXT_2, unet=UNET_2), TURBO_SCHEDULER)
 
 
 def make_lcm(folder):
-    """A latent consistency model, whose UNet reads the guidance scale."""
+    """Makes a latent consistency model, whose UNet reads the guidance scale."""
     made = random_pipeline(folder, unet=UNET | {"time_cond_proj_dim": 32})
     parts = made.components | {"scheduler": scheduler_of(LCM_SCHEDULER)}
     return diffusers.LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
@@ -72,7 +83,7 @@ def make_xl(folder):
 
 
 class Case(NamedTuple):
-    """Who makes a pipeline, what both are given, and what each calls by another name."""
+    """The maker of a pipeline, the shared arguments, and the arguments with other names."""
 
     make: Callable
     shared: dict[str, Any]
@@ -105,7 +116,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Makes each pipeline once, so that cases of one program compile it once."""
+    """Makes each pipeline once, so that cases with the same program compile once."""
 
     @functools.cache
     def pair_of(make):
@@ -120,7 +131,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(params=CASES)
 def case(request, made):
-    """Pipeline, model, and the arguments of each."""
+    """Returns the pipeline, the model, and the arguments of each."""
     make, shared, ours, theirs, num_steps = CASES[request.param]
     ours = {"num_steps": num_steps} | shared | ours
     theirs = {"num_inference_steps": num_steps} | shared | theirs
@@ -132,18 +143,18 @@ def mean_of(calls):
 
 
 def embed(pipeline, texts):
-    """What cross-attention reads of texts."""
+    """Embeds texts for cross-attention."""
     plain = {"num_images_per_prompt": 1, "do_classifier_free_guidance": False}
     with torch.no_grad():
         return pipeline.encode_prompt(texts, device="cpu", **plain)[0]
 
 
 def run_diffusers(pipeline, model, options, other_texts):
-    """Runs the pipeline, whose image knows nothing of `other_texts`.
+    """Runs the pipeline; `other_texts` do not influence its image.
 
     Returns:
-        Colours as float 0..255, and the means over the calls of every layer's probabilities: of
-        what it attends to, and of every cross-attention with the other texts.
+        Colours as float 0..255, and each layer's probabilities, averaged over the calls: those of
+        the pipeline, and those of cross-attention with the other texts.
     """
     captured, calls, other_calls = capture_probs(pipeline.unet), [], []
     for processor in captured.values():
@@ -174,7 +185,7 @@ def run_diffusers(pipeline, model, options, other_texts):
 
 
 def token_columns(model, probs, text, names, row):
-    """Layer by layer, the mean over the tokens of each class that a text names."""
+    """Averages, in each layer, over the tokens of each class that a text names."""
     masks = mark_classes(model, [text], [names])[0] if names else []
     for tokens in masks:
         layers = [probs[name][row] for name in model.capture.cross_layers]
@@ -183,10 +194,13 @@ def token_columns(model, probs, text, names, row):
 
 def test_images_and_averaged_attention_equal_those_of_diffusers(case):
     pipeline, model, ours, theirs = case
-    unnamed = ours.get("unnamed_classes", [[], []])
+    sampling = {k: v for k, v in ours.items() if k != "unnamed"}
+    unnamed = ours.get("unnamed", [[], []])
     texts = [" and ".join(names) for names in unnamed]
     expected, probs, other_probs = run_diffusers(pipeline, model, theirs, texts)
-    pairs = generate(model, PROMPTS, CLASSES, rng_seed=RNG_SEED, **ours)
+    classes = ClassLists(CLASSES, unnamed) if "unnamed" in ours else CLASSES
+    sampling = SamplingConfig(**sampling)
+    pairs = generate(model, PROMPTS, classes, rng_seed=RNG_SEED, sampling=sampling)
     error = np.mean((np.asarray(pairs.images, np.float64) - expected) ** 2)
     psnr = 10 * np.log10(255**2 / error)
     assert expected.std() > 20

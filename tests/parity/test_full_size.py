@@ -1,10 +1,10 @@
-"""Stable Diffusion 1.4, 2.1 and XL in their full sizes, with random weights, against diffusers.
+"""Compares Stable Diffusion 1.4, 2.1 and XL in full size, with random weights, with diffusers.
 
 One network at a time, in float32: its weights are drawn, written to disk, run by diffusers and
-freed before ours are read from there. The networks beside it are small, and only their widths fit.
-`python -m experiments.full_size_table` runs each test in a process of its own and makes a table of
-the figures that they record, docs/full_size_parity.md, which says what time and memory they take.
-The UNet of Stable Diffusion XL needs 11 GB of disk.
+freed before ours are read from there. The other networks are small; only their widths match.
+`python -m experiments.full_size_table` runs each test in its own process and writes the recorded
+differences, seconds and memory to docs/full_size_parity.md. The UNet of Stable Diffusion XL needs
+11 GB of disk.
 """
 
 import gc
@@ -18,7 +18,18 @@ import jax
 import numpy as np
 import pytest
 import torch
-from published_configs import (
+
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.models.capture import published_capture
+from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
+from seediff_jax.models.config import unet_config
+from seediff_jax.models.model import (
+    decode_latents,
+    encode_images,
+    encode_text_and_pool,
+    predict_noise,
+)
+from tests.helpers.published_configs import (
     SD1_TEXT,
     SD1_UNET,
     SD1_VAE,
@@ -30,29 +41,24 @@ from published_configs import (
     XL_UNET,
     XL_VAE,
 )
-from random_models import normal, relative_difference
-from torch_models import capture_probs, random_pipeline, random_xl_pipeline, to_numpy, to_torch
-
-from seediff_jax.model import (
-    decode_latents,
-    encode_images,
-    encode_text_and_pool,
-    load_model,
-    predict_noise,
+from tests.helpers.random_models import normal, relative_difference
+from tests.helpers.torch_models import (
+    capture_probs,
+    random_pipeline,
+    random_xl_pipeline,
+    to_numpy,
+    to_torch,
 )
-from seediff_jax.models.capture import published_capture
-from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
-from seediff_jax.models.config import unet_config
 
 TABLE = Path(__file__).parents[2] / "docs" / "full_size_parity.json"
-# Float32 sums in another order differ by some 1e-6, ten times as much after the layers of XL.
+# Float32 sums in another order differ by about 1e-6, and by ten times that in XL's many layers.
 BOUND = 1e-4
 TIMESTEPS = np.array([437], np.int32)
 TOKEN_IDS = np.random.default_rng(2).integers(0, 49406, (2, 77)).astype(np.int32)
 TOKEN_IDS[:, 40:] = 49407  # the end token
 SIZES = np.array([[1024, 768, 16, 32, 1024, 1024]], np.int32)
 
-# For each family: who makes it, its networks, small ones that fit beside them, the latent side.
+# For each family: its maker, its networks, small networks that match them, the latent side.
 FAMILIES = {
     "1.4": {
         "name": "Stable Diffusion 1.4",
@@ -104,13 +110,13 @@ UNET_IDS = [f"{family}-{height}x{width}" for family, (height, width) in UNETS]
 
 
 def options(json):
-    """What diffusers and transformers take as arguments; all is float32 here."""
+    """Converts a JSON config to arguments of diffusers and transformers, in float32."""
     skipped = ("_", "torch_dtype")
     return {name: value for name, value in json.items() if not name.startswith(skipped)}
 
 
 def timed(call, *arguments):
-    """What a call returns, and the seconds of a second one, which finds its memory warm."""
+    """Returns the result of a call, and the seconds of a second call, whose memory is warm."""
     jax.block_until_ready(call(*arguments))
     start = time.perf_counter()
     result = jax.block_until_ready(call(*arguments))
@@ -118,10 +124,10 @@ def timed(call, *arguments):
 
 
 def differences(got, expected):
-    """Largest differences by what is compared.
+    """Returns the largest difference of each compared array.
 
-    In standard deviations of the expected array; those of attention maps absolute, and the largest
-    of all layers of a kind.
+    Units are standard deviations of the expected array. Differences of attention maps are absolute,
+    and the largest of all layers of a kind.
     """
     assert got.keys() == expected.keys()
     kinds = {
@@ -138,13 +144,13 @@ def differences(got, expected):
 
 @pytest.fixture
 def compare(tmp_path, record_property):
-    """Compares and measures a network; the figures are recorded before they are judged."""
+    """Compares and measures a network; records the results before it checks them."""
 
     def run(family, network, names, described, inputs, reference, ours, most_scratch=None):
         """Runs `reference(pipeline)`, frees the pipeline, and runs `ours(model, *inputs)`.
 
-        Both return arrays by name. `names` are the networks of full size; what our program needs
-        beside weights and results must stay below `most_scratch` bytes.
+        Both return arrays by name. `names` are the networks of full size. In addition to weights
+        and results, our program may use `most_scratch` bytes.
         """
         spec = FAMILIES[family]
         parts = spec["small"] | {name: options(spec["full"][name]) for name in names}

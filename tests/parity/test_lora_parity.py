@@ -1,4 +1,4 @@
-"""The layers that names of LoRA files mean, against diffusers' own conversion of the names."""
+"""Names in LoRA files mean the same layers as in diffusers' own conversion."""
 
 import types
 
@@ -12,12 +12,12 @@ from diffusers.utils.state_dict_utils import (
     convert_state_dict_to_peft,
     convert_unet_state_dict_to_peft,
 )
-from original_layout import RESNET, original_module, unet_modules
-from random_models import UNET
-from torch_models import blocks, random_text_encoder, random_unet
 
-from seediff_jax.lora_names import DOWN, UP, layer_spellings, parse_name
+from seediff_jax.checkpoints.lora import DOWN, UP, layer_spellings, parse_name
 from seediff_jax.models.config import unet_config
+from tests.helpers.original_layout import RESNET, original_module, unet_modules
+from tests.helpers.random_models import UNET
+from tests.helpers.torch_models import blocks, random_text_encoder, random_unet
 
 OPTIONS = {
     "small": {},
@@ -32,13 +32,13 @@ OPTIONS = {
 
 
 def layers_of(model):
-    """Names of all linear layers and convolutions."""
+    """Lists the names of all linear layers and convolutions."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return [name for name, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def kohya_file(modules, prefix):
-    """Two factors of one number each, and an alpha, for each module."""
+    """Makes two factors of one number each, and an alpha, for each module."""
     parts = {"lora_down.weight": 1.0, "lora_up.weight": 2.0, "alpha": 3.0}
     return {
         f"{prefix}{module.replace('.', '_')}.{part}": torch.tensor(value)
@@ -48,7 +48,7 @@ def kohya_file(modules, prefix):
 
 
 def meant(names, component, modules, config):
-    """The (module of diffusers, role) that the package reads in names of one component."""
+    """Returns each (module of diffusers, role) that the package reads from names of a component."""
     known = {
         layer: module for module in modules for layer in layer_spellings(component, module, config)
     }
@@ -57,7 +57,7 @@ def meant(names, component, modules, config):
 
 
 def meant_by_diffusers(names, component):
-    """The same of the names that diffusers turned into its present spelling."""
+    """Returns the same from names that diffusers converted to its current spelling."""
     roles = {"lora_A": DOWN, "lora_B": UP}
     found = set()
     for name in names:
@@ -68,7 +68,7 @@ def meant_by_diffusers(names, component):
 
 @pytest.mark.parametrize("original", [False, True])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_every_layer_of_the_unet_is_meant_as_diffusers_does(options, original):
+def test_names_of_unet_layers_are_parsed_as_in_diffusers(options, original):
     json = UNET | options
     modules = layers_of(random_unet(options))
     if original:
@@ -91,7 +91,7 @@ def test_every_layer_of_the_unet_is_meant_as_diffusers_does(options, original):
     assert {pair for pair in ours if pair[1] in (DOWN, UP)} == meant_by_diffusers(theirs, "unet")
 
 
-def test_every_layer_of_the_text_encoder_is_meant_as_diffusers_does():
+def test_names_of_text_encoder_layers_are_parsed_as_in_diffusers():
     modules = [
         name if name.startswith("text_model.") else f"text_model.{name}"
         for name in layers_of(random_text_encoder({}))
@@ -104,7 +104,7 @@ def test_every_layer_of_the_text_encoder_is_meant_as_diffusers_does():
     assert {pair for pair in ours if pair[1] in (DOWN, UP)} == theirs
 
 
-def test_second_text_encoders_are_told_apart():
+def test_the_names_of_both_text_encoders_are_distinguished():
     names = ["lora_te1_x.alpha", "lora_te2_x.alpha", "text_encoder_2.x.lora_A.weight"]
     components = [parse_name(name)[0].component for name in names]
     assert components == ["text_encoder", "text_encoder_2", "text_encoder_2"]

@@ -1,10 +1,12 @@
-"""Euler, DPM-Solver++, LCM and DDPM against diffusers' schedulers, after every call of a run."""
+"""Euler, DPM-Solver++, LCM and DDPM equal diffusers' schedulers after each call of a run."""
 
 import itertools
 
 import numpy as np
 import pytest
-from diffusers_schedulers import (
+
+from seediff_jax.schedulers.config import CLASS_NAMES, scheduler_config
+from tests.helpers.diffusers_schedulers import (
     SHAPE,
     STABLE_DIFFUSION,
     assert_trajectories_equal,
@@ -12,9 +14,7 @@ from diffusers_schedulers import (
     run_ours,
 )
 
-from seediff_jax.scheduler_configs import CLASS_NAMES, scheduler_config
-
-# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+# diffusers converts torch tensors to arrays in a way that NumPy has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 PREDICTIONS = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -151,7 +151,7 @@ def test_euler_trajectory_of_velocities_from_zero_snr(kind, num_steps, timestep_
 
 
 def _random_run(num_steps):
-    """Latents, predictions and noises of a run."""
+    """Draws the latents, predictions and noises of a run."""
     random = np.random.default_rng(num_steps)
     latents = random.standard_normal(SHAPE, np.float32)
     return latents, *random.standard_normal((2, num_steps, *SHAPE), np.float32)

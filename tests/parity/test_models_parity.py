@@ -1,29 +1,24 @@
-"""Text encoder, UNet and VAE against transformers and diffusers, on random weights in float32.
+"""Text encoder, UNet and VAE equal transformers and diffusers, with random weights in float32.
 
-Each model is written by diffusers and read by `load_model`, so the name tables are held to the
-reference as well. Differences are maxima over all elements, in standard deviations of the
-reference: float32 sums taken in another order differ by some 1e-6.
+Each model is written by diffusers and read by `load_model`, so the tables of names are tested too.
+Differences are maxima over all elements, in standard deviations of the reference; float32 sums in
+another order differ by about 1e-6.
 """
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from random_models import LENGTH, VOCABULARY, normal, quick_jit, relative_difference
-from torch_models import blocks, random_pipeline, to_numpy, to_torch
 
-from seediff_jax.model import (
-    decode_latents,
-    encode_images,
-    encode_text,
-    load_model,
-    predict_noise,
-)
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.models.model import decode_latents, encode_images, encode_text, predict_noise
 from seediff_jax.models.transformer import TokenColumns
+from tests.helpers.random_models import LENGTH, VOCABULARY, normal, quick_jit, relative_difference
+from tests.helpers.torch_models import blocks, random_pipeline, to_numpy, to_torch
 
 TOLERANCE = 1e-4
 
-# Each names what is special about it, and the height and width of the latents that it is run with.
+# Each name says what is special; `latents` are the height and width that the model runs with.
 MODELS = {
     "two blocks, GELU, not square": {
         "unet": {},
@@ -81,7 +76,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def pair(name, tmp_path_factory):
-    """A diffusers pipeline and our model, read from the folder that diffusers wrote."""
+    """Returns a diffusers pipeline and our model, read from the folder that diffusers wrote."""
     folder = tmp_path_factory.mktemp("pipeline")
     options = {part: MODELS[name].get(part) for part in ("text", "unet", "vae")}
     pipeline = random_pipeline(folder / "made", **options)

@@ -1,4 +1,4 @@
-"""generate() against diffusers' StableDiffusionPipeline from the same initial latents."""
+"""generate() equals diffusers' StableDiffusionPipeline, from the same initial latents."""
 
 import dataclasses
 import itertools
@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
-from diffusers_schedulers import own_noise
-from torch_models import blocks, capture_probs, random_pipeline, to_torch
 
-from seediff_jax.model import load_model, save_model
-from seediff_jax.noise import initial_latents, step_noise
-from seediff_jax.pipeline import generate
-from seediff_jax.scheduler_configs import CLASS_NAMES
-from seediff_jax.tokenizer import class_token_mask
+from seediff_jax.checkpoints.load import load_model, save_model
+from seediff_jax.pipeline.generate import generate
+from seediff_jax.prompts.tokenizer import class_token_mask
+from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.sampling.noise import initial_latents, step_noise
+from seediff_jax.schedulers.config import CLASS_NAMES
+from tests.helpers.diffusers_schedulers import own_noise
+from tests.helpers.torch_models import blocks, capture_probs, random_pipeline, to_torch
 
-# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+# diffusers converts torch tensors to arrays in a way that NumPy has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 UNET = {
@@ -28,13 +29,13 @@ UNET = {
 PROMPTS, CLASSES = ["a red cat", "a dog, a cat"], [["cat"], ["dog", "cat"]]
 NEGATIVE_PROMPT, RNG_SEED = "a cup", 5
 KINDS = ["pndm", "ddim", "euler", "euler_ancestral", "dpmsolver_multistep", "lcm", "ddpm"]
-# Fractional timesteps, and sigmas of a spacing of their own.
+# Fractional timesteps, and sigmas with their own spacing.
 OPTIONS = {
     "euler": {"timestep_spacing": "linspace"},
     "dpmsolver_multistep": {"use_karras_sigmas": True},
 }
-# Steps and guidance. LCM is made for few and little: from each call it draws clean latents anew, so
-# that more of both would make one unit in the last place of the first latents 7e-6 of attention.
+# LCM is made for few steps and little guidance. Each of its calls predicts clean latents, so more
+# of both would turn one unit in the last place of the first latents into 7e-6 of attention.
 RUNS = {"lcm": {"num_steps": 4, "guidance_scale": 2.0}}
 USUAL_RUN = {"num_steps": 10, "guidance_scale": 7.5}
 
@@ -43,13 +44,13 @@ CASES = [*((kind, (16, 16)) for kind in KINDS), ("pndm", (16, 24)), ("ddim", (24
 
 @pytest.fixture(scope="module")
 def pair(request, tmp_path_factory):
-    """diffusers' pipeline, loaded from a folder that we wrote, and our model."""
+    """Returns diffusers' pipeline, loaded from a folder that we wrote, and our model."""
     folder = tmp_path_factory.mktemp("pipeline")
     random_pipeline(folder / "made", unet=UNET).save_pretrained(folder / "saved")
     model = load_model(folder / "saved")
     scheduler = model.scheduler_config.with_kind(request.param)
     scheduler = dataclasses.replace(scheduler, **OPTIONS.get(request.param, {}))
-    model = model.replace(scheduler_config=scheduler)
+    model = model.with_config(scheduler=scheduler)
     save_model(model, folder / "ours")
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "ours", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -58,7 +59,7 @@ def pair(request, tmp_path_factory):
 
 
 def run_diffusers(pipeline, model, size, num_steps, guidance_scale):
-    """Colours as float 0..255, and the mean over the calls of every layer's probabilities."""
+    """Returns colours as float 0..255, and each layer's probabilities, averaged over the calls."""
     captured = capture_probs(pipeline.unet)
     calls = []
 
@@ -97,10 +98,9 @@ def test_images_and_averaged_attention_equal_those_of_diffusers(pair, size):
         PROMPTS,
         CLASSES,
         rng_seed=RNG_SEED,
-        negative_prompt=NEGATIVE_PROMPT,
-        height=2 * size[0],
-        width=2 * size[1],
-        **run,
+        sampling=SamplingConfig(
+            negative_prompt=NEGATIVE_PROMPT, height=2 * size[0], width=2 * size[1], **run
+        ),
     )
     assert pairs.label_maps.shape == pairs.images.shape[:3] == (2, 2 * size[0], 2 * size[1])
     error = np.mean((np.asarray(pairs.images, np.float64) - expected) ** 2)

@@ -1,4 +1,4 @@
-"""DDIM and PNDM, add_noise, velocity and what is read of files against diffusers' schedulers."""
+"""DDIM, PNDM, add_noise, velocity and the reading of files equal diffusers' schedulers."""
 
 import inspect
 
@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers_schedulers import (
+
+from seediff_jax.schedulers import noise_schedule
+from seediff_jax.schedulers import step as schedulers
+from seediff_jax.schedulers.config import CLASS_NAMES, scheduler_config, scheduler_json
+from tests.helpers.diffusers_schedulers import (
     SHAPE,
     STABLE_DIFFUSION,
     assert_trajectories_equal,
     reference_of,
 )
 
-from seediff_jax import schedulers
-from seediff_jax.scheduler_configs import CLASS_NAMES, scheduler_json
-
-# diffusers turns torch tensors into arrays in a way that NumPy means to drop.
+# diffusers converts torch tensors to arrays in a way that NumPy has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SAMPLERS = {
@@ -36,11 +37,11 @@ def json_of(sampler, **options):
 @pytest.mark.parametrize("num_steps", [1, 2, 4, 7, 25, 50])
 def test_trajectory_with_the_config_of_stable_diffusion(sampler, num_steps, prediction_type):
     json = json_of(sampler, prediction_type=prediction_type)
-    if sampler == "runge_kutta" and num_steps < 4:  # neither can make three steps out of fewer
+    if sampler == "runge_kutta" and num_steps < 4:  # neither takes fewer than 4 steps
         with pytest.raises(ValueError):
             reference_of(json).set_timesteps(num_steps)
         with pytest.raises(ValueError):
-            schedulers.make_steps(schedulers.scheduler_config(json), num_steps)
+            schedulers.make_steps(scheduler_config(json), num_steps)
     else:
         assert_trajectories_equal(json, num_steps)
 
@@ -75,17 +76,17 @@ def test_trajectory_with_options_of_ddim(options):
     assert_trajectories_equal(json_of("ddim", **options), 50)
 
 
-def test_trailing_spacing_leaves_out_the_timestep_minus_one_that_diffusers_adds():
+def test_trailing_spacing_omits_the_timestep_minus_one_that_diffusers_adds():
     json = json_of("ddim", timestep_spacing="trailing")
     reference = reference_of(json)
     reference.set_timesteps(61)
-    steps = schedulers.make_steps(schedulers.scheduler_config(json), 61)
+    steps = schedulers.make_steps(scheduler_config(json), 61)
     assert reference.timesteps.tolist() == [*steps.timesteps.tolist(), -1]
 
 
 @pytest.mark.parametrize("kind", CLASS_NAMES)
 def test_defaults_are_those_of_diffusers(kind):
-    written = scheduler_json(schedulers.scheduler_config({"_class_name": CLASS_NAMES[kind]}))
+    written = scheduler_json(scheduler_config({"_class_name": CLASS_NAMES[kind]}))
     reference = getattr(diffusers, CLASS_NAMES[kind])().config
     assert {"prediction_type", "beta_schedule", "timestep_spacing"} < written.keys()
     del written["_class_name"]
@@ -93,12 +94,10 @@ def test_defaults_are_those_of_diffusers(kind):
 
 
 @pytest.mark.parametrize("kind", CLASS_NAMES)
-def test_the_default_file_of_diffusers_is_read_and_says_no_more_than_what_is_written(kind):
-    """diffusers drops a key that it does not expect, and only warns."""
+def test_the_default_file_of_diffusers_survives_reading_and_writing(kind):
+    """diffusers drops an unexpected key with a warning only."""
     reference = getattr(diffusers, CLASS_NAMES[kind])()
-    config = schedulers.scheduler_config(
-        dict(reference.config) | {"_class_name": CLASS_NAMES[kind]}
-    )
+    config = scheduler_config(dict(reference.config) | {"_class_name": CLASS_NAMES[kind]})
     written = scheduler_json(config)
     assert written.keys() - {"_class_name"} <= inspect.signature(type(reference)).parameters.keys()
     again = type(reference).from_config(written).config
@@ -111,11 +110,11 @@ def _options(config):
 
 @pytest.mark.parametrize("kind", CLASS_NAMES)
 @pytest.mark.parametrize("other", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
-def test_override_of_another_scheduler_is_what_diffusers_makes_of_its_config(kind, other):
+def test_choosing_another_scheduler_equals_from_config_of_diffusers(kind, other):
     file = getattr(diffusers, other)(beta_schedule="scaled_linear", steps_offset=1).config
-    # Defaults of the other scheduler count no more for diffusers, and are not in a file of before.
+    # diffusers ignores defaults of the other scheduler; older files do not contain them.
     set_by_file = {"_class_name": other, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    config = schedulers.scheduler_config(set_by_file, kind=kind)
+    config = scheduler_config(set_by_file, kind=kind)
     reference = getattr(diffusers, CLASS_NAMES[kind]).from_config(file).config
     # clip_sample differs on purpose: a default would clip latents that were never clipped
     for name in scheduler_json(config).keys() - {"_class_name", "clip_sample"}:
@@ -125,13 +124,13 @@ def test_override_of_another_scheduler_is_what_diffusers_makes_of_its_config(kin
 def test_add_noise_and_velocity():
     json = json_of("ddim")
     reference = reference_of(json)
-    schedule = schedulers.make_noise_schedule(schedulers.scheduler_config(json))
+    schedule = noise_schedule.make_noise_schedule(scheduler_config(json))
     random = np.random.default_rng(0)
     latents, noise = random.standard_normal((2, 5, *SHAPE[1:]), np.float32)
     timesteps = np.array([0, 1, 500, 981, 999], np.int32)
     for ours, theirs in (
-        (schedulers.add_noise, reference.add_noise),
-        (schedulers.velocity, reference.get_velocity),
+        (noise_schedule.add_noise, reference.add_noise),
+        (noise_schedule.velocity, reference.get_velocity),
     ):
         got = ours(schedule, jnp.asarray(latents), jnp.asarray(noise), jnp.asarray(timesteps))
         expected = theirs(

@@ -1,4 +1,4 @@
-"""Names and values of single files against diffusers' own conversion of the same tensors."""
+"""Names and values of single files equal diffusers' own conversion of the same tensors."""
 
 import types
 
@@ -13,25 +13,25 @@ from diffusers.loaders.single_file_utils import (
     convert_open_clip_checkpoint,
     infer_diffusers_model_type,
 )
-from original_layout import (
+from safetensors.numpy import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from seediff_jax.checkpoints.families import FAMILIES
+from seediff_jax.checkpoints.original_names import original_unet_name
+from seediff_jax.checkpoints.safetensors_files import open_weights
+from seediff_jax.checkpoints.single_file import component_tensors
+from seediff_jax.models.config import unet_config, vae_config
+from tests.helpers.original_layout import (
     UNET,
     original_clip,
     original_open_clip,
     original_unet,
     original_vae,
 )
-from random_models import TEXT
-from random_models import UNET as SMALL_UNET
-from random_models import VAE as SMALL_VAE
-from safetensors.numpy import save_file
-from torch_models import blocks, random_unet, random_vae, randomise
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-from seediff_jax.families import FAMILIES
-from seediff_jax.models.config import unet_config, vae_config
-from seediff_jax.models.original_names import original_unet_name
-from seediff_jax.single_file import component_reader
-from seediff_jax.weight_files import open_weights
+from tests.helpers.random_models import TEXT
+from tests.helpers.random_models import UNET as SMALL_UNET
+from tests.helpers.random_models import VAE as SMALL_VAE
+from tests.helpers.torch_models import blocks, random_unet, random_vae, randomise
 
 XL_ADDITION = {
     "addition_embed_type": "text_time",
@@ -40,7 +40,7 @@ XL_ADDITION = {
 }
 UNETS = {
     "two levels": {},
-    "two layers a block": {"layers_per_block": 2, **blocks("ap")},
+    "two layers per block": {"layers_per_block": 2, **blocks("ap")},
     "attention at every level": {**blocks("aa"), "use_linear_projection": True},
     "three levels as XL": {
         **blocks("paa"),
@@ -58,7 +58,7 @@ def numpy_state(module):
 
 
 def full_names(tensors):
-    """Names as in files: transformers leaves `text_model.` out of some classes."""
+    """Adds `text_model.`, which transformers leaves out of the names of some classes."""
     whole = any(name.startswith("text_model.") for name in tensors)
     return tensors if whole else {f"text_model.{n}": t for n, t in tensors.items()}
 
@@ -68,19 +68,17 @@ def torch_state(tensors):
 
 
 def read(folder, tensors, component, names, **config):
-    """What the package reads of a file with these tensors."""
+    """Writes a file with these tensors; returns what the package reads from it."""
     save_file(tensors, folder / "model.safetensors")
-    with open_weights([folder / "model.safetensors"]) as reader:
-        part = component_reader(reader, component, names, types.SimpleNamespace(**config))
-        read = {}
-        for name in part.shapes:
-            with part.borrow(name) as tensor:
-                read[name] = tensor.copy()
-        return read, part.shapes
+    stored, _ = open_weights(folder / "model.safetensors")
+    part = component_tensors(stored, component, names, types.SimpleNamespace(**config))
+    shapes = {name: tensor.shape for name, tensor in part.items()}
+    blocks = {name: [b.copy() for b in tensor.read_blocks()] for name, tensor in part.items()}
+    return {n: np.concatenate(blocks[n]).reshape(shape) for n, shape in shapes.items()}, shapes
 
 
 def assert_equal(got, expected, original):
-    """`got` has the names and bits of diffusers' conversion, and of what the file was made of."""
+    """Checks that `got` has the names and bits of diffusers' conversion, and of the source."""
     tensors, shapes = got
     for other in (expected, original):
         assert tensors.keys() == other.keys()
@@ -125,7 +123,7 @@ def test_clip_is_converted_as_diffusers_does(tmp_path):
 
 
 def test_open_clip_is_converted_as_diffusers_does(tmp_path):
-    """23 layers out of 24, the number that diffusers knows the unused layer by."""
+    """23 layers of 24: with this number diffusers knows that the last layer is unused."""
     text_model = clip(CLIPTextModel, num_hidden_layers=23)
     state = full_names(numpy_state(text_model))
     tensors = original_open_clip(state, unused_layer=True)
@@ -155,13 +153,13 @@ def test_both_text_encoders_of_xl_are_converted_as_diffusers_does(tmp_path):
 
 
 def meta_model(cls, json):
-    """A model of diffusers in its full size, without memory for it."""
+    """Makes a full-size model of diffusers that takes no memory."""
     options = {name: value for name, value in json.items() if not name.startswith("_")}
     with torch.device("meta"):
         return cls.from_config(options) if hasattr(cls, "from_config") else cls(options)
 
 
-# Millions of parameters, as the original programs print them.
+# Millions of parameters, as the original programs print.
 SIZES = {
     "sd1": {"unet": 859.52, "vae": 83.65, "text_encoder": 123.06},
     "sd2": {"unet": 865.91, "vae": 83.65, "text_encoder": 340.39},
@@ -190,7 +188,7 @@ def test_a_family_has_the_published_number_of_parameters(family):
     ("family", "known_as"), [("sd1", "v1"), ("sd2", "v2"), ("sdxl", "xl_base")]
 )
 def test_diffusers_recognises_and_converts_the_names_of_the_full_size(family, known_as):
-    """Our names for every tensor of the full UNet, turned back by diffusers."""
+    """diffusers converts our names of all tensors of the full UNet back."""
     json = FAMILIES[family].folder_configs("epsilon")["unet/config.json"]
     state = meta_model(UNet2DConditionModel, json).state_dict()
     plain = {name: value for name, value in json.items() if name not in XL_ADDITION}

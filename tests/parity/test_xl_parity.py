@@ -1,25 +1,26 @@
-"""The parts of Stable Diffusion XL against transformers and diffusers, on random weights."""
+"""The parts of Stable Diffusion XL equal transformers and diffusers, with random weights."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from random_models import LENGTH, VOCABULARY, normal, quick_jit, relative_difference
-from torch_models import capture_probs, random_xl_pipeline, to_numpy, to_torch
 
-from seediff_jax.model import encode_text_and_pool, load_model, predict_noise, save_model
+from seediff_jax.checkpoints.load import load_model, save_model
 from seediff_jax.models.conditioning import Conditions
-from seediff_jax.prompt_tokens import encode_prompts
+from seediff_jax.models.model import encode_text_and_pool, predict_noise
+from seediff_jax.sampling.inputs import encode_prompts
+from tests.helpers.random_models import LENGTH, VOCABULARY, normal, quick_jit, relative_difference
+from tests.helpers.torch_models import capture_probs, random_xl_pipeline, to_numpy, to_torch
 
 PROMPTS = ["a red cat", "", "dog"]
-# Float32 sums in another order differ by some 1e-6 of the reference's deviation.
+# Float32 sums in another order differ by about 1e-6 of the reference's deviation.
 TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=[2, VOCABULARY - 1], ids=["legacy end token", "end token"])
 def pair(request, tmp_path_factory):
-    """A diffusers pipeline and our model, read from the folder that diffusers wrote."""
+    """Returns a diffusers pipeline and our model, read from the folder that diffusers wrote."""
     folder = tmp_path_factory.mktemp("pipeline")
     pipeline = random_xl_pipeline(folder / "made", text_2={"eos_token_id": request.param})
     pipeline.save_pretrained(folder / "saved")
@@ -69,7 +70,7 @@ def test_noise_predictions_and_attention_equal_those_of_diffusers(pair):
     assert maps.sides == (4, 8)
     # Two transformers of three blocks on the way down, three on the way up.
     assert maps.cross_attention.shape == (3, 15, 16, LENGTH)
-    # Entries are sums of 4 probabilities, whose logits differ by some 1e-6.
+    # Entries are sums of 4 probabilities, whose logits differ by about 1e-6.
     probs = [captured[name].head_sum for name in model.capture.cross_layers]
     np.testing.assert_allclose(maps.cross_attention, np.stack(probs, axis=1), rtol=0, atol=1e-5)
     for side, name in zip(maps.sides, model.capture.self_layers, strict=True):

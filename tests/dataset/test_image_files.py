@@ -1,0 +1,158 @@
+"""Folders of images and of their truth: what is read, and what is refused before a run."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seediff_jax.dataset.formats.metrics import Metrics, label_counts
+from seediff_jax.dataset.image_files import ImageFiles
+from seediff_jax.dataset.metric import confusion_matrix
+from seediff_jax.errors import UserError
+from seediff_jax.files.folder import open_folder
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+def save(path, pixels=PIXELS, **options):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "images/b.png")
+    save(tmp_path / "images/a.jpg", quality=95)
+    (tmp_path / "images/.hidden").write_text("not an image")
+    for name, label in (("a", 2), ("b", 255), ("c", 77)):
+        save(tmp_path / f"truth/{name}.png", np.full((6, 9), label, np.uint8))
+    return tmp_path
+
+
+def files_of(folder, chosen=None, truth=True):
+    truth = open_folder(folder / "truth") if truth else None
+    return ImageFiles(open_folder(folder / "images"), truth, chosen)
+
+
+def test_images_come_in_the_order_of_their_names_with_their_truth(folder):
+    files, seen = files_of(folder), []
+    assert files.names == ("a.jpg", "b.png") and len(files) == 2
+    files.check(3, seen.append)
+    assert seen == [1, 1]
+    np.testing.assert_array_equal(files.read(1), PIXELS)
+    assert (files.read_truth(0, (6, 9), 3) == 2).all()
+    assert files.sizes == [(6, 9), (6, 9)]
+
+
+def test_some_can_be_chosen_with_and_without_their_endings(folder):
+    assert files_of(folder, ("b",)).names == files_of(folder, ("b.png", "b")).names == ("b.png",)
+    with pytest.raises(UserError, match="has no image c, d.png"):
+        files_of(folder, ("c", "b", "d.png"))
+
+
+def test_settings_change_with_the_names_and_sizes_of_the_files(folder):
+    before = files_of(folder).settings()
+    assert files_of(folder).settings() == before
+    assert files_of(folder, truth=False).settings() == before | {"truth_sha256": None}
+    assert files_of(folder, ("a",)).settings()["images_sha256"] != before["images_sha256"]
+    save(folder / "truth/a.png", np.zeros((60, 90), np.uint8))
+    after = files_of(folder).settings()
+    assert after["images_sha256"] == before["images_sha256"]
+    assert after["truth_sha256"] != before["truth_sha256"]
+
+
+def test_photos_are_turned_upright_and_have_three_colours(folder):
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be turned by 90 degrees clockwise
+    save(folder / "images/a.jpg", quality=100, subsampling=0, exif=exif)
+    grey = PIXELS[..., 0]
+    save(folder / "images/b.png", grey)
+    files = files_of(folder, truth=False)
+    turned = np.rot90(PIXELS, -1).astype(int)
+    assert np.abs(files.read(0).astype(int) - turned).max() <= 16  # JPEG
+    np.testing.assert_array_equal(files.read(1), np.repeat(grey[..., None], 3, axis=-1))
+
+
+def cut_short(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+DAMAGES = {
+    "a text": (lambda f: (f / "images/x.txt").write_text("hi"), "x.txt cannot be read as an image"),
+    "cut": (lambda f: cut_short(f / "images/b.png"), "b.png cannot be read as an image"),
+    "16 bits": (
+        lambda f: save(f / "images/b.png", PIXELS[..., 0].astype(np.uint16)),
+        "b.png has pixels of the kind I;16; 8 bits per colour are needed",
+    ),
+    "size": (
+        lambda f: save(f / "truth/b.png", np.zeros((9, 6), np.uint8)),
+        "truth/b.png is 9 x 6, but its image is 6 x 9",
+    ),
+    "label": (
+        lambda f: save(f / "truth/b.png", np.full((6, 9), 3, np.uint8)),
+        "truth/b.png has label 3; labels are 0 to 2, and 255",
+    ),
+    "colours": (
+        lambda f: save(f / "truth/b.png"),
+        "truth/b.png has pixels of the kind RGB; a mask has one byte per pixel",
+    ),
+    "damaged truth": (lambda f: cut_short(f / "truth/b.png"), "truth/b.png cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_files_that_are_no_images_or_no_masks_are_refused(folder, name):
+    damage, message = DAMAGES[name]
+    damage(folder)
+    if name == "a text":
+        save(folder / "truth/x.png", np.zeros((6, 9), np.uint8))
+    with pytest.raises(UserError, match=message):
+        files_of(folder).check(3)
+
+
+def test_a_folder_within_the_folder_is_refused(folder):
+    (folder / "images/more").mkdir()
+    with pytest.raises(OSError, match="more"):
+        files_of(folder, truth=False).check(3)
+
+
+def test_lists_that_do_not_fit_are_refused(folder):
+    save(folder / "images/a.png")
+    with pytest.raises(UserError, match="has a.jpg and a.png, which differ by their endings alone"):
+        files_of(folder)
+    (folder / "images/a.png").unlink()
+    (folder / "truth/a.png").unlink()
+    with pytest.raises(UserError, match="truth has no mask of a$"):
+        files_of(folder)
+    with pytest.raises(UserError, match="truth2 does not exist"):
+        ImageFiles(open_folder(folder / "truth2"))
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="empty has no images"):
+        ImageFiles(open_folder(folder / "empty"))
+
+
+def test_images_in_a_bucket_are_read(folder):
+    bucket = open_folder(f"memory://images-{folder.name}")
+    content = io.BytesIO()
+    Image.fromarray(PIXELS).save(content, "PNG")
+    bucket.write("x.png", content.getvalue())
+    np.testing.assert_array_equal(ImageFiles(bucket).read(0), PIXELS)
+
+
+def test_the_mean_iou_is_that_of_one_matrix_over_all_records(tmp_path):
+    truths = np.array([[[0, 1], [1, 255]], [[0, 0], [1, 0]]], np.uint8)
+    found = np.array([[[0, 1], [0, 1]], [[0, 1], [1, 0]]], np.uint8)
+    records = [
+        {"label_counts": label_counts(confusion_matrix(truth, mask, 3))}
+        for truth, mask in zip(truths, found, strict=True)
+    ]
+    assert records[0]["label_counts"] == [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
+    made = Metrics(["cat", "dog"]).write_run(lambda: iter(records), None, [0], tmp_path)
+    assert json.loads(made["metrics.json"].read_text()) == {
+        "mean_iou": pytest.approx((3 / 5 + 2 / 4) / 2),
+        "images": 2,
+        "iou": {"background": 3 / 5, "cat": 2 / 4, "dog": None},
+    }

@@ -1,0 +1,143 @@
+"""Masks of given images, from Python."""
+
+import jax
+import numpy as np
+import pytest
+
+from seediff_jax import MaskConfig, SegmentConfig, segment, soft_mask
+from seediff_jax.checkpoints.load import make_model
+from seediff_jax.errors import UserError
+from seediff_jax.pipeline.batch_size import is_measured
+from seediff_jax.pipeline.memory import abstract_programs
+from seediff_jax.pipeline.mesh import make_mesh
+from seediff_jax.pipeline.segment_images import attend_images
+from seediff_jax.pipeline.settings import PairSettings
+from seediff_jax.pipeline.tiles import make_boxes
+from tests.helpers.random_models import random_params, small_config
+
+CONFIG = SegmentConfig(template="{classes}", timesteps=(100,))
+CLASSES = [["b"], ["ox", "b"], ["cd"]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = small_config(tmp_path_factory.mktemp("model") / "tokenizer")
+    return make_model(config, random_params(config), model_id="small")
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Of the networks' size; of other proportions; with an edge above 24."""
+    random = np.random.default_rng(0)
+    return [
+        random.integers(0, 256, (*size, 3), np.uint8) for size in ((16, 16), (20, 23), (16, 40))
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(model, images):
+    return segment(model, images, CLASSES, rng_seed=5, batch_size=2, config=CONFIG)
+
+
+def _maps(model, image, prompt, names, index):
+    """The attention of one image of the networks' size."""
+    options = {"rng_seed": 5, "config": CONFIG}
+    maps = attend_images(model, image[None], [prompt], [names], [index], **options).attention_maps
+    levels = {side: leaf[0] for side, leaf in maps.self_attention.items()}
+    return np.asarray(maps.cross_attention[0]), levels
+
+
+def test_masks_are_those_of_the_kernels(model, images, found):
+    cross, levels = _maps(model, images[0], "a b", ["b"], 0)
+    soft = np.asarray(soft_mask(cross[..., 0], levels, 16))
+    np.testing.assert_allclose(found[0].soft_masks[0], soft, atol=1e-4)
+    np.testing.assert_array_equal(found[0].label_map, found[0].soft_masks[0] > 0.5)
+    np.testing.assert_allclose(found[0].cross_attention, cross, atol=1e-5)
+
+
+def test_each_image_has_its_classes_its_size_and_its_prompt(images, found):
+    assert [pair.prompt for pair in found] == ["a b", "an ox and a b", "a cd"]
+    assert [pair.classes for pair in found] == [("b",), ("ox", "b"), ("cd",)]
+    for pair, image in zip(found, images, strict=True):
+        size, c = image.shape[:2], len(pair.classes)
+        assert pair.soft_masks.shape == (c, *size) and pair.label_map.shape == size
+        assert 0 <= pair.soft_masks.min() and pair.soft_masks.max() <= 1
+        assert pair.heat_map(pair.classes[-1]).shape == size
+        assert pair.seed_counts.shape == (c,) and set(np.unique(pair.label_map)) <= {*range(c + 1)}
+        np.testing.assert_array_equal(pair.image, image)
+
+
+def test_an_image_is_the_same_in_another_batch(model, images, found):
+    (alone,) = segment(
+        model, images[1:2], CLASSES[1:2], rng_seed=5, first_index=1, batch_size=1, config=CONFIG
+    )
+    np.testing.assert_allclose(alone.soft_masks, found[1].soft_masks, atol=1e-4)
+
+
+def test_tiles_are_segmented_one_by_one_and_joined(model, images, found):
+    config = SegmentConfig(template="{classes}", timesteps=(100,), tile_side=24)
+    tiled = segment(model, images, CLASSES, rng_seed=5, batch_size=2, config=config)
+    for k in (0, 1):  # no edge is above 24
+        np.testing.assert_array_equal(tiled[k].soft_masks, found[k].soft_masks)
+    boxes = make_boxes((16, 40), config)
+    assert [box[1::2] for box in boxes] == [(0, 40), (0, 24), (16, 40)]
+    crops = [found[2].soft_masks]
+    for box in boxes[1:]:
+        (of_crop,) = segment(
+            model, [images[2][box.slices]], ["cd"], rng_seed=5, first_index=2, config=CONFIG
+        )
+        crops.append(of_crop.soft_masks)
+    expected = np.zeros((16, 40))
+    weights = np.zeros((16, 40))
+    for soft, box in zip(crops[1:], boxes[1:], strict=True):
+        region = crops[0][0][box.slices]
+        weight = np.outer(
+            *(np.minimum(np.arange(n) + 0.5, n - np.arange(n) - 0.5) for n in (16, 24))
+        )
+        expected[box.slices] += weight * (region.min() + np.ptp(region) * soft[0])
+        weights[box.slices] += weight
+    # The crops were resized to 16 x 16 for the networks, and their masks only once here.
+    np.testing.assert_allclose(tiled[2].soft_masks[0], expected / weights, atol=1e-3)
+
+
+def test_an_array_of_images_and_one_list_of_classes_are_taken(model, images):
+    stacked = np.stack([images[0], images[0][:, ::-1]])
+    config = SegmentConfig(template="{classes}", mirror=True, timesteps=(100, 200))
+    masks = MaskConfig(method="cross_attention")
+    first, _ = segment(model, stacked, ["b", "ox"], config=config, masks=masks)
+    (other,) = segment(model, stacked[1:], ["b", "ox"], config=config, masks=masks)
+    assert first.classes == ("b", "ox")
+    # The same index, hence the same noise: the mirrored image has the mirrored mask.
+    np.testing.assert_allclose(other.soft_masks[..., ::-1], first.soft_masks, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "options", "message"),
+    [
+        ([np.zeros((8, 8), np.uint8)], ["b"], {}, r"image 0 is uint8 of shape \[8, 8\]"),
+        ([np.zeros((8, 8, 3))], ["b"], {}, "image 0 is float64 of shape"),
+        ([np.zeros((0, 8, 3), np.uint8)], ["b"], {}, r"of shape \[0, 8, 3\]"),
+        ([np.zeros((8, 8, 3), np.uint8)], "b", {}, "classes='b' must be a list of names"),
+        ([np.zeros((8, 8, 3), np.uint8)], [], {}, "the list of classes is empty"),
+        ([np.zeros((8, 8, 3), np.uint8)], [["b"], ["c"]], {}, "1 images but 2 lists of classes"),
+        ([np.zeros((8, 8, 3), np.uint8)], [["b", "b"]], {}, "are the same name"),
+        ([np.zeros((8, 8, 3), np.uint8)], ["b"], {"batch_size": 0}, "batch_size=0 must be 1 or"),
+        ([np.zeros((8, 8, 3), np.uint8)], ["b"], {"config": SegmentConfig(height=17)}, "height=17"),
+        ([np.zeros((8, 8, 3), np.uint8)], ["a long name"], {}, "beyond the last|too long|tokens"),
+    ],
+)
+def test_what_cannot_be_segmented_is_refused(model, images, classes, options, message):
+    options = {"config": CONFIG} | options
+    with pytest.raises(UserError, match=message):
+        segment(model, images, classes, **options)
+
+
+def test_a_batch_of_images_is_lowered_from_shapes_alone(model):
+    settings = PairSettings(sampling=SegmentConfig(mirror=True))
+    programs = abstract_programs(make_mesh(devices=jax.devices()[:2]), model, 4, settings)
+    assert "2x16x16x3xui8" in programs.sample.as_text()  # two images on each device
+    assert not is_measured(model, settings)
+
+
+def test_no_images_give_no_masks(model):
+    assert segment(model, [], ["b"], config=CONFIG) == []
