@@ -1,10 +1,10 @@
-"""The table of the full-size comparisons with diffusers: runs the tests, and writes docs.
+"""Runs the full-size comparisons with diffusers, and writes their table.
 
     python -m experiments.full_size_table [--only=1.4] [--resume]
 
-Every test of tests/parity/test_full_size.py has a process of its own, so that its peak memory is
-its own. After each one docs/full_size_parity.json is written, which holds what was measured, and
-docs/full_size_parity.md, which is made of it alone. Other rows stay as they are.
+Each test of tests/parity/test_full_size.py runs in its own process, so that its peak memory is its
+own. Each test adds its figures to docs/full_size_parity.json, and docs/full_size_parity.md is made
+from that file alone. Other rows stay as they are.
 """
 
 import json
@@ -41,33 +41,33 @@ _HEADER = (
     "ours, s",
     "reference, s",
     "peak memory, GiB",
-    "cores of others",
+    "cores used by others",
 )
 _TEXT = """\
 # Parity in full size
 
-The networks of Stable Diffusion in their published sizes, with the same random weights, in float32
-on a CPU, beside diffusers and transformers. `python -m experiments.full_size_table` made this file
-out of [full_size_parity.json](full_size_parity.json), which it measured by
-[{tests}](../{tests}); a test holds the one to the other.
+The networks of Stable Diffusion in their published sizes, compared with diffusers and transformers,
+with the same random weights, in float32 on a CPU. `python -m experiments.full_size_table` measures
+[full_size_parity.json](full_size_parity.json) by [{tests}](../{tests}),
+and makes this page from it.
 
 {table}
 
-Other models have the networks of these: 1.5 those of 1.4, and 2.0 and the base models of 2.0 and
-2.1, which draw images of 512 x 512, those of 2.1.
+Other models have the same networks: 1.5 has those of 1.4. 2.0 and the base models of 2.0 and 2.1,
+which draw images of 512 x 512, have those of 2.1.
 
-A difference is the largest of an element, in standard deviations of the reference; those of
-attention maps, which are summed over heads, are absolute, and the largest of all layers that are
-recorded. Seconds are those of a second call, in which both sides keep the attention maps. Peak
-memory is that of the process, which runs the reference before ours. Other
-programs took so many cores meanwhile: above 0.2 or so, seconds are too many on both sides.
+A difference is the largest of any element, in standard deviations of the reference. Differences of
+attention maps, which are summed over heads, are absolute, and the largest of all recorded layers.
+Seconds are those of a second call, in which both sides keep the attention maps. Peak memory is that
+of the process, which runs the reference before ours. The last column says how many cores other
+programs used meanwhile; above about 0.2, the seconds of both sides are too high.
 
 Measured on {machines}.
 """
 
 
 def collect() -> list[str]:
-    """Names of the tests, "test_x[1.4]", family by family."""
+    """Lists the names of the tests, such as "test_x[1.4]", family by family."""
     run = _pytest("--collect-only", "-q", TESTS)
     found = re.findall(rf"^{re.escape(TESTS)}::(\S+)$", run.stdout, re.MULTILINE)
     if run.returncode or not found:
@@ -77,22 +77,22 @@ def collect() -> list[str]:
 
 
 def family_of(name: str) -> str:
-    """The family in a test's name: "1.4" of "test_x[1.4-64x64]"."""
+    """Returns the family in the name of a test: "1.4" in "test_x[1.4-64x64]"."""
     return re.search(r"\[([^]-]+)", name)[1]
 
 
 def measure(test: str) -> Row:
-    """Runs a test in a process of its own.
+    """Runs a test in its own process.
 
     Args:
         test: its node id, "file.py::test_x[1.4]".
 
     Returns:
-        What it recorded, the machine, and the cores that other programs took meanwhile.
+        What it recorded, the machine, and the cores that other programs used meanwhile.
 
     Raises:
         RuntimeError: the test did not pass; its output is part of the message. An exit status of -9
-            is that of a process that was killed, as for want of memory.
+            means that the process was killed, for example because memory ran out.
     """
     start, busy, own = time.monotonic(), _busy_seconds(), _seconds_of_children()
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +112,7 @@ def measure(test: str) -> Row:
 
 
 def read_report(path: Path) -> Row:
-    """The properties that a test recorded, of a JUnit report with one test."""
+    """Reads the properties that a test recorded from a JUnit report with one test."""
     (case,) = ElementTree.parse(path).getroot().iter("testcase")
     row: Row = {entry.get("name"): entry.get("value") for entry in case.iter("property")}
     row["differences"] = json.loads(row["differences"])
@@ -123,7 +123,7 @@ def read_report(path: Path) -> Row:
 
 
 def render(rows: Mapping[str, Row]) -> str:
-    """The page of measured rows, as Markdown."""
+    """Formats measured rows as a Markdown page."""
     lines = [_HEADER, ["---"] * len(_HEADER), *map(_cells, rows.values())]
     machines = dict.fromkeys(row["machine"] for row in rows.values())
     return _TEXT.format(
@@ -148,7 +148,7 @@ def _cells(row: Row) -> Sequence[str]:
 
 
 def _busy_seconds() -> float:
-    """Seconds of all cores that any program took since the machine started."""
+    """Returns the seconds of all cores that any program used since the machine started."""
     user, nice, system, _, _, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
@@ -179,7 +179,7 @@ def update(only: str | None, resume: bool) -> None:
 
     Args:
         only: part of the names of tests; None is all.
-        resume: leave out what the results have.
+        resume: whether to skip tests whose results exist.
 
     Raises:
         ValueError: no test has such a name.
@@ -187,7 +187,7 @@ def update(only: str | None, resume: bool) -> None:
     tests, rows = collect(), _read_results()
     chosen = [test for test in tests if only is None or only in test]
     if not chosen:
-        raise ValueError(f"--only={only} is in no name of these tests: {', '.join(tests)}")
+        raise ValueError(f"--only={only} is not part of the name of any test: {', '.join(tests)}")
     for test in chosen:
         if resume and test in rows:
             continue
@@ -200,11 +200,11 @@ def update(only: str | None, resume: bool) -> None:
 
 
 def main(_) -> None:
-    """Measures what the flags choose; a run that is stopped keeps what it has."""
+    """Measures what the flags choose; a stopped run keeps what it has measured."""
     update(flags.FLAGS.only, flags.FLAGS.resume)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("only", None, "Part of tests' names, as in 1.4 or unet; by default all.")
-    flags.DEFINE_bool("resume", False, "Measure only what the results lack.")
+    flags.DEFINE_string("only", None, "Part of the names of tests, such as 1.4; by default all.")
+    flags.DEFINE_bool("resume", False, "Measure only tests without results.")
     app.run(main)

@@ -1,9 +1,9 @@
-"""A run of the driver in a fresh process: with an empty compilation cache, and with a filled one.
+"""Times a run of the driver in a fresh process, with an empty and with a filled compilation cache.
 
     python -m experiments.benchmarks.cold_warm [--model=FOLDER]
 
-Images with masks, from the command to its end, start of Python and loading of the model included.
-A third run, not timed, counts the programs that a filled cache does not spare the compiler.
+Each run makes images with masks. Its seconds include the start of Python and the loading of the
+model. A third run, which is not timed, counts the programs that are compiled in spite of the cache.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def time_driver(arguments: list[str]) -> float:
-    """Seconds of `python -m seediff_jax.main` in a process of its own."""
+    """Runs `python -m seediff_jax.main` in a new process; returns its seconds."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "seediff_jax.main", *arguments]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
@@ -33,9 +33,9 @@ def time_driver(arguments: list[str]) -> float:
 
 
 def count_compilations(arguments: list[str]) -> dict[str, Any]:
-    """Runs the driver in this process; counts programs, and those that the cache had.
+    """Runs the driver in this process; counts all programs, and those found in the cache.
 
-    "seconds" are those of compiling the others and of reading the cache.
+    "seconds" are spent on compiling the others and on reading the cache.
     """
     events, seconds = [], []
 
@@ -65,7 +65,7 @@ def main(_) -> None:
             f"--num_steps={values.num_steps}",
             f"--compilation_cache={Path(scratch, 'cache')}",
         ]
-        # Every run gets a folder of its own: a finished one would be left as it is.
+        # Each run gets its own folder, because a finished one would be left as it is.
         cold, warm = (
             time_driver([*settings, f"--output={Path(scratch, name)}"]) for name in ("cold", "warm")
         )

@@ -1,7 +1,7 @@
-"""Counts the multiplications and additions of a compiled program in its text.
+"""Counts the multiplications and additions of a compiled program, from its text.
 
-The compiler's own `cost_analysis` counts a loop's body once, whatever its length; sampling loops
-over UNet calls, attention over heads and decoding over images.
+The compiler's own `cost_analysis` counts the body of a loop once, whatever its length. Here,
+sampling loops over UNet calls, attention over heads, and decoding over images.
 """
 
 import functools
@@ -23,9 +23,9 @@ class _Instruction(NamedTuple):
 
 
 def count_flops(program: str) -> int:
-    """FLOPs of all matrix products and convolutions that a run of a compiled program makes.
+    """Counts the FLOPs of all matrix products and convolutions in one run of a program.
 
-    A multiplication and an addition are two; taps that fall on padding count.
+    A multiplication and an addition count as two. Taps that fall on padding count, too.
 
     Args:
         program: `compiled.as_text()`, of a program whose loops have known lengths.
@@ -40,9 +40,9 @@ def count_flops(program: str) -> int:
         instructions = computations[name]
         return sum(of_instruction(one, instructions) for one in instructions.values())
 
-    def of_instruction(one: _Instruction, beside: dict[str, _Instruction]) -> int:
+    def of_instruction(one: _Instruction, computation: dict[str, _Instruction]) -> int:
         if one.operation in ("dot", "convolution"):
-            shapes = [beside[name].shape for name in one.operands]
+            shapes = [computation[name].shape for name in one.operands]
             count = _dot_terms if one.operation == "dot" else _convolution_terms
             return 2 * math.prod(one.shape) * count(*shapes, one.attributes)
         if one.operation == "conditional":
@@ -59,7 +59,7 @@ def count_flops(program: str) -> int:
 
 
 def _parse(program: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
-    """Name of the entry computation, and the instructions of each computation by their names."""
+    """Returns the name of the entry computation, and the named instructions of each computation."""
     entry, computations = "", {}
     for line in program.splitlines():
         if header := _COMPUTATION.match(line):
@@ -73,7 +73,7 @@ def _parse(program: str) -> tuple[str, dict[str, dict[str, _Instruction]]]:
 
 
 def _shape(kind: str) -> tuple[int, ...]:
-    """Axes of a type like "f32[4,8]{1,0}"; () of a scalar or a tuple."""
+    """Reads the axes of a type like "f32[4,8]{1,0}"; () for a scalar or a tuple."""
     axes = re.match(r"\w+\[([\d,]+)\]", kind)
     return tuple(map(int, axes[1].split(","))) if axes else ()
 

@@ -1,12 +1,12 @@
-"""What a sample costs the host, at several speeds of a simulated device and in every format.
+"""Measures what a sample costs the host: in every format, at several speeds of a simulated device.
 
     python -m experiments.benchmarks.host_overhead [--formats=files,webdataset+npz --seconds=8]
 
 The first table has a run of the driver a line: samples of 512 x 512 pixels in blocks of 4, for as
-many seconds as asked for, and sealed in shards of 100; the device alone is simulated. A format may
+many seconds as asked for, in shards of 100; the device alone is simulated. A format may
 be followed by +npz or +png for soft masks, and by +seeds for seed maps. CPU seconds are those of
-the whole process from the first round to the last seal. "The device waits" is the share of that
-time in which it had no round. The second table takes a sample's way apart.
+the whole process from the first round to the last finished shard. "The device waits" is the share
+of that time in which it had no round. The second table takes a sample's way apart.
 """
 
 import hashlib
@@ -37,31 +37,29 @@ from experiments.benchmarks.simulated import (
     run_driver,
     simulated_config,
 )
-from seediff_jax.dataset import Dataset, make_formats
-from seediff_jax.encoding import PARTS, EncodedSample, Sample, encode
-from seediff_jax.formats import FORMATS
-from seediff_jax.formats.base import SOFT
-from seediff_jax.masks import MaskConfig
-from seediff_jax.model import Model
-from seediff_jax.pair_inputs import pair_inputs
-from seediff_jax.pair_maker import PairMaker
-from seediff_jax.pair_settings import PairSettings
-from seediff_jax.run_config import RunConfig
-from seediff_jax.sample_records import class_mask, make_record
-from seediff_jax.shard_layout import ShardLayout
-from seediff_jax.sharding import PairRows
-from seediff_jax.storage import open_folder
+from seediff_jax.dataset.encoding import PARTS, EncodedSample, Sample, encode
+from seediff_jax.dataset.formats import FORMATS
+from seediff_jax.dataset.formats.names import SOFT, kept_parts
+from seediff_jax.dataset.layout import ShardLayout
+from seediff_jax.dataset.shards import Dataset, make_formats
+from seediff_jax.driver.config import RunConfig
+from seediff_jax.driver.sample_maker import PairMaker, class_mask, make_record
+from seediff_jax.files.folder import open_folder
+from seediff_jax.masks.config import MaskConfig
+from seediff_jax.models.model import Model
+from seediff_jax.pipeline.programs import PairRows
+from seediff_jax.sampling.inputs import ClassLists, pair_inputs
 
 _SIDE, _BATCH_SIZE, _SHARD_SIZE = 512, 4, 100
 _REPEATS = 5
 _MOST = 100  # samples for each second of a run at no limit
 # The first image is not drawn as a strip, whose program would have to be compiled.
-_SETTINGS = PairSettings(mask_config=MaskConfig(method="cross_attention"))
+_MASKS = MaskConfig(method="cross_attention")
 _WITH_MAPS = ("files+npz+seeds", "webdataset+npz+seeds", "webdataset+png", "array_record+npz+seeds")
 
 
 class Kind(NamedTuple):
-    """A format, and what is kept beside images and masks."""
+    """A format, and what it stores in addition to images and masks."""
 
     format: str
     soft_masks: str | None
@@ -69,10 +67,10 @@ class Kind(NamedTuple):
 
 
 def parse_kind(text: str) -> Kind:
-    """Reads "webdataset+npz+seeds".
+    """Parses a text like "webdataset+npz+seeds".
 
     Raises:
-        ValueError: there is no such format, or nothing of the kind to keep.
+        ValueError: the format or what it is to store is unknown.
     """
     name, *kept = text.split("+")
     soft = [word for word in kept if word in SOFT]
@@ -82,7 +80,7 @@ def parse_kind(text: str) -> Kind:
 
 
 def measure_run(scratch: str, kind: str, speed: float | None, num_images: int) -> dict[str, float]:
-    """Runs the driver; samples and CPU seconds a second, and the share that the device waited."""
+    """Runs the driver; returns samples per second, CPU seconds per sample, waiting share."""
     name, soft_masks, seed_maps = parse_kind(kind)
     config = simulated_config(
         Path(scratch) / "out",
@@ -92,7 +90,7 @@ def measure_run(scratch: str, kind: str, speed: float | None, num_images: int) -
         seed_maps=seed_maps,
         batch_size=_BATCH_SIZE,
         shard_size=_SHARD_SIZE,
-        pair_settings=_SETTINGS,
+        masks=_MASKS,
     )
     run = run_driver(config, make_pool(_SIDE), speed or math.inf)
     seconds = run.written.time - run.first_round.time
@@ -104,18 +102,17 @@ def measure_run(scratch: str, kind: str, speed: float | None, num_images: int) -
 
 
 def measure_steps(scratch: str, kinds: list[str]) -> dict[str, Any]:
-    """CPU and wall seconds of each step of a sample's way, as triples with its name."""
-    config = simulated_config(Path(scratch) / "out", ["files"], 10**5, pair_settings=_SETTINGS)
+    """Measures each step of a sample: its name, CPU seconds and wall seconds."""
+    config = simulated_config(Path(scratch) / "out", ["files"], 10**5, masks=_MASKS)
     model, pool = load_simulated_model(config.model), make_pool(_SIDE)
     dataset = _open_dataset(config, *kinds)
     exists = np.zeros(config.num_images, bool)
     maker = PairMaker(config, model, SimulatedDevice(pool, math.inf), dataset, exists, 1)
     parts = {part for each in dataset.formats for part in each.parts}
-    settings = config.row_settings(model)
-    sample = _describe(config, settings, pool)
+    sample = _describe(config, pool)
     steps = [
         *_round_steps(config, model, maker),
-        ("mask and record", lambda: _describe(config, settings, pool), 1),
+        ("mask and record", lambda: _describe(config, pool), 1),
         *_encoding_steps(sample, parts),
     ]
     files = encode(sample, parts).files
@@ -127,19 +124,19 @@ def measure_steps(scratch: str, kinds: list[str]) -> dict[str, Any]:
 
 
 Step = tuple[str, Callable[[], Any], int]
-"""Name, what it does, and for how many samples."""
+"""A name, a call, and the number of samples that the call handles."""
 
 
 def _open_dataset(config: RunConfig, *kinds: str) -> Dataset:
-    """A dataset of its own for some formats."""
+    """Opens a new dataset in these formats."""
     place = Path(config.output, "-".join(kinds))
     scratch = place / "scratch"
     scratch.mkdir(parents=True)
     layout = ShardLayout(config.num_images, _SHARD_SIZE, _BATCH_SIZE)
     formats = []
     for kind in map(parse_kind, kinds):
-        kept = {"soft": kind.soft_masks, "seeds": kind.seed_maps}
-        formats += make_formats([kind.format], config.class_names, **kept)
+        kept = kept_parts({"soft_masks": kind.soft_masks, "seed_maps": kind.seed_maps})
+        formats += make_formats([kind.format], config.class_names, kept)
     return Dataset(open_folder(place), layout, formats, scratch)
 
 
@@ -147,17 +144,18 @@ def _round_steps(config: RunConfig, model: Model, maker: PairMaker) -> Iterator[
     records = [config.record(index) for index in range(_BATCH_SIZE)]
     prompts, classes = [r.prompt for r in records], [r.named for r in records]
     round_ = maker.start([0])
+    lists = ClassLists(classes, num_classes=NUM_CLASSES)
     yield (
         "tokenise new prompts",
-        lambda: pair_inputs(model, prompts, classes, range(_BATCH_SIZE), num_classes=NUM_CLASSES),
+        lambda: pair_inputs(model, prompts, lists, range(_BATCH_SIZE)),
         _BATCH_SIZE,
     )
     yield "start a round of known prompts", lambda: maker.start([0]), _BATCH_SIZE
     yield "copy from the device", lambda: maker.fetch(round_), _BATCH_SIZE
 
 
-def _describe(config: RunConfig, settings: Mapping[str, Any], pool: PairRows) -> Sample:
-    """The second sample, which has two classes, as it is before it is encoded."""
+def _describe(config: RunConfig, pool: PairRows) -> Sample:
+    """Makes the second sample, which has two classes, as it is before encoding."""
     index, record = 1, config.record(1)
     ids = [config.class_names.index(name) + 1 for name in record.classes]
     mask = class_mask(pool.label_maps[index], ids)
@@ -172,7 +170,7 @@ def _describe(config: RunConfig, settings: Mapping[str, Any], pool: PairRows) ->
     )
     soft, seeds = pool.soft_masks[index], pool.seed_maps[index]
     seeds = seeds.reshape(NUM_CLASSES, math.isqrt(seeds.shape[-1]), -1)
-    return Sample(index, pool.images[index], mask, row | settings, soft, seeds)
+    return Sample(index, pool.images[index], mask, row, soft, seeds)
 
 
 def _encoding_steps(sample: Sample, parts: Collection[str]) -> Iterator[Step]:
@@ -183,7 +181,7 @@ def _encoding_steps(sample: Sample, parts: Collection[str]) -> Iterator[Step]:
 
 
 def _writing_steps(dataset: Dataset, sample: Sample, files: Mapping[str, bytes]) -> Iterator[Step]:
-    """Steps of a format: blocks, and shards made of them."""
+    """Yields the steps of a format: writing a block, and sealing a shard of blocks."""
     own = {part: files[part] for each in dataset.formats for part in each.parts}
     blocks, shards = itertools.count(), itertools.count()
 
@@ -195,11 +193,11 @@ def _writing_steps(dataset: Dataset, sample: Sample, files: Mapping[str, bytes])
     yield "hash and write", write, _BATCH_SIZE
     for _ in range((_REPEATS + 1) * _SHARD_SIZE // _BATCH_SIZE):
         write()
-    yield "seal", lambda: dataset.seal(next(shards)), _SHARD_SIZE
+    yield "finish a shard", lambda: dataset.finish(next(shards)), _SHARD_SIZE
 
 
 def _cost(call: Callable[[], Any], samples: int) -> tuple[float, float]:
-    """CPU and wall seconds a sample, the least of some calls after a first one."""
+    """Measures CPU and wall seconds per sample: the least of several calls, after a first one."""
     call()
     costs = []
     for _ in range(_REPEATS):
@@ -236,20 +234,20 @@ def main(_) -> None:
         parse_kind(kind)
     use_cores(values.cores)
     print(f"{machine_line()}\n")
-    header = ["format", "samples/s of the device", "reached", "CPU ms a sample"]
+    header = ["format", "samples/s of the device", "reached", "CPU ms per sample"]
     header += ["the device waits", "peak MiB", "load before"]
     print_table(header, _run_rows(values))
     with tempfile.TemporaryDirectory(dir=values.scratch) as scratch:
         steps = in_own_process(measure_steps, scratch=scratch, kinds=values.formats)["steps"]
     print(f"\nLoad {os.getloadavg()[0]:.1f}\n")
     costs = [[name, f"{cpu * 1000:.3f}", f"{wall * 1000:.3f}"] for name, cpu, wall in steps]
-    print_table(["step", "CPU ms a sample", "wall ms a sample"], costs)
+    print_table(["step", "CPU ms per sample", "wall ms per sample"], costs)
 
 
 if __name__ == "__main__":
-    formats = "Formats, each in a run of its own; +npz or +png adds soft masks, +seeds seed maps."
+    formats = "Formats, one run each; +npz or +png adds soft masks, +seeds adds seed maps."
     flags.DEFINE_list("formats", [*FORMATS, *_WITH_MAPS], formats)
-    speeds = "Samples a second of the device; unlimited makes a round as soon as it is asked for."
+    speeds = "Samples per second of the device; unlimited makes a round as soon as it is requested."
     flags.DEFINE_list("speeds", ["1", "10", "100", "unlimited"], speeds)
     flags.DEFINE_float("seconds", 20, "Seconds of a run, if the device can be kept busy.")
     flags.DEFINE_string("scratch", None, "Folder for the datasets; by default the system's.")

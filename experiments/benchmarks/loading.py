@@ -1,16 +1,17 @@
-"""Seconds and memory of loading a model of Stable Diffusion 1.4's size, beside diffusers' load.
+"""Measures seconds and memory of loading a model of Stable Diffusion 1.4's size, and of diffusers.
+
 
     python -m experiments.benchmarks.loading [--model=sd1] [--repeats=3]
 
-Each load has a process of its own, reads the same folder from a warm page cache, and then reads all
-weights once: torch may map the files and read them no sooner. Libraries are imported before the
-clock starts, but the seconds of the process include them. Peak memory is resident memory; that of
-mapped files is part of it, and can be had back at any time, so the anonymous part stands beside it.
-It is sampled, every 5 ms.
+Each load runs in its own process. It reads the same folder from a warm page cache, then reads all
+weights once, because torch may map the files and not read them before. Libraries are imported
+before the clock starts, but the seconds of the process include them. Peak memory is resident
+memory. It includes mapped files, which the system can drop at any time, so the anonymous part is
+listed as well; it is sampled every 5 ms.
 
-A plain copy of the files into fresh memory, by one thread, is measured too. It is the least that a
-loader does whose weights are not the mapped files: on a virtual machine memory that is touched for
-the first time can cost far more than the copy itself.
+A plain copy of the files into new memory, by one thread, is measured too. A loader whose weights
+are not the mapped files does at least that much. On a virtual machine, touching memory for the
+first time can cost far more than the copy itself.
 """
 
 import contextlib
@@ -38,21 +39,21 @@ LOADS = (("float32", "float32"), ("float16", "float16"), ("float16", "bfloat16")
 
 
 def write_model(model: str, folder: str, dtype: str) -> dict[str, Any]:
-    """Writes a folder of random weights; "bytes" are those of its weights."""
+    """Writes a folder with random weights; returns their size as "bytes"."""
     from experiments.benchmarks.networks import make_random_model
-    from seediff_jax.model import save_model
+    from seediff_jax.checkpoints.load import save_model
 
     save_model(make_random_model(model), folder, dtype=dtype)
     return {"bytes": sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))}
 
 
 def load_ours(folder: str, dtype: str) -> dict[str, Any]:
-    """Loads a folder by `load_model`."""
+    """Loads a folder with `load_model`."""
     import jax
     import numpy as np
     from transformers import CLIPTokenizer  # as diffusers does
 
-    from seediff_jax.model import load_model
+    from seediff_jax.checkpoints.load import load_model
 
     del CLIPTokenizer
 
@@ -66,7 +67,7 @@ def load_ours(folder: str, dtype: str) -> dict[str, Any]:
 
 
 def load_diffusers(folder: str, dtype: str) -> dict[str, Any]:
-    """Loads a folder by diffusers' pipeline."""
+    """Loads a folder with diffusers' pipeline."""
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -80,7 +81,7 @@ def load_diffusers(folder: str, dtype: str) -> dict[str, Any]:
 
 
 def load_copy(folder: str, dtype: str) -> dict[str, Any]:
-    """Reads the files of a folder as they are, whatever the dtype."""
+    """Copies the files of a folder into memory; ignores the dtype."""
     import numpy as np
 
     del dtype
@@ -100,11 +101,11 @@ def load_copy(folder: str, dtype: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def measured() -> Iterator[dict[str, Any]]:
-    """Yields a dict, in which the block puts the time when the model is there.
+    """Yields a dict in which the block stores the time when the model is loaded, as "load".
 
-    It then holds seconds under "load" and "read", seconds of all cores for both under "cpu", bytes
-    under "before" (resident before the block), "peak" (the most resident in this process) and
-    "anonymous" (its largest sample).
+    Afterwards the dict has seconds as "load", "read" and "cpu" (of all cores, for both), and bytes
+    as "before" (resident before the block), "peak" (largest resident memory of this process) and
+    "anonymous" (largest sample of anonymous memory).
     """
     figures: dict[str, Any] = {"before": resident("VmRSS")}
     done = threading.Event()
@@ -130,13 +131,13 @@ def measured() -> Iterator[dict[str, Any]]:
 
 
 def resident(field: str) -> int:
-    """Bytes of a line of this process's /proc/self/status."""
+    """Reads a line of this process's /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024
 
 
 def fastest(load: Any, folder: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """Figures of the fastest of several loads, and the seconds of its process from start to end."""
+    """Measures the fastest of several loads, with the seconds of its whole process."""
     runs = []
     for _ in range(repeats):
         for path in Path(folder).rglob("*.safetensors"):  # into the page cache

@@ -1,11 +1,11 @@
-"""What a mask costs beside its image: time, and memory for the recorded attention.
+"""Measures what a mask costs in addition to its image: time, and memory for recorded attention.
 
     python -m experiments.benchmarks.mask_tax [--models=small]
 
-The same sampling program with and without capture, called in turn in one process; the pair adds
-the mask kernels. A model of random weights runs few steps, and its tax at --num_steps is derived
-from the seconds of a step, of decoding and of the kernels. The target: at most 1.10. At 512 x 512
-attention should take 64 MiB an image at side 64, 4 MiB at 32 and 0.25 MiB at 16.
+The same sampling program runs with and without capture, in turn, in one process; the pair adds the
+mask kernels. A model with random weights runs few steps, and its ratio at --num_steps is derived
+from the seconds of a step, of decoding and of the kernels. The target is at most 1.10. At 512 x 512
+pixels, attention should take 64 MiB per image at side 64, 4 MiB at 32 and 0.25 MiB at 16.
 """
 
 import functools
@@ -26,18 +26,21 @@ from experiments.benchmarks.measuring import (
     use_cores,
 )
 from experiments.benchmarks.networks import UNETS, make_random_model
-from seediff_jax.batch_masks import make_masks
-from seediff_jax.masks import MaskConfig
-from seediff_jax.model import Model, decode_latents, load_model
-from seediff_jax.sampling import SampleConfig, sample
-from seediff_jax.schedulers import make_steps
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.masks.config import MaskConfig, Thresholds
+from seediff_jax.masks.label_maps import make_masks
+from seediff_jax.models.model import Model, decode_latents
+from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.sampling.inputs import PairInputs
+from seediff_jax.sampling.sampler import sample
+from seediff_jax.schedulers.step import make_steps
 
 THRESHOLD, GUIDANCE_SCALE = np.float32(0.5), np.float32(7.5)
 CAPTURES = {"image": False, "pair": True}
 
 
 def measure(name: str, num_steps: int, batch_size: int, repeats: int) -> dict[str, Any]:
-    """Times images alone, images with masks, and the parts of both; compares their memory."""
+    """Measures time and memory of images alone, images with masks, and the parts of both."""
     model = make_random_model(name) if name in UNETS else load_model(name)
     programs = {key: _compile(model, num_steps, batch_size, on) for key, on in CAPTURES.items()}
     calls = {key: call for key, (call, _) in programs.items()}
@@ -65,13 +68,14 @@ def measure(name: str, num_steps: int, batch_size: int, repeats: int) -> dict[st
 def _compile(
     model: Model, num_steps: int, batch_size: int, capture: bool
 ) -> tuple[Callable[[], Any], int]:
-    """A compiled sampling call that waits, and the bytes of its results and temporaries."""
+    """Compiles a sampling call that waits; returns it with the bytes of results and temporaries."""
     length, random = model.text_config.max_position_embeddings, np.random.default_rng(0)
     token_ids = random.integers(0, model.text_config.vocab_size, (batch_size, length), np.int32)
-    arguments = (model, token_ids, token_ids, np.arange(length) == np.full((batch_size, 1, 1), 5))
-    arguments += (np.arange(batch_size, dtype=np.int32),)
+    token_mask = np.arange(length) == np.full((batch_size, 1 if capture else 0, 1), 5)
+    indices = np.arange(batch_size, dtype=np.int32)
+    arguments = (model, PairInputs(token_ids, token_ids, token_mask, indices))
     traced = {"rng_seed": np.uint32(0), "guidance_scale": GUIDANCE_SCALE}
-    config = SampleConfig(num_steps=num_steps, capture=capture)
+    config = SamplingConfig(num_steps=num_steps)
     compiled = sample.lower(*arguments, **traced, config=config).compile()
     memory = compiled.memory_analysis()
     call = _waiting(compiled, *arguments, **traced)
@@ -79,9 +83,8 @@ def _compile(
 
 
 def _make_masks(samples: Any) -> None:
-    masks = make_masks(
-        samples.images, samples.attention_maps, *3 * [THRESHOLD], mask_config=MaskConfig()
-    )
+    thresholds = Thresholds(*3 * [THRESHOLD])
+    masks = make_masks(samples.images, samples.attention_maps, thresholds, config=MaskConfig())
     jax.block_until_ready(masks)
 
 
@@ -90,7 +93,7 @@ def _waiting(function: Callable[..., Any], *arguments: Any, **options: Any) -> C
 
 
 def _row(name: str, figures: dict[str, Any], batch_size: int, num_steps: int) -> tuple[str, ...]:
-    """A row of the table of times."""
+    """Makes a row of the table of times."""
     image, pair, masks = figures["image"], figures["pair"], figures["masks"]
 
     def at_all_steps(seconds):
@@ -111,7 +114,7 @@ def _row(name: str, figures: dict[str, Any], batch_size: int, num_steps: int) ->
 
 
 def _memory_rows(name: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the table of memory: what each level holds, and what the whole program gains."""
+    """Makes rows of the table of memory: each level, and what capture adds to the program."""
     rows = [
         (
             name,
@@ -121,17 +124,22 @@ def _memory_rows(name: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for side, size in figures["resident"].items()
     ]
-    gained = figures["memory"]["pair"] - figures["memory"]["image"]
+    added = figures["memory"]["pair"] - figures["memory"]["image"]
     held = figures["cross"] + sum(figures["resident"].values())
     rows.append((name, "cross-attention", f"{figures['cross'] / MIB:.3f}", ""))
     rows.append(
-        (name, "results and temporaries, gained", f"{gained / MIB:.3f}", f"{held / MIB:.3f}")
+        (
+            name,
+            "results and temporaries, added by capture",
+            f"{added / MIB:.3f}",
+            f"{held / MIB:.3f}",
+        )
     )
     return rows
 
 
 def main(_) -> None:
-    """Measures every model in its own process."""
+    """Measures each model in its own process."""
     values = flags.FLAGS
     use_cores(values.cores)
     print(f"{machine_line()}\n")
@@ -151,13 +159,13 @@ def main(_) -> None:
         "UNet calls",
         "sampling, s",
         "with capture, s",
-        "of it decoding, s",
+        "decoding part, s",
     )
     print_table(
-        (*header, "masks, s", "image + mask of image", f"at {values.num_steps} calls"), rows
+        (*header, "masks, s", "image + mask, ratio", f"ratio at {values.num_steps} calls"), rows
     )
     print()
-    print_table(("model", "memory an image", "MiB", "expected MiB"), memory_rows)
+    print_table(("model", "memory per image", "MiB", "expected MiB"), memory_rows)
 
 
 if __name__ == "__main__":
@@ -166,6 +174,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("num_steps", 50, "Steps of loaded models.", lower_bound=1)
     flags.DEFINE_integer("random_steps", 2, "Steps of random models.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 4, "Images at a time of loaded models.", lower_bound=1)
-    flags.DEFINE_integer("repeats", 3, "Timed calls; the best one counts.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "Timed calls; the fastest counts.", lower_bound=1)
     flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
     app.run(main)

@@ -1,7 +1,7 @@
-"""Timing, memory and tables that the benchmarks share.
+"""Timing, memory and tables for the benchmarks.
 
-A variant is a function that returns a dict of figures. `in_own_process` calls it in a fresh
-process, so that its peak memory is its own and no library has threads beside those it measures:
+A variant is a function that returns a dict of figures. `in_own_process` calls it in a new process,
+so that its peak memory is its own and no other library has threads there:
 
     python -m experiments.benchmarks.measuring MODULE FUNCTION ARGUMENTS_AS_JSON
 """
@@ -24,7 +24,7 @@ MIB, GIB = 2**20, 2**30
 
 
 def use_cores(count: int) -> None:
-    """Restricts this process, and all that it starts, to the first `count` of its cores."""
+    """Restricts this process and its children to the first `count` of its cores."""
     cores = sorted(os.sched_getaffinity(0))
     if count > len(cores):
         raise ValueError(f"--cores={count}, but this process may use {len(cores)}")
@@ -38,7 +38,7 @@ def machine_line() -> str:
 
 
 def describe_machine(*libraries: str) -> list[str]:
-    """The CPU with the cores in use, and the versions of Python and of libraries."""
+    """Names the CPU with the cores in use, and the versions of Python and of libraries."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -50,7 +50,7 @@ def describe_machine(*libraries: str) -> list[str]:
 
 
 def best_seconds(call: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` calls; `call` must wait for its result."""
+    """Times the fastest of `repeats` calls; `call` must wait for its result."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -60,12 +60,12 @@ def best_seconds(call: Callable[[], Any], repeats: int) -> float:
 
 
 def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes."""
+    """Returns the largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def in_own_process(variant: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
-    """Calls a function of a module in a fresh process.
+    """Calls a function of a module in a new process.
 
     Args:
         variant: returns figures, as JSON values.
@@ -88,7 +88,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints a Markdown table, each row as soon as it is there."""
+    """Prints a Markdown table, each row as soon as it is ready."""
     for line in _table_lines(header, rows):
         print(line, flush=True)
 

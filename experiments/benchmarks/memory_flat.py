@@ -1,10 +1,10 @@
-"""Memory of a run over 100,000 samples, of which none may stay behind.
+"""Measures the memory of a run over 100,000 samples, which must not grow.
 
     python -m experiments.benchmarks.memory_flat [--formats=webdataset] [--scratch=/dev/shm]
 
 The driver runs with a simulated device that has its samples, of 64 x 64 pixels, as soon as they are
-asked for. Memory is what is resident and anonymous, so no mapped file, before a round, while all
-threads are at work; the slope is that of a line fitted to the second half.
+requested. Memory is resident and anonymous (without mapped files), read before a round while all
+threads work. The slope is that of a line fitted to the second half.
 """
 
 import tempfile
@@ -26,12 +26,12 @@ from experiments.benchmarks.measuring import (
 from experiments.benchmarks.simulated import make_pool, run_driver, simulated_config
 
 _SIDE, _BATCH_SIZE = 64, 4
-_SAMPLES = 1000  # of memory, in a run
+_SAMPLES = 1000  # measurements of memory per run
 _LINES = 10
 
 
 def measure(scratch: str, formats: list[str], num_images: int) -> dict[str, Any]:
-    """Runs the driver; "counts" of samples, "bytes" of memory, and seconds since the start."""
+    """Runs the driver; returns "counts" of samples, "bytes" of memory and "seconds"."""
     config = simulated_config(
         Path(scratch) / "out", formats, num_images, num_prompts=20000, batch_size=_BATCH_SIZE
     )
@@ -65,7 +65,7 @@ def main(_) -> None:
     print_table(["samples", "seconds", "anonymous MiB"], rows)
     half = counts >= values.num_images / 2
     slope = np.polyfit(counts[half], sizes[half], 1)[0]
-    print(f"\nSlope of the second half: {slope:.0f} bytes a sample.")
+    print(f"\nSlope of the second half: {slope:.0f} bytes per sample.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Models with random weights in the sizes that are measured: time does not depend on the values."""
+"""Models with random weights, in the sizes that are measured; time does not depend on values."""
 
 import dataclasses
 import tempfile
@@ -11,33 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from experiments.shapes import recipe
-from seediff_jax.families import SD1
-from seediff_jax.model import Model, make_model
-from seediff_jax.model_config import ModelConfig, init_params
+from experiments.shapes.recipe import STUDY
+from experiments.training.networks import MAX_TOKENS, SCHEDULER_JSON
+from experiments.training.vocabulary import make_vocabulary, write_tokenizer
+from seediff_jax.checkpoints.families import SD1
+from seediff_jax.checkpoints.load import make_model
 from seediff_jax.models.capture import published_capture
 from seediff_jax.models.config import UNetConfig, clip_text_config, unet_config, vae_config
-from seediff_jax.programs import abstract_model
-from seediff_jax.scheduler_configs import scheduler_config
-from seediff_jax.tokenizer import CLIP_LENGTH, load_tokenizer
+from seediff_jax.models.model import Model, ModelConfig, init_params
+from seediff_jax.pipeline.memory import abstract_model
+from seediff_jax.prompts.tokenizer import CLIP_LENGTH, load_tokenizer
+from seediff_jax.schedulers.config import scheduler_config
 
 TOKENS = 77
 
-_SD1 = SD1.folder_configs()
-UNETS = {"sd1": _SD1["unet/config.json"], "small": recipe.UNET_JSON}
+_SD1 = SD1.folder_configs("epsilon")
+UNETS = {"sd1": _SD1["unet/config.json"], "small": STUDY.unet_json}
 """UNets by name: Stable Diffusion 1, and that of the embedded model for a quick check."""
 
 PARTS = {
     "sd1": (_SD1["text_encoder/config.json"], _SD1["vae/config.json"]),
-    "small": (recipe.text_encoder_json(), recipe.VAE_JSON),
+    "small": (STUDY.text_encoder_json(make_vocabulary(STUDY.words)[0]), STUDY.vae_json),
 }
-"""Text encoder and VAE beside each of UNETS."""
+"""Configs of the text encoder and VAE that belong to each of UNETS."""
 
 
 def random_params(init: Callable[[], Any], rng_seed: int = 0) -> Any:
     """Draws float32 params in the shapes that `init` would return: unit gain, no bias.
 
-    Leaf by leaf and without a compiled program, so that the peak memory is that of the params.
+    They are drawn one by one and without a compiled program, so that peak memory is their size.
     """
     random = np.random.default_rng(rng_seed)
 
@@ -52,7 +54,7 @@ def random_params(init: Callable[[], Any], rng_seed: int = 0) -> Any:
 
 
 class UNetInputs(NamedTuple):
-    """Inputs of one UNet call in their order, channels last."""
+    """Inputs of one UNet call, in order, channels last."""
 
     latents: np.ndarray
     timesteps: np.ndarray
@@ -60,7 +62,7 @@ class UNetInputs(NamedTuple):
 
 
 def random_inputs(config: UNetConfig, batch_size: int) -> UNetInputs:
-    """Normal latents and text embeddings at timestep 437."""
+    """Draws normal latents and text embeddings, at timestep 437."""
     random = np.random.default_rng(1)
     side = config.sample_size
     return UNetInputs(
@@ -71,19 +73,19 @@ def random_inputs(config: UNetConfig, batch_size: int) -> UNetInputs:
 
 
 def make_unet_config(name: str) -> UNetConfig:
-    """The config of a UNet of UNETS."""
+    """Returns the config of one of UNETS."""
     return unet_config(UNETS[name])
 
 
 def make_random_model(name: str) -> Model:
-    """A whole model with random weights: "sd1", or "small" with the embedded model's config."""
+    """Makes a model with random weights: "sd1", or "small" with the embedded model's config."""
     config = _model_config(name)
     params = random_params(lambda: init_params(config, jax.random.key(0)))
     return make_model(config, params, model_id=name)
 
 
 def make_abstract_model(name: str, dtype: DTypeLike = jnp.float32) -> Model:
-    """The same without weights, with prompts of 77 tokens and the PNDM of Stable Diffusion 1."""
+    """Makes a model without weights, with prompts of 77 tokens and Stable Diffusion 1's PNDM."""
     config = _model_config(name)
     config = dataclasses.replace(
         config,
@@ -98,13 +100,13 @@ def _model_config(name: str) -> ModelConfig:
     text, vae = PARTS[name]
     unet = make_unet_config(name)
     with tempfile.TemporaryDirectory() as folder:
-        recipe.write_tokenizer(Path(folder))
+        write_tokenizer(Path(folder), STUDY.words, MAX_TOKENS)
         tokenizer = load_tokenizer(Path(folder))
     return ModelConfig(
         text_encoder=clip_text_config(text),
         unet=unet,
         vae=vae_config(vae),
-        scheduler=scheduler_config(recipe.SCHEDULER_JSON),
+        scheduler=scheduler_config(SCHEDULER_JSON),
         tokenizer=tokenizer,
         capture=published_capture(unet),
     )

@@ -1,10 +1,10 @@
-"""How long a run takes to go on in a folder of a million samples, to close it, and to find it done.
+"""Times how a run resumes in a folder of a million samples, closes it, and finds it complete.
 
     python -m experiments.benchmarks.resume [--num_images=1000000] [--scratch=FOLDER]
 
 The samples of the first shard are made by the driver with a simulated device, the other shards get
-their lines and seals with other indices, and no pictures: none is looked at. The last shard is half
-done, in its journal. Files are in the page cache, as they were just written.
+their lines and summaries with other indices, and no pictures: none is looked at. The last shard is
+half done, in its journal. Files are in the page cache, as they were just written.
 """
 
 import hashlib
@@ -29,41 +29,48 @@ from experiments.benchmarks.simulated import (
     run_driver,
     simulated_config,
 )
-from seediff_jax.closing import reopen
-from seediff_jax.encoding import EncodedSample
-from seediff_jax.journal import Journal
-from seediff_jax.run_config import RunConfig
-from seediff_jax.storage import Folder, open_folder
+from seediff_jax.dataset.checksums import (
+    add_checksum,
+    json_line,
+    json_with_checksum,
+    parse_json_with_checksum,
+)
+from seediff_jax.dataset.encoding import EncodedSample
+from seediff_jax.dataset.finalize import mark_incomplete
+from seediff_jax.dataset.journal import Journal
+from seediff_jax.driver.config import RunConfig
+from seediff_jax.files.folder import Folder, open_folder
 
 _SHARD_SIZE, _BATCH_SIZE = 1000, 4
 _SIDE, _POOL = 64, 4
 
 
 def make_folder(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
-    """Makes the folder of a run that was stopped in its last shard; "bytes" are those of lines."""
+    """Makes the folder of a run that stopped in its last shard; returns the "bytes" of lines."""
     config = _config(scratch, num_images, num_prompts)
     run_driver(_config(scratch, _SHARD_SIZE, num_prompts), make_pool(_SIDE, _POOL))
     folder = open_folder(config.output)
-    reopen(folder)
+    mark_incomplete(folder)
     lines = folder.read("shards/00000.jsonl").decode().splitlines(keepends=True)
-    seal = folder.read("shards/00000.json").decode()
+    summary = folder.read("shards/00000.json").decode()
     last = num_images // _SHARD_SIZE - 1
     for shard in range(1, last):
-        _copy_shard(folder, shard, lines, seal)
+        _copy_shard(folder, shard, lines, summary)
     samples = [
         EncodedSample(index, json.loads(renumbered(line, index)), {})
         for index, line in enumerate(lines[: _SHARD_SIZE // 2], last * _SHARD_SIZE)
     ]
+    journal = Journal(folder, last, range(last * _SHARD_SIZE, num_images))
     for k in range(0, len(samples), _BATCH_SIZE):
-        Journal(folder, last).add(samples[k : k + _BATCH_SIZE])
+        journal.add(samples[k : k + _BATCH_SIZE])
     return {"bytes": last * sum(map(len, lines))}
 
 
-def go_on(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
-    """Runs the driver on the folder; seconds of its parts.
+def resume_run(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
+    """Runs the driver on the unfinished folder; returns the seconds of its parts.
 
-    "model" is until the model is there and the prompts are checked, "folder" from then until the
-    first round starts, "rounds" until all are written, "close" until the end.
+    "model" ends when the model is loaded and the prompts are checked, "folder" when the first round
+    starts, "rounds" when all are written, "close" when the run ends.
     """
     start = now().time
     run = run_driver(_config(scratch, num_images, num_prompts), make_pool(_SIDE, _POOL))
@@ -75,8 +82,8 @@ def go_on(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
     }
 
 
-def go_on_again(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
-    """Runs the driver on the complete folder; seconds of its parts, which are two only."""
+def run_again(scratch: str, num_images: int, num_prompts: int) -> dict[str, Any]:
+    """Runs the driver on the complete folder; returns the seconds of its two parts."""
     start = now().time
     run = run_driver(_config(scratch, num_images, num_prompts), make_pool(_SIDE, _POOL))
     if run.first_round is not None:
@@ -95,22 +102,24 @@ def _config(scratch: str, num_images: int, num_prompts: int) -> RunConfig:
     )
 
 
-def _copy_shard(folder: Folder, shard: int, lines: list[str], seal: str) -> None:
-    """Writes the lines of the first shard, and its seal, as those of another one."""
+def _copy_shard(folder: Folder, shard: int, lines: list[str], summary: str) -> None:
+    """Writes the lines of the first shard, and its summary, as those of another one."""
     first = shard * _SHARD_SIZE
     name = f"shards/{shard:05d}.jsonl"
     content = "".join(renumbered(line, i) for i, line in enumerate(lines, first)).encode()
     Path(folder.path(name)).write_bytes(content)
-    facts = json.loads(seal) | {"shard": shard}
+    facts = parse_json_with_checksum(summary.encode()) | {"shard": shard}
     digest = hashlib.sha256(content).hexdigest()
     facts["files"] = {name: {"bytes": len(content), "sha256": digest}}
-    Path(folder.path(f"shards/{shard:05d}.json")).write_text(json.dumps(facts, indent=1))
+    Path(folder.path(f"shards/{shard:05d}.json")).write_bytes(json_with_checksum(facts))
 
 
 def renumbered(line: str, index: int) -> str:
-    """A line of the first shard as that of another index; its hashes stay."""
+    """Makes a line of the first shard that of another index; hashes of files stay."""
     line = re.sub(r'"index": \d+', f'"index": {index}', line, count=1)
-    return re.sub(r"/\d{6}\.", f"/{index:06d}.", line)
+    record = json.loads(re.sub(r"/\d{6}\.", f"/{index:06d}.", line))
+    del record["crc32"]
+    return json_line(add_checksum(record)).decode()
 
 
 def main(_) -> None:
@@ -126,7 +135,7 @@ def main(_) -> None:
             arguments = {"scratch": scratch, "num_images": values.num_images}
             arguments["num_prompts"] = int(prompts)
             size = in_own_process(make_folder, **arguments)["bytes"]
-            for name, variant in (("goes on", go_on), ("is complete", go_on_again)):
+            for name, variant in (("resumes", resume_run), ("is complete", run_again)):
                 run = in_own_process(variant, **arguments)
                 rows.append(
                     [

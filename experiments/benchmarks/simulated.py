@@ -1,9 +1,9 @@
-"""A simulated device in the driver, so that what the host does can be measured alone.
+"""A simulated device in the driver, so that the work of the host can be measured alone.
 
     RunConfig -> make_dataset, with SimulatedDevice in place of PairPrograms -> figures
 
 All else is the driver's own: prompts are tokenised, rounds started, results fetched when they are
-due, encoded, written, sealed and closed.
+due, encoded, written, finished and finalized.
 """
 
 import dataclasses
@@ -19,19 +19,21 @@ import numpy as np
 from flax import struct
 from PIL import Image
 
-from seediff_jax import closing, make_dataset
-from seediff_jax.class_lists import SHAPES_CLASSES
-from seediff_jax.model import Model, load_model
-from seediff_jax.pair_inputs import PairInputs
-from seediff_jax.prompt_plan import PromptPlan
-from seediff_jax.prompt_records import PromptRecord
-from seediff_jax.run_config import RunConfig
-from seediff_jax.sampling import STAGES
-from seediff_jax.sharding import PairRows
-from seediff_jax.tokenizer import CLIP_LENGTH
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.dataset import finalize
+from seediff_jax.driver import make_dataset
+from seediff_jax.driver.config import RunConfig
+from seediff_jax.models.model import Model
+from seediff_jax.pipeline.programs import PairRows
+from seediff_jax.prompts.class_lists import SHAPES_CLASSES
+from seediff_jax.prompts.prompt_plan import PromptPlan
+from seediff_jax.prompts.prompt_record import PromptRecord
+from seediff_jax.prompts.tokenizer import CLIP_LENGTH
+from seediff_jax.sampling.inputs import PairInputs
+from seediff_jax.sampling.sampler import STAGES
 
 NUM_CLASSES = 2
-"""Classes of every second sample; the others have one."""
+"""Number of classes of every second sample; the others have one."""
 
 _SEED_SIDE = 16
 _WORDS = "plain dotted striped faded photo picture image shot long of".split()
@@ -42,11 +44,11 @@ _CONTRAST, _GRAIN = 17.0, 1.5
 
 @struct.dataclass
 class DueRows(PairRows):
-    """Rows that are not there before their time: those of the pool, and which of them.
+    """Rows of the pool that are ready at a certain time.
 
     Attributes:
-        picks: row of the pool for each sample of the round.
-        due: when the device has made them, in seconds of its clock.
+        picks: the row of the pool for each sample of the round.
+        due: when the device is ready with them, in seconds of its clock.
     """
 
     picks: tuple[int, ...] = struct.field(pytree_node=False, default=())
@@ -57,12 +59,12 @@ class SimulatedDevice:
     """Stands in for PairPrograms: one round at a time at a given speed, in the order of calls.
 
     Args:
-        pool: rows, of which a sample gets that of its index modulo their number.
-        speed: samples a second; infinity makes a round as soon as it is asked for.
-        mesh: of the run.
-        watch: told, before each round, of how many samples were asked for before.
-        clock: seconds.
-        sleep: waits for some seconds.
+        pool: rows; a sample gets the row of its index modulo their number.
+        speed: samples per second; with infinity, a round is ready as soon as it is requested.
+        mesh: the mesh of the run.
+        watch: called before each round with the number of samples requested before.
+        clock: returns the time in seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -75,13 +77,13 @@ class SimulatedDevice:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ):
-        self.mesh = mesh
+        self.mesh, self.attention = mesh, "none, the device is simulated"
         self._pool, self._speed = pool, speed
         self._watch, self._clock, self._sleep = watch, clock, sleep
         self._free_at, self._asked = -np.inf, 0
 
     def __call__(self, inputs: PairInputs) -> DueRows:
-        """Starts a round, which begins when the one before is made."""
+        """Starts a round, which begins when the previous one is ready."""
         self._watch(self._asked)
         self._asked += len(inputs.indices)
         self._free_at = max(self._clock(), self._free_at) + len(inputs.indices) / self._speed
@@ -90,7 +92,7 @@ class SimulatedDevice:
         return DueRows(**fields, picks=picks, due=self._free_at)
 
     def fetch(self, results: DueRows) -> DueRows:
-        """Waits until a round is due, and copies its rows, as from a device."""
+        """Waits until a round is due, then copies its rows, as from a device."""
         if (wait := results.due - self._clock()) > 0:
             self._sleep(wait)
         return jax.tree.map(lambda leaf: leaf[list(results.picks)], results)
@@ -99,7 +101,7 @@ class SimulatedDevice:
 def make_pool(side: int, count: int = 32) -> PairRows:
     """Draws rows whose files are about as large as those of photographs of `side` x `side`.
 
-    Images are sums of smoothed noise, label maps have an ellipse a class.
+    Images are sums of smoothed noise; label maps have one ellipse per class.
     """
     rng = np.random.default_rng(0)
     images = np.stack([_smoothed_noise(rng, side) for _ in range(count)])
@@ -118,7 +120,7 @@ def make_pool(side: int, count: int = 32) -> PairRows:
 
 
 def make_records(count: int) -> tuple[PromptRecord, ...]:
-    """Makes different prompts in words of the embedded model, every second with two classes."""
+    """Makes different prompts in the embedded model's words; every second one has two classes."""
     names, records = SHAPES_CLASSES, []
     for k in range(count):
         classes = (names[k % len(names)], names[(k + 1) % len(names)])[: 1 + k % NUM_CLASSES]
@@ -131,8 +133,9 @@ def make_records(count: int) -> tuple[PromptRecord, ...]:
 def simulated_config(
     output: Path, formats: Sequence[str], num_images: int, num_prompts: int = 80, **more: Any
 ) -> RunConfig:
-    """A RunConfig for the embedded model; its log is in `log` beside `output`."""
+    """Makes a RunConfig for the embedded model; its log is in `log`, next to `output`."""
     return RunConfig(
+        model="shapes",
         plan=PromptPlan(records=make_records(num_prompts)),
         class_names=SHAPES_CLASSES,
         output=str(output),
@@ -156,7 +159,7 @@ class SimulatedRun(NamedTuple):
     Attributes:
         ready: the model was there, and the prompts were checked.
         first_round: the first round was started; None where nothing was missing.
-        written: all samples were written, and all shards sealed; None as before.
+        written: all samples were written, and all shards finished; None as before.
         log: last line of the log, see `Monitor.state`; None as before.
     """
 
@@ -167,7 +170,7 @@ class SimulatedRun(NamedTuple):
 
 
 def now() -> Moment:
-    """This moment."""
+    """Returns this moment."""
     return Moment(time.monotonic(), time.process_time())
 
 
@@ -177,7 +180,7 @@ def run_driver(
     speed: float = np.inf,
     watch: Callable[[int], None] = lambda asked: None,
 ) -> SimulatedRun:
-    """Runs the driver with a simulated device, whose arguments see."""
+    """Runs the driver with a `SimulatedDevice`, which has the other arguments."""
     moments: dict[str, Moment] = {}
 
     def make_device(model: Model, settings: Any, mesh: Any, *_: Any) -> SimulatedDevice:
@@ -188,14 +191,14 @@ def run_driver(
         moments.setdefault("first_round", now())
         watch(asked)
 
-    def close(*arguments: Any) -> dict[str, int]:
+    def finalize_folder(*arguments: Any) -> dict[str, int]:
         moments["written"] = now()
-        return closing.close(*arguments)
+        return finalize.finalize(*arguments)
 
     with (
         mock.patch.object(make_dataset, "load_model", load_simulated_model),
         mock.patch.object(make_dataset, "PairPrograms", make_device),
-        mock.patch.object(make_dataset, "close", close),
+        mock.patch.object(make_dataset, "finalize", finalize_folder),
     ):
         make_dataset.make_dataset(config)
     log = Path(config.log_dir, "host-0000.jsonl")
@@ -204,14 +207,14 @@ def run_driver(
 
 
 def load_simulated_model(name: str, **options: Any) -> Model:
-    """The embedded model with prompts as long as those of Stable Diffusion."""
+    """Loads the embedded model, with prompts as long as those of Stable Diffusion."""
     model = load_model(name, **options)
     tokenizer = dataclasses.replace(model.tokenizer, max_length=CLIP_LENGTH)
-    return model.replace(tokenizer=tokenizer)
+    return model.with_config(tokenizer=tokenizer)
 
 
 def _smoothed_noise(rng: np.random.Generator, side: int) -> np.ndarray:
-    """An image, uint8 `[side, side, 3]`."""
+    """Draws an image, uint8 `[side, side, 3]`."""
     image = np.full((side, side, 3), 128.0) + rng.normal(0, _GRAIN, (side, side, 3))
     for octave in (k for k in _OCTAVES if k <= side):
         coarse = rng.normal(0, _CONTRAST, (octave, octave, 3))
@@ -222,7 +225,7 @@ def _smoothed_noise(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _ellipse(rng: np.random.Generator, side: int) -> np.ndarray:
-    """A soft mask, float32 `[side, side]`."""
+    """Draws a soft mask, float32 `[side, side]`."""
     y, x = np.mgrid[:side, :side] / side
     (cy, cx), (ry, rx) = rng.uniform(0.25, 0.75, 2), rng.uniform(0.1, 0.3, 2)
     distance = np.hypot((y - cy) / ry, (x - cx) / rx)

@@ -7,13 +7,13 @@ from experiments.benchmarks.networks import UNetInputs
 
 
 def make_unet(options: dict) -> UNet2DConditionModel:
-    """Makes a UNet of a JSON config that attends by scaled_dot_product_attention, its default."""
+    """Makes a UNet from a JSON config; it uses scaled_dot_product_attention, the default."""
     torch.manual_seed(0)
     return UNet2DConditionModel.from_config(options).eval()
 
 
 def to_torch(inputs: UNetInputs) -> tuple[torch.Tensor, ...]:
-    """The arguments of a UNet call, channels first."""
+    """Converts the arguments of a UNet call to torch, channels first."""
     latents = torch.from_numpy(inputs.latents).permute(0, 3, 1, 2).contiguous()
     return latents, torch.from_numpy(inputs.timesteps), torch.from_numpy(inputs.text_embeddings)
 

@@ -1,11 +1,11 @@
-"""HBM of a TPU chip against the batch size, from the compiler alone: no TPU is needed.
+"""Measures the HBM of a TPU chip per batch size, by the compiler alone: no TPU is needed.
 
     JAX_PLATFORMS=cpu python -m experiments.benchmarks.tpu_memory [--topologies=v5e:1x1]
 
 Compiles sampling and masks of Stable Diffusion 1.4 (bfloat16, 512 x 512, 50 PNDM steps, guidance,
-published capture, one class) ahead of time, each slice and batch in a process of its own, and
-writes docs/tpu_memory.json after each, then docs/tpu_memory.md. What the JSON file has is not
-compiled again. Needs libtpu: pip install 'seediff_jax[tpu_compile]'.
+published capture, one class) ahead of time, each slice and batch in its own process. Writes
+docs/tpu_memory.json after each, then docs/tpu_memory.md, which has the UNet calls of tpu_unet.py
+as well. What the JSON file has is not compiled again. Needs libtpu: pip install 'seediff_jax[tpu]'.
 """
 
 import dataclasses
@@ -35,17 +35,20 @@ from experiments.benchmarks.tpu_topologies import (
     make_topology_mesh,
     refused_gib,
 )
-from seediff_jax.batch_size import QUICK
+from experiments.benchmarks.tpu_unet_table import JSON_FILE as CALLS_FILE
 from seediff_jax.models.capture import NO_CAPTURE
 from seediff_jax.models.transformer import TokenColumns, Transformer
-from seediff_jax.programs import abstract_programs, program_memory
+from seediff_jax.pipeline.batch_size import QUICK
+from seediff_jax.pipeline.memory import abstract_programs, program_memory
+from seediff_jax.pipeline.settings import PairSettings
+from seediff_jax.sampling.config import SamplingConfig
 
 EFFORTS = {"quick": QUICK, "full": {}}
 """Compiler options; "full" is what runs on a TPU, and takes ten times as long."""
 
 
-def measure(topology: str, batch: int, effort: str) -> dict[str, Any]:
-    """Compiles both programs for `batch` images a chip; figures of each by its name."""
+def measure(topology: str, batch: int, effort: str, attention: str = "auto") -> dict[str, Any]:
+    """Compiles both programs for `batch` images per chip; returns the figures of each by name."""
     mesh, model = make_topology_mesh(topology), make_abstract_model("sd1", jnp.bfloat16)
     figures = {
         "topology": topology,
@@ -53,8 +56,10 @@ def measure(topology: str, batch: int, effort: str) -> dict[str, Any]:
         "chips": mesh.size,
         "batch": batch,
         "effort": effort,
+        "attention": attention,
     }
-    programs = abstract_programs(mesh, model, batch * mesh.size)
+    settings = PairSettings(sampling=SamplingConfig(attention=attention))
+    programs = abstract_programs(mesh, model, batch * mesh.size, settings)
     for name in PROGRAMS:
         start = time.perf_counter()
         try:
@@ -75,7 +80,7 @@ def measure(topology: str, batch: int, effort: str) -> dict[str, Any]:
 
 
 def find_available(topology: str) -> dict[str, Any]:
-    """GiB of HBM that programs may take: the compiler says it when it refuses a huge one."""
+    """Finds the GiB of HBM that programs may take; the compiler states it in a refusal."""
     sharding = NamedSharding(make_topology_mesh(topology), P())
     huge = jax.ShapeDtypeStruct((2**18, 2**18), jnp.float32, sharding=sharding)
     try:
@@ -121,17 +126,22 @@ def main(_) -> None:
             content["available_gib"][topology] = found["gib"]
             save()
         for batch in map(int, values.batches):
-            key = key_of(topology, batch, values.effort)
+            key = key_of(topology, batch, values.effort, values.attention)
             if key not in content["results"]:
                 content["results"][key] = in_own_process(
-                    measure, topology=topology, batch=batch, effort=values.effort
+                    measure,
+                    topology=topology,
+                    batch=batch,
+                    effort=values.effort,
+                    attention=values.attention,
                 )
                 save()
-    MARKDOWN_FILE.write_text(render(content))
+    MARKDOWN_FILE.write_text(render(content, json.loads(CALLS_FILE.read_text())))
 
 
 if __name__ == "__main__":
     flags.DEFINE_list("topologies", [*TOPOLOGIES], "Slices, of tpu_topologies.TOPOLOGIES.")
-    flags.DEFINE_list("batches", ["4", "8", "16", "32", "64"], "Images a chip.")
+    flags.DEFINE_list("batches", ["4", "8", "16", "32", "64"], "Images per chip.")
+    flags.DEFINE_enum("attention", "auto", ["auto", "xla"], "Setting of the programs.")
     flags.DEFINE_enum("effort", "quick", [*EFFORTS], "How hard the compiler works.")
     app.run(main)

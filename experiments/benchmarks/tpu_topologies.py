@@ -1,6 +1,6 @@
-"""TPUs that are not there: their devices, for which the compiler of libtpu makes programs.
+"""Devices of absent TPUs, for which the compiler of libtpu makes programs.
 
-Needs libtpu of the package registry (`pip install 'seediff_jax[tpu_compile]'`), and no TPU.
+Needs libtpu of the package registry (`pip install 'seediff_jax[tpu]'`), and no TPU.
 """
 
 import os
@@ -10,8 +10,8 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from seediff_jax.libtpu import widen_compiler_stack
-from seediff_jax.sharding import make_mesh
+from seediff_jax.driver.hosts import widen_compiler_stack
+from seediff_jax.pipeline.mesh import make_mesh
 
 _ONE_CHIP = {"chips_per_host_bounds": (1, 1, 1)}
 TOPOLOGIES = {
@@ -20,8 +20,9 @@ TOPOLOGIES = {
     "v5e:16x16": {},
     "v6e:1x1": _ONE_CHIP,
     "v5p:2x2x1": {},
+    "v4:2x2x1": {"chip_config_name": "megacore"},
 }
-"""The compiler's name of a slice -> options that it needs. They have 1, 4, 256, 1 and 4 chips."""
+"""The compiler's name of a slice -> its options. They have 1, 4, 256, 1, 4 and 4 chips."""
 
 _COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
 # libtpu asks the cloud about its machine, and takes one process at a time, unless told otherwise.
@@ -35,10 +36,10 @@ _ENVIRONMENT = {
 
 
 def make_topology_mesh(name: str) -> Mesh:
-    """The mesh of a run on the chips of one of TOPOLOGIES.
+    """Makes the mesh of a run on the chips of one of TOPOLOGIES.
 
     Raises:
-        RuntimeError: there is no libtpu.
+        RuntimeError: libtpu is not installed.
     """
     jax.config.update("jax_platforms", "cpu")
     widen_compiler_stack()
@@ -50,17 +51,17 @@ def make_topology_mesh(name: str) -> Mesh:
         )
     except Exception as error:
         raise RuntimeError(
-            "programs for TPUs are compiled by libtpu: pip install 'seediff_jax[tpu_compile]'"
+            "programs for TPUs are compiled by libtpu: pip install 'seediff_jax[tpu]'"
         ) from error
     return make_mesh(devices=described.devices)
 
 
 def collectives_in(program: str) -> list[str]:
-    """Names of the instructions of a compiled program's text that exchange data between devices."""
+    """Lists the instructions in a compiled program's text that exchange data between devices."""
     return [name for name in _COLLECTIVES if re.search(rf"\s{name}(-start)?\(", program)]
 
 
 def refused_gib(error: str) -> tuple[float, float] | None:
-    """GiB that a refused program needs and that there are, of the compiler's message."""
+    """Reads the needed and available GiB from the compiler's refusal; None from other errors."""
     numbers = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", error)
     return (float(numbers[1]), float(numbers[2])) if numbers else None

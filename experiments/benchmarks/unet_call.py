@@ -1,10 +1,10 @@
-"""One UNet call against torch: is recording attention cheap, and its memory small?
+"""Compares one UNet call with torch: is recording attention cheap in time and memory?
 
     python -m experiments.benchmarks.unet_call [--config=small]
 
-float32, the two rows of one guided image. The target: with the published layers recorded, at most
-1.5 times the seconds of torch with fused attention, and below the seconds and the memory of torch
-when it keeps the probabilities of all layers, which is how the authors' release reads attention.
+float32, the two rows of one guided image. The target, with the published layers recorded: at most
+1.5 times the seconds of torch with fused attention, and less time and memory than torch when it
+keeps the probabilities of all layers, which is how the authors' release reads attention.
 """
 
 import functools
@@ -46,7 +46,7 @@ def measure_ours(config: str, captured: bool, repeats: int) -> dict[str, Any]:
 
 
 def make_our_call(config: str, captured: bool) -> Callable[[], Any]:
-    """A compiled UNet call, bound to random weights and inputs."""
+    """Makes a compiled UNet call, bound to random weights and inputs."""
     unet_config = make_unet_config(config)
     unet = UNet(unet_config, published_capture(unet_config))
     columns = TokenColumns(jnp.full((int(captured), TOKENS, 1), 1 / TOKENS))
@@ -56,7 +56,7 @@ def make_our_call(config: str, captured: bool) -> Callable[[], Any]:
 
 
 def measure_torch(config: str, keep: bool, repeats: int) -> dict[str, Any]:
-    """Measures diffusers; `keep` makes every layer store its probabilities, else SDPA is used."""
+    """Measures diffusers; with `keep` each layer stores its probabilities, else it uses SDPA."""
     import torch
 
     from experiments.benchmarks.torch_unet import keep_probs, make_unet, to_torch
@@ -92,7 +92,7 @@ VARIANTS = {
 def _row(
     name: str, figures: dict[str, Any], fused: dict[str, Any], kept: dict[str, Any]
 ) -> tuple[str, ...]:
-    """A row of the table: seconds and memory, and their ratios to both torch variants."""
+    """Makes a row: seconds and memory, and their ratios to both torch variants."""
     seconds, memory = figures["seconds"], figures["peak_memory"]
     return (
         name,
@@ -107,7 +107,7 @@ def _row(
 
 
 def main(_) -> None:
-    """Measures every variant in its own process and prints the table."""
+    """Measures each variant in its own process and prints the table."""
     use_cores(flags.FLAGS.cores)
     print(f"{machine_line()}\n")
     arguments = {"config": flags.FLAGS.config, "repeats": flags.FLAGS.repeats}
@@ -116,13 +116,19 @@ def main(_) -> None:
         for name, (variant, options) in VARIANTS.items()
     }
     fused, kept, *_ = results.values()
-    header = ("UNet call, batch 2, float32", "seconds", "of fused", "of kept", "peak GiB")
-    header += ("of kept", "GiB before the call", "first call, s")
+    header = (
+        "UNet call, batch 2, float32",
+        "seconds",
+        "ratio to fused",
+        "ratio to kept",
+        "peak GiB",
+    )
+    header += ("ratio to kept", "GiB before the call", "first call, s")
     print_table(header, [_row(name, figures, fused, kept) for name, figures in results.items()])
 
 
 if __name__ == "__main__":
     flags.DEFINE_enum("config", "sd1", list(UNETS), "Size of the UNet.")
     flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
-    flags.DEFINE_integer("repeats", 3, "Timed calls; the best one counts.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "Timed calls; the fastest counts.", lower_bound=1)
     app.run(main)

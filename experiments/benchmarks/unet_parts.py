@@ -1,9 +1,9 @@
-"""Where the time of our UNet call goes: shares of its layers, from the profiler.
+"""Profiles our UNet call: the share of each kind of layer.
 
     python -m experiments.benchmarks.unet_parts [--config=small --nocaptured]
 
-The compiler names the layer of every instruction; what runs is grouped by that name. Instructions
-may run side by side, so shares are those of the sum of their durations, not of the wall time.
+The compiler names the layer of each instruction, and durations are grouped by that name.
+Instructions may run in parallel, so shares are relative to the sum of durations, not to wall time.
 """
 
 import collections
@@ -34,7 +34,7 @@ PARTS = {
     "convolutions": r"conv|downsamplers|upsamplers",
     "sums and activations of ResNet blocks": r"/resnets",
 }
-"""Part -> pattern of its operations' names; the first that matches counts."""
+"""Part -> pattern of the names of its operations; the first match counts."""
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%(\S+) = (.*)$", re.MULTILINE)
 # Their events contain those of the instructions that they run.
@@ -42,7 +42,7 @@ _CONTAINERS = ("while", "call", "conditional")
 
 
 def name_operations(program: str) -> dict[str, str]:
-    """Instruction of a compiled program's text -> its operation, or that of its first operand."""
+    """Maps each instruction of a compiled program to its operation, or to its first operand's."""
     named, unnamed = {}, {}
     for instruction, definition in _INSTRUCTION.findall(program):
         if operation := re.search(r'op_name="([^"]*)"', definition):
@@ -62,7 +62,7 @@ def part_of(operation: str) -> str:
 
 
 def profiled_milliseconds(call: Callable[[], Any]) -> dict[str, float]:
-    """Instruction -> milliseconds in one call, summed over threads."""
+    """Measures the milliseconds of each instruction in one call, summed over threads."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(call())
@@ -104,5 +104,5 @@ if __name__ == "__main__":
     flags.DEFINE_enum("config", "sd1", list(UNETS), "Size of the UNet.")
     flags.DEFINE_boolean("captured", True, "Whether the published layers are recorded.")
     flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
-    flags.DEFINE_integer("repeats", 3, "Timed calls; the best one counts.", lower_bound=1)
+    flags.DEFINE_integer("repeats", 3, "Timed calls; the fastest counts.", lower_bound=1)
     app.run(main)

@@ -1,20 +1,20 @@
-"""Scenes with exact masks and captions: what the embedded model is trained on and measured with.
+"""Renders scenes with exact masks and captions, to train and measure the embedded model.
 
-A scene is a greyish background and one or two saturated objects. Every class has one shape and one
-hue, so that on a GENERATED image, where no exact mask exists, the truth can be read from colour
-alone (`read_label_map`). Everything about a scene follows from its integer seed.
+A scene is a greyish background with one or two saturated objects. Each class has one shape and one
+hue. So the truth of a generated image, which has no exact mask, can be read from its colours
+(`read_label_map`). A scene follows from its integer seed alone.
 
     python -m experiments.shapes.render --output=/tmp/scenes.png     draws a sheet to look at
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
-from seediff_jax.prompts import SHAPES_CLASSES
+from experiments.training.scenes import Scene
+from seediff_jax.prompts.class_lists import SHAPES_CLASSES
 
 SIDE = 128
 BACKGROUNDS = ("plain", "faded", "striped", "dotted")
@@ -24,30 +24,13 @@ SATURATION_BAR = 0.42
 _SUPERSAMPLING = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """One rendered scene.
-
-    Attributes:
-        image: uint8 `[side, side, 3]`.
-        label_map: uint8 `[side, side]`, 0 background, k + 1 for class k of `SHAPES_CLASSES`.
-        caption: names the objects and, mostly, the background.
-        classes: names of the objects, in the order of the caption.
-    """
-
-    image: np.ndarray
-    label_map: np.ndarray
-    caption: str
-    classes: tuple[str, ...]
-
-
 def class_hue(class_index: int) -> float:
-    """Centre of the hues of a class, in turns [0, 1); neighbours are an eighth of a turn apart."""
+    """Returns the central hue of a class, in turns [0, 1); neighbours are 1/8 of a turn apart."""
     return class_index / len(SHAPES_CLASSES)
 
 
 def _polygon(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, float]]) -> np.ndarray:
-    """Even-odd rule: whether a point has an odd number of edges to its right."""
+    """Applies the even-odd rule: inside, a point has an odd number of edges to its right."""
     inside = np.zeros(x.shape, bool)
     for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
         if y0 == y1:
@@ -58,7 +41,7 @@ def _polygon(x: np.ndarray, y: np.ndarray, corners: list[tuple[float, float]]) -
 
 
 def _regular(corners: int, radii: tuple[float, ...]) -> list[tuple[float, float]]:
-    """Corners on circles of alternating radii, the first one at the top."""
+    """Places corners on circles of alternating radii, the first one at the top."""
     turns = np.arange(corners) / corners * 2 * np.pi
     return [
         (radii[k % len(radii)] * np.sin(a), -radii[k % len(radii)] * np.cos(a))
@@ -86,7 +69,7 @@ _SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Hue in turns, saturation and value in [0, 1] -> RGB in [0, 1], last axis 3."""
+    """Converts hue in turns, saturation and value in [0, 1] to RGB in [0, 1], last axis 3."""
     k = (np.stack([hue * 6 + 5, hue * 6 + 3, hue * 6 + 1], axis=-1)) % 6
     ramp = np.clip(np.minimum(k, 4 - k), 0, 1)
     return value[..., None] * (1 - saturation[..., None] * ramp)
@@ -97,8 +80,7 @@ def read_label_map(image: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
 
     Args:
         image: uint8 `[h, w, 3]`, rendered or generated.
-        classes: names of the objects that were asked for; a saturated pixel goes to the one whose
-            hue is nearest.
+        classes: names of the objects; a saturated pixel belongs to the one whose hue is nearest.
 
     Returns:
         uint8 `[h, w]`, 0 background, k + 1 for class k of `SHAPES_CLASSES`.
@@ -126,9 +108,9 @@ def render_scene(seed: int, *, side: int = SIDE, num_objects: int | None = None)
     """Renders the scene of one seed.
 
     Args:
-        seed: decides everything; different seeds are independent.
+        seed: determines the scene; different seeds are independent.
         side: edge of the image in pixels; the scene scales with it.
-        num_objects: 1 or 2; drawn evenly where None.
+        num_objects: 1 or 2; None draws one of them.
     """
     rng = np.random.default_rng((7, seed))
     count = num_objects or int(rng.integers(1, 3))
@@ -147,12 +129,12 @@ def render_scene(seed: int, *, side: int = SIDE, num_objects: int | None = None)
 
 
 def _pixel_centres(side: int) -> np.ndarray:
-    """Positions of the pixels along an edge, as fractions of it."""
+    """Returns the positions of the pixels along an edge, as fractions of it."""
     return (np.arange(side, dtype=np.float32) + 0.5) / side
 
 
 def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, float]]:
-    """Centres and radii, as fractions of the side: inside the image, objects apart."""
+    """Draws centres and radii, as fractions of the side, of objects that do not touch."""
     if count == 1:
         radius = rng.uniform(0.22, 0.36)
         return [(*rng.uniform(radius + 0.03, 0.97 - radius, 2), radius)]
@@ -164,7 +146,7 @@ def _places(rng: np.random.Generator, count: int) -> list[tuple[float, float, fl
 
 
 def _coverage(rng, name: str, cx: float, cy: float, radius: float, side: int) -> np.ndarray:
-    """How much of each pixel the object covers, in [0, 1]: float32 `[side, side]`."""
+    """Computes how much of each pixel the object covers, in [0, 1]: float32 `[side, side]`."""
     angle = rng.uniform(-0.35, 0.35)
     grid = _pixel_centres(side * _SUPERSAMPLING)
     dx, dy = (grid[None, :] - cx) / radius, (grid[:, None] - cy) / radius
@@ -174,7 +156,7 @@ def _coverage(rng, name: str, cx: float, cy: float, radius: float, side: int) ->
 
 
 def _object_colour(rng, class_id: int, grid: np.ndarray) -> np.ndarray:
-    """One colour of the class, a little shaded across the image: `[side, side, 3]`."""
+    """Draws a colour of the class, slightly shaded across the image: `[side, side, 3]`."""
     hue = (class_hue(class_id) + rng.uniform(-0.025, 0.025)) % 1
     saturation, value = rng.uniform(0.75, 0.95), rng.uniform(0.72, 0.9)
     shade = value + 0.2 * _ramp(rng, grid)
@@ -182,7 +164,7 @@ def _object_colour(rng, class_id: int, grid: np.ndarray) -> np.ndarray:
 
 
 def _ramp(rng, grid: np.ndarray) -> np.ndarray:
-    """Linear from about -0.5 to 0.5 across the image, in a random direction."""
+    """Makes a ramp from about -0.5 to 0.5 across the image, in a random direction."""
     angle = rng.uniform(0, 2 * np.pi)
     return np.cos(angle) * (grid[None, :] - 0.5) + np.sin(angle) * (grid[:, None] - 0.5)
 
@@ -207,7 +189,7 @@ def _draw_background(rng, kind: str, grid: np.ndarray) -> np.ndarray:
 
 
 def _caption(rng, names: tuple[str, ...], background: str) -> str:
-    """Stripes and dots are always named, a quieter background in half of the captions."""
+    """Writes a caption; it always names stripes and dots, other backgrounds half of the time."""
     lead = LEADS[rng.integers(len(LEADS))]
     objects = " and ".join(f"a {name}" for name in names)
     named = background in ("striped", "dotted") or rng.uniform() < 0.5
@@ -216,7 +198,7 @@ def _caption(rng, names: tuple[str, ...], background: str) -> str:
 
 def main(_) -> None:
     """Writes a sheet of scenes with their masks."""
-    from seediff_jax.pictures import contact_sheet
+    from seediff_jax.dataset.pictures import contact_sheet
 
     scenes = [render_scene(seed) for seed in range(24)]
     rows = [(scene.image, scene.label_map, scene.caption) for scene in scenes]

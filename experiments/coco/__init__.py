@@ -1,0 +1,1 @@
+"""COCO 2017: generate pairs for its classes, train a segmenter on them, measure it on val."""

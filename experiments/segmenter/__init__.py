@@ -1,0 +1,1 @@
+"""Semantic segmentation on generated pairs: networks, recipes, trainer and metric."""

@@ -1,0 +1,1 @@
+"""The embedded model "stickers": graphics, scene renderer, recipe and evaluation."""

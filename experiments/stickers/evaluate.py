@@ -1,0 +1,114 @@
+"""Quality of images and masks of the embedded model "stickers": tables, printed and kept as JSON.
+
+    python -m experiments.stickers.evaluate --model=runs/stickers/export --output=results.json
+
+Two judges are trained on rendered scenes, where the truth is exact: a classifier says whether a
+generated image shows its class, and a segmenter gives the truth of its mask. Their own scores on
+other rendered scenes are printed beside what they measure.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments.stickers.scenes import TrainingRenderer, UnseenRenderer
+from experiments.stickers.sprites import CLASSES, ensure_sprites
+from experiments.training.evaluation import (
+    EvaluationSettings,
+    class_table,
+    measure_generated,
+    published,
+    report_recognised,
+    round_trip_iou,
+    write_figures,
+    write_sheet,
+)
+from experiments.training.judges import (
+    classifier_accuracy,
+    held_out_scenes,
+    train_classifier,
+    train_segmenter,
+)
+from experiments.training.mask_scores import measure_rendered, print_rows
+from seediff_jax import load_model
+from seediff_jax.driver import cli
+from seediff_jax.driver.output import run_program
+from seediff_jax.settings import setting
+
+_RNG_SEED = 20_261
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(EvaluationSettings):
+    """What to measure, and with what."""
+
+    sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
+    judge_steps: int = setting(1500, "Training steps of each judge.", least=1)
+    judge_scenes: int = setting(8000, "Rendered scenes that each judge is trained on.", least=1)
+
+
+def evaluate(settings: Settings) -> dict:
+    """Measures everything; the keys are those of the tables."""
+    model, path = load_model(settings.model), ensure_sprites(pathlib.Path(settings.sprites))
+    render, rendered = TrainingRenderer(path), settings.rendered
+    side = model.config.image_side
+    training = {"steps": settings.judge_steps, "count": settings.judge_scenes, "side": side}
+    classify = train_classifier(render, CLASSES, **training)
+    segment = train_segmenter(render, CLASSES, **training)
+    unseen = classifier_accuracy(classify, UnseenRenderer(path), CLASSES, rendered, side)
+    scenes = held_out_scenes(render, rendered, side)
+    results = {
+        "model": model.weights_hash,
+        "num_steps": settings.num_steps,
+        "guidance_scale": settings.guidance_scale,
+        "classifier accuracy": classifier_accuracy(classify, render, CLASSES, rendered, side),
+        "classifier accuracy, unseen style": unseen,
+        "segmenter IoU": round_trip_iou(model, scenes, CLASSES, segment),
+    }
+    for objects, word in ((1, "one object"), (2, "two objects")):
+        table = measure_rendered(model, render, CLASSES, rendered, objects)
+        results[f"rendered, {word}"] = {"images": rendered, "iou": table}
+    for objects, word, count in ((1, "one", settings.singles), (2, "two", settings.pairs)):
+        results[f"generated, {word}"] = measure_generated(
+            model, CLASSES, count, objects, classify=classify, read_truth=segment,
+            rng_seed=_RNG_SEED + objects, sampling=settings.sampling,
+        )  # fmt: skip
+    if settings.sheet:
+        write_sheet(pathlib.Path(settings.sheet), model, CLASSES, settings.sampling)
+    return results
+
+
+def print_tables(results: dict) -> None:
+    """Prints the figures as Markdown."""
+    sets = ("rendered, one object", "rendered, two objects", "generated, one", "generated, two")
+    print_rows({f"{name} (n={results[name]['images']})": results[name]["iou"] for name in sets})
+    print(f"\n{report_recognised(results['generated, one'])}")
+    print(f"the classifier on held-out scenes: {results['classifier accuracy']:.3f}, on scenes of")
+    print(f"the unseen style: {results['classifier accuracy, unseen style']:.3f}")
+    print(f"IoU of the segmenter after a round trip: {results['segmenter IoU']:.3f}\n")
+    single = results["generated, one"]
+    columns = {"recognised": single["recognised"]}
+    columns |= {f"IoU {name}": published(results[name]) for name in sets}
+    print(class_table(CLASSES, columns))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures and prints; errors are one line each."""
+    return cli.run_command(
+        "experiments.stickers.evaluate", __doc__, {"Evaluation": Settings}, argv, _work
+    )
+
+
+def _work(values: flags.FlagValues) -> None:
+    start, settings = time.time(), cli.read_settings(values, Settings)
+    results = evaluate(settings)
+    results["seconds"] = round(time.time() - start)
+    write_figures(settings.output, results)
+    print_tables(results)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,1 @@
+"""One trainer for the embedded models: VAE, then text encoder and UNet on its latents."""
