@@ -183,7 +183,9 @@ def run_driver(
     """Runs the driver with a `SimulatedDevice`, which has the other arguments."""
     moments: dict[str, Moment] = {}
 
-    def make_device(model: Model, settings: Any, mesh: Any, *_: Any) -> SimulatedDevice:
+    def make_device(
+        model: Model, settings: Any, mesh: Any, partition: str, *, keeps_attention: bool
+    ) -> SimulatedDevice:
         moments["ready"] = now()
         return SimulatedDevice(pool, speed, mesh, watch=watch_round)
 

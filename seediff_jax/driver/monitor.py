@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -89,12 +90,14 @@ class Monitor:
         self._is_profiling = False
         self._shows_progress = shows_progress
         self._threads: list[threading.Thread] = []
+        self._logged: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
     def __enter__(self) -> "Monitor":
         self._begin = self._entered = time.monotonic()
         if self._log_dir is not None:
             self._log_dir.mkdir(parents=True, exist_ok=True)
             self._tell("log", self._write_log)
+            self._tell("curves", self._write_curves)
         if self._shows_progress:
             self._tell("progress bar", self._draw)
         return self
@@ -162,19 +165,28 @@ class Monitor:
         return f"first image after {self._first_seconds:.0f} s{more}"
 
     def _write_log(self) -> None:
-        import tensorboardX  # It loads torch where that is installed, which takes a second.
+        try:
+            with open(f"{self._log_path()}.jsonl", "a", encoding="utf-8") as log:
+                has_ended = False
+                while not has_ended:
+                    has_ended = self._ended.wait(LOG_SECONDS)
+                    state = self.state()
+                    log.write(json.dumps(state) + "\n")
+                    log.flush()
+                    self._logged.put(state)
+        finally:
+            self._logged.put(None)
 
-        path = self._log_dir / f"host-{self._host:04d}"
-        curves = closing(tensorboardX.SummaryWriter(str(path)))
-        with open(f"{path}.jsonl", "a", encoding="utf-8") as log, curves as curves:
-            has_ended = False
-            while not has_ended:
-                has_ended = self._ended.wait(LOG_SECONDS)
-                state = self.state()
-                log.write(json.dumps(state) + "\n")
-                log.flush()
+    def _write_curves(self) -> None:
+        import tensorboardX  # It loads torch where that is installed, which takes a second or more.
+
+        with closing(tensorboardX.SummaryWriter(self._log_path())) as curves:
+            while state := self._logged.get():
                 for name in ("images_per_second", "device_busy", "written", "failed"):
                     curves.add_scalar(name, state[name], state["written"])
+
+    def _log_path(self) -> str:
+        return str(self._log_dir / f"host-{self._host:04d}")
 
     def round_started(self) -> None:
         """A round goes to the devices."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from seediff_jax.dataset.formats import Format
 from seediff_jax.dataset.formats.metrics import Metrics
-from seediff_jax.dataset.formats.names import ATTENTION
+from seediff_jax.dataset.formats.names import ATTENTION, METHODS
 from seediff_jax.dataset.layout import ShardLayout, parse_shard_name, share_blocks
 from seediff_jax.dataset.shards import make_formats, read_records, read_summary
 from seediff_jax.driver.config import RunConfig
@@ -47,6 +47,9 @@ PIXEL_BYTES = {
 CLASS_PIXEL_BYTES = {"soft.npz": 3.5, "soft.png": 1.5, "seeds.npz": 0.01}
 """The same for parts that hold one map per class of the sample."""
 
+METHOD_PIXEL_BYTES = {METHODS: 0.01}
+"""The same for parts that hold one map per further method of the run."""
+
 RECORD_BYTES = 1300
 """Bytes of a record, once in its shard's list and once in the manifest."""
 
@@ -73,11 +76,13 @@ def typical_sample_bytes(
         num_classes: of an image, on average.
         attention_bytes: of the attention of an image, in one format.
     """
+    num_methods = len(config.masks.methods) - 1
     pixel_bytes, other_bytes = 0.0, float(RECORD_BYTES)
-    for each in run_formats(config):
-        pixel_bytes += sum(PIXEL_BYTES.get(part, 0) for part in each.parts)
-        pixel_bytes += sum(num_classes * CLASS_PIXEL_BYTES.get(part, 0) for part in each.parts)
-        other_bytes += attention_bytes * (ATTENTION in each.parts)
+    for part in (part for each in run_formats(config) for part in each.parts):
+        pixel_bytes += PIXEL_BYTES.get(part, 0)
+        pixel_bytes += num_classes * CLASS_PIXEL_BYTES.get(part, 0)
+        pixel_bytes += num_methods * METHOD_PIXEL_BYTES.get(part, 0)
+        other_bytes += attention_bytes * (part == ATTENTION)
     return num_pixels * pixel_bytes + other_bytes
 
 

@@ -36,7 +36,7 @@ def files_to_damage():
         path
         for kind in FORMATS.values()
         for index in (1, 6)
-        for path in kind(["cat"], "npz", True).sample_files(index)
+        for path in kind(["cat"], ("soft.npz", "seeds.npz")).sample_files(index)
     ]
     shards = [f"shards/0000{k}.{end}" for k, end in ((0, "json"), (0, "jsonl"), (2, "open.json"))]
     shards += ["shards/00002.jsonl", "shards/00002.journal/000006+2"]

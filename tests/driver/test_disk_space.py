@@ -7,15 +7,18 @@ import pytest
 
 from seediff_jax.dataset.checksums import add_checksum, json_line, json_with_checksum
 from seediff_jax.dataset.encoding import PARTS
+from seediff_jax.dataset.formats.names import ATTENTION
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.plan import (
     CLASS_PIXEL_BYTES,
+    METHOD_PIXEL_BYTES,
     PIXEL_BYTES,
     RECORD_BYTES,
     stored_sample_bytes,
     typical_sample_bytes,
 )
 from seediff_jax.files.folder import open_folder
+from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.prompt_plan import PromptPlan
 from seediff_jax.prompts.prompt_record import PromptRecord
 
@@ -31,7 +34,7 @@ VOC = ("voc/JPEGImages/{}.jpg", "voc/SegmentationClass/{}.png")
 
 
 def test_every_part_has_a_typical_size():
-    assert {*PIXEL_BYTES, *CLASS_PIXEL_BYTES} == {*PARTS}
+    assert {*PIXEL_BYTES, *CLASS_PIXEL_BYTES, *METHOD_PIXEL_BYTES, ATTENTION} == {*PARTS}
 
 
 def test_typical_bytes_are_those_of_the_parts_of_all_formats():
@@ -41,6 +44,11 @@ def test_typical_bytes_are_those_of_the_parts_of_all_formats():
     # Two JPEGs and masks, and in WebDataset maps of two classes.
     expected = 2 * (70 + 1) + 2 * 150 + RECORD_BYTES
     assert typical_sample_bytes(kept, 100, 2) == pytest.approx(expected)
+    # In WebDataset alone, the masks of two more methods and attention.
+    masks = MaskConfig(method=("seediff", "cross_attention", "exponentiation"))
+    kept = dataclasses.replace(kept, masks=masks, keep_attention=True)
+    expected += 100 * 2 * 0.01 + 5000
+    assert typical_sample_bytes(kept, 100, 2, 5000) == pytest.approx(expected)
 
 
 def write(folder, names, count):

@@ -82,8 +82,9 @@ def test_memory_of_masks_is_that_of_its_arrays_and_of_all_weights(model, lowered
     # layers and self-attention of one, of 64 locations; two of the three thresholds.
     passed = 2 * (3 * 64 + 3)
     assert memory.arguments == passed + 2 * 4 * (3 * 64 + 64 * 64) + 2 * 4
-    # Of each a soft mask, a label map, a seed map, a count of seeds and a score; and pointers.
-    results = passed + 2 * (4 * 64 + 64 + 4 * 64 + 4 + 4)
+    # Of each a soft mask, a label map, a seed map, a count of seeds, a score, and whether the soft
+    # mask is finite; and pointers.
+    results = passed + 2 * (4 * 64 + 64 + 4 * 64 + 4 + 4 + 1)
     assert memory.outputs == results + 8 * compiled.out_tree.num_leaves
     parts = (memory.arguments, memory.outputs, memory.temporaries, memory.code)
     assert memory.total == memory.idle + sum(parts) - memory.aliased
