@@ -175,14 +175,15 @@ def require_prompts_fit(model: Model, config: RunConfig) -> None:
         UserError: it cannot.
     """
     checked: set[tuple[str, ...]] = {()}
-    for k in range(0, len(config.plan), _PROMPTS_AT_A_TIME):
-        records = config.plan.records[k : k + _PROMPTS_AT_A_TIME]
-        fits = surely_fit(model, [record.prompt for record in records])
+    table = config.plan.records
+    for k in range(0, len(table), _PROMPTS_AT_A_TIME):
+        places = range(len(table))[k : k + _PROMPTS_AT_A_TIME]
+        fits = surely_fit(model, [table.prompt_of(place) for place in places])
         # The reader of the prompts has found their classes; those that fit need not be split again.
         records = [
-            record
-            for record, is_sure in zip(records, fits, strict=True)
-            if not is_sure or record.unnamed not in checked
+            table[place]
+            for place, is_sure in zip(places, fits, strict=True)
+            if not is_sure or table.classes_of(place).unnamed not in checked
         ]
         if not records:
             continue

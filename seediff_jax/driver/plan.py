@@ -189,13 +189,14 @@ def class_counts(config: RunConfig) -> Mapping[str, int]:
     if not plan.balance_classes:
         rounds, rest = divmod(config.num_images, plan.num_images)
     if rounds:
-        for record in plan.records:
-            counts.update(dict.fromkeys(record.classes, rounds * each))
+        for shown, prompts in plan.records.count_lists():
+            counts.update(dict.fromkeys(shown.classes, prompts * rounds * each))
     counted_images = min(rest, _COUNTED_TURNS * each) if plan.balance_classes else rest
     tail: collections.Counter[str] = collections.Counter()
-    for first in range(0, counted_images, each):
-        classes = plan.record(first).classes
-        tail.update(dict.fromkeys(classes, min(each, counted_images - first)))
+    turns, part = divmod(counted_images, each)
+    for some, images in ((range(turns), each), (range(turns, turns + bool(part)), part)):
+        for shown, prompts in plan.records.count_lists(map(plan.place_of, some)):
+            tail.update(dict.fromkeys(shown.classes, prompts * images))
     scale = rest / counted_images if counted_images else 0
     counts.update({name: round(scale * count) for name, count in tail.items()})
     return counts

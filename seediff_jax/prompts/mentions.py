@@ -23,7 +23,6 @@ from seediff_jax.prompts.names import (
     name_key,
     require_classes,
     require_word,
-    split_words,
 )
 
 Mentions = dict[str, list[tuple[int, int]]]
@@ -86,11 +85,10 @@ class MentionFinder:
         text = unicodedata.normalize("NFC", prompt)
         require_classes(classes, f"prompt {quoted(prompt)}")
         mentions: Mentions = {name: [] for name in classes}
-        words = split_words(text)
-        spans = words.spans()
-        for first, last, claimants in self._scan(text, words, classes):
+        words = Words(text)
+        for first, last, claimants in self._scan(words, classes):
             for name in claimants:
-                mentions[name].append((spans[first][0], spans[last][1]))
+                mentions[name].append((words.spans[first][0], words.spans[last][1]))
         return mentions
 
     def find_named(self, prompt: str, classes: Collection[str]) -> set[str]:
@@ -98,8 +96,7 @@ class MentionFinder:
 
         For a frozenset of classes that `learn` has seen, the time does not depend on their number.
         """
-        text = unicodedata.normalize("NFC", prompt)
-        hits = self._scan(text, split_words(text), classes)
+        hits = self._scan(Words(unicodedata.normalize("NFC", prompt)), classes)
         return {name for hit in hits for name in hit.claimants}
 
     def require(self, prompt: str, classes: Sequence[str]) -> Mentions:
@@ -141,7 +138,7 @@ class MentionFinder:
             self._claims.setdefault(key, []).append(claim._replace(punctuation=points))
             self._beginnings.update(key[:end] for end in range(1, len(key) + 1))
 
-    def _scan(self, text: str, words: Words, classes: Collection[str]) -> list[_Hit]:
+    def _scan(self, words: Words, classes: Collection[str]) -> list[_Hit]:
         """Finds names in a text from left to right, the longest at each place."""
         wanted = classes if isinstance(classes, frozenset) else self._learned(tuple(classes))
         keys, beginnings, hits, after = words.keys, self._beginnings, [], 0
@@ -154,7 +151,7 @@ class MentionFinder:
             hit = self._longest_name(words, i, wanted)
             if hit is not None:
                 if len(hit.claimants) > 1:
-                    raise self._conflict(text, words, hit, classes)
+                    raise self._conflict(words, hit, classes)
                 hits.append(hit)
                 after = hit.last + 1
         return hits
@@ -169,7 +166,7 @@ class MentionFinder:
         return wanted
 
     def _longest_name(self, words: Words, first: int, classes: frozenset[str]) -> _Hit | None:
-        keys, gaps, claims = words.keys, words.gaps, self._claims
+        keys, claims = words.keys, self._claims
         key, points, hit, last = keys[first], [], None, first
         while True:
             best, names = _LOOK_ALIKE + 1, []
@@ -186,30 +183,28 @@ class MentionFinder:
             longer = join_keys(key, keys[last])
             if longer not in self._beginnings:
                 return hit
-            if key == "a" or gaps[last] != " ":
-                points += [(len(key), point) for point in between(key, gaps[last])]
+            points += [(len(key), point) for point in between(key, words.gap(last))]
             key = longer
 
-    def _conflict(self, text: str, words: Words, hit: _Hit, classes: Collection[str]) -> UserError:
+    def _conflict(self, words: Words, hit: _Hit, classes: Collection[str]) -> UserError:
         first, second = [name for name in classes if name in hit.claimants][:2]
         return UserError(
             f"classes {quoted(first)} and {quoted(second)} both claim "
-            f"{quoted(_text_of(text, words, hit))} in the prompt {quoted(text)}; leave one out, or "
+            f"{quoted(_text_of(words, hit))} in the prompt {quoted(words.text)}; leave one out, or "
             "give synonyms that say whose word it is"
         )
 
     def _hint(self, prompt: str, name: str, classes: Sequence[str]) -> str:
         """Describes what may have been meant, as the middle of an error message."""
-        text = unicodedata.normalize("NFC", prompt)
-        words = split_words(text)
-        parts = set(split_words(unicodedata.normalize("NFC", name)).keys)
+        words = Words(unicodedata.normalize("NFC", prompt))
+        parts = set(Words(unicodedata.normalize("NFC", name)).keys)
         forms = {form.key for form in forms_of(name)}
-        alone = {(hit.first, hit.last) for hit in self._scan(text, words, [name])}
-        for hit in self._scan(text, words, classes)[:_HINTED_WORDS]:
+        alone = {(hit.first, hit.last) for hit in self._scan(words, [name])}
+        for hit in self._scan(words, classes)[:_HINTED_WORDS]:
             keys = set(words.keys[hit.first : hit.last + 1])
             if (hit.first, hit.last) in alone or parts <= keys or keys & forms:
                 owner = f"class {quoted(hit.claimants[0])}" if hit.claimants else "something else"
-                return f" ({quoted(_text_of(text, words, hit))} there names {owner})"
+                return f" ({quoted(_text_of(words, hit))} there names {owner})"
         keys = dict.fromkeys(key for key in words.keys[:_HINTED_WORDS] if 2 < len(key) < 100)
         near = [key for key in keys if key in parts or name_key(name).endswith(key)]
         near += difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
@@ -224,9 +219,8 @@ def _require_words(name: str, words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _text_of(text: str, words: Words, hit: _Hit) -> str:
-    spans = words.spans()
-    return text[spans[hit.first][0] : spans[hit.last][1]]
+def _text_of(words: Words, hit: _Hit) -> str:
+    return words.text[words.spans[hit.first][0] : words.spans[hit.last][1]]
 
 
 def mention_finder(synonyms: Mapping[str, Sequence[str]] | None = None) -> MentionFinder:
@@ -260,7 +254,7 @@ def split_names(text: str, classes: Mapping[str, str]) -> tuple[str, ...]:
     Raises:
         UserError: the text is empty, or has a word that belongs to no name.
     """
-    words = split_words(unicodedata.normalize("NFC", text)).keys
+    words = Words(unicodedata.normalize("NFC", text)).keys
     # The name that begins at each word, and the word after it; None if the rest cannot be split.
     steps: list[tuple[str, int] | None] = [None] * len(words) + [("", 0)]
     for i in reversed(range(len(words))):

@@ -54,49 +54,43 @@ def _kind(char: str) -> str:
 
 
 _KINDS = _Kinds()
-_WORDS = re.compile("([wm][wmi]*|[us][mi]*)")
-_ASCII_WORDS = re.compile(r"([a-z0-9]+|[#$%&*+<=>@|~])")
+_WORDS = re.compile("[wm][wmi]*|[us][mi]*")
+_ASCII_WORDS = re.compile("[A-Za-z0-9]+|[#$%&*+<=>@|~]")
+_ASCII_SYMBOL = re.compile("[#$%&*+<=>@|~]")
+_ASCII_BLANKS = "".join(chr(code) if chr(code).isalnum() else " " for code in range(128))
 
 
-class Words(NamedTuple):
-    """A text as words with gaps before, between and after them.
-
-    Attributes:
-        keys: each word as it is compared.
-        gaps: one more than there are words.
-        texts: each word as it is written.
-    """
-
-    keys: list[str]
-    gaps: list[str]
-    texts: list[str]
-
-    def spans(self) -> list[tuple[int, int]]:
-        """The first character of each word, and the one after its last."""
-        spans, start = [], 0
-        for gap, word in zip(self.gaps, self.texts, strict=False):
-            start += len(gap)
-            spans.append((start, start + len(word)))
-            start += len(word)
-        return spans
-
-
-def split_words(text: str) -> Words:
-    """Splits a text in Unicode's form NFC into words.
+class Words:
+    """The words of a text in Unicode's form NFC.
 
     A symbol is a word, and so is each letter of a script without blanks between words.
+
+    Attributes:
+        text: the text.
+        keys: each word as it is compared.
     """
-    if text.isascii():
-        parts = _ASCII_WORDS.split(text.lower())
-        texts = parts[1::2]
-        keys = [_word_key(word) for word in texts] if "&" in text else texts
-        return Words(keys, parts[::2], texts)
-    gaps, texts, end = [], [], 0
-    for word in _WORDS.finditer(text.translate(_KINDS)):
-        gaps.append(text[end : word.start()])
-        texts.append(word_text := text[word.start() : word.end()])
-        end += len(gaps[-1]) + len(word_text)
-    return Words([_word_key(word) for word in texts], [*gaps, text[end:]], texts)
+
+    def __init__(self, text: str):
+        self.text = text
+        self._spans: list[tuple[int, int]] | None = None
+        if text.isascii() and not _ASCII_SYMBOL.search(text):  # as most prompts: fast
+            self.keys = text.lower().translate(_ASCII_BLANKS).split()
+        else:
+            self.keys = [_word_key(text[start:end]) for start, end in self.spans]
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The first character of each word, and the one after its last."""
+        if self._spans is None:
+            is_ascii = self.text.isascii()
+            pattern = _ASCII_WORDS if is_ascii else _WORDS
+            kinds = self.text if is_ascii else self.text.translate(_KINDS)
+            self._spans = [word.span() for word in pattern.finditer(kinds)]
+        return self._spans
+
+    def gap(self, number: int) -> str:
+        """The text between a word and the one before it, or the start of the text."""
+        return self.text[self.spans[number - 1][1] if number else 0 : self.spans[number][0]]
 
 
 @functools.lru_cache(maxsize=2**14)
@@ -109,8 +103,9 @@ def _word_key(word: str) -> str:
 
 def join_keys(first: str, second: str) -> str:
     """Joins the keys of two successive words; digits stay apart, so that 1.5 is not 15."""
-    apart = second[:1].isdigit() and first[-1:].isdigit()
-    return f"{first} {second}" if apart else first + second
+    if second[0].isdigit() and first[-1:].isdigit():
+        return f"{first} {second}"
+    return first + second
 
 
 @functools.lru_cache(maxsize=2**12)
@@ -139,10 +134,10 @@ ARTICLE = "a "
 @functools.lru_cache(maxsize=2**14)
 def written_form(name: str) -> Form:
     """The form of a name as written."""
-    words = split_words(unicodedata.normalize("NFC", name))
+    words = Words(unicodedata.normalize("NFC", name))
     key, found = "", set()
-    for word, gap in zip(words.keys, words.gaps, strict=False):
-        found |= {(len(key), text) for text in between(key, gap)} if key else set()
+    for number, word in enumerate(words.keys):
+        found |= {(len(key), text) for text in between(key, words.gap(number))} if key else set()
         key = join_keys(key, word)
     return Form(key, frozenset(found))
 

@@ -181,13 +181,17 @@ def _parse_object(place: str, line: str) -> Entry:
         raise UserError(f"{quoted(line)} is not an object with a text as its prompt")
     if not entry.keys() <= _COLUMN_SET:
         raise UserError(f"unknown key {quoted(min(entry.keys() - _COLUMN_SET))}")
-    # null is treated like an absent key
-    lists = (entry.get("classes"), entry.get("unnamed_classes"))
-    for key, names in zip(COLUMNS[1:], lists, strict=True):
-        if names is not None and not (isinstance(names, list) and {*map(type, names)} <= {str}):
-            require_flat(names)
-            raise UserError(f"{key} must be a list of names, got {quoted(names)}")
-    return Entry(place, entry["prompt"], lists[0], lists[1] or ())
+    unnamed = _names_in(entry, "unnamed_classes")
+    return Entry(place, entry["prompt"], _names_in(entry, "classes"), unnamed or ())
+
+
+def _names_in(entry: Mapping[str, Any], key: str) -> list[str] | None:
+    """A list of an entry; null is treated like an absent key."""
+    names = entry.get(key)
+    if names is not None and not (isinstance(names, list) and {*map(type, names)} <= {str}):
+        require_flat(names)
+        raise UserError(f"{key} must be a list of names, got {quoted(names)}")
+    return names
 
 
 def read_csv(path: Path) -> Iterator[Entry]:

@@ -75,9 +75,12 @@ class PromptPlan:
         """Returns the prompt of image `index`, which may be any number from 0."""
         if index < 0:
             raise ValueError(f"index={index} must not be negative")
-        turn = index // self.images_per_prompt
+        return self.records[self.place_of(index // self.images_per_prompt)]
+
+    def place_of(self, turn: int) -> int:
+        """Returns the place in `records` of the prompt of a turn."""
         place = self._balanced[turn] if self.balance_classes else turn % len(self.records)
-        return self.records[place if self._order is None else self._order[place]]
+        return place if self._order is None else int(self._order[place])
 
     def settings(self) -> dict[str, Any]:
         """Returns everything that `record` depends on, as JSON values."""

@@ -1,6 +1,7 @@
 """PromptRecord: a prompt with the classes of its label map; PromptTable holds a million of them."""
 
 import array
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -82,7 +83,7 @@ class PromptTable(Sequence[PromptRecord]):
         if isinstance(place, slice):
             return tuple(self[k] for k in range(*place.indices(len(self))))
         place = range(len(self))[place]
-        return PromptRecord(self._prompt(place), *self.classes_of(place))
+        return PromptRecord(self.prompt_of(place), *self.classes_of(place))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -93,9 +94,18 @@ class PromptTable(Sequence[PromptRecord]):
 
     __hash__ = None
 
+    def prompt_of(self, place: int) -> str:
+        """The text of one prompt."""
+        return self._texts[self._ends[place] : self._ends[place + 1]].decode()
+
     def classes_of(self, place: int) -> ClassList:
         """The classes of one prompt."""
         return self.class_lists[self._list_ids[place]]
+
+    def count_lists(self, places: Iterable[int] | None = None) -> list[tuple[ClassList, int]]:
+        """Counts the prompts with each list of classes, of all prompts or of some."""
+        ids = self._list_ids if places is None else map(self._list_ids.__getitem__, places)
+        return [(self.class_lists[k], count) for k, count in collections.Counter(ids).items()]
 
     def map_classes(self, change: Callable[[ClassList], ClassList]) -> "PromptTable":
         """Returns the same prompts with other lists of classes."""
@@ -111,7 +121,4 @@ class PromptTable(Sequence[PromptRecord]):
             for classes, unnamed in self.class_lists
         ]
         for place, list_id in enumerate(self._list_ids):
-            yield f"[{json.dumps(self._prompt(place))}{ends[list_id]}"
-
-    def _prompt(self, place: int) -> str:
-        return self._texts[self._ends[place] : self._ends[place + 1]].decode()
+            yield f"[{json.dumps(self.prompt_of(place))}{ends[list_id]}"

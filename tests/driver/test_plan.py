@@ -56,11 +56,11 @@ def test_classes_are_counted_as_by_going_through_all_images(num_images, options)
 def test_a_plan_of_billions_of_images_looks_at_no_more_than_some_thousand(monkeypatch, balance):
     seen = []
 
-    def record(plan, index):
-        seen.append(index)
-        return RECORDS[index % 2]
+    def place_of(plan, turn):
+        seen.append(turn)
+        return turn % 2
 
-    monkeypatch.setattr(PromptPlan, "record", record)
+    monkeypatch.setattr(PromptPlan, "place_of", place_of)
     plan = PromptPlan(records=RECORDS, balance_classes=balance)
     config = dataclasses.replace(CONFIG, plan=plan, num_images=2**31 - 1, shard_size=10**6)
     lines = describe_plan(config, [8, 8], 0, ESTIMATE).splitlines()
