@@ -1,0 +1,237 @@
+"""What cheaper sampling costs in masks: FLOPs per image against IoU and recognised images.
+
+    python -m experiments.fast_settings --study=shapes --run_dir=runs/fast
+
+Rows differ by the number of steps, the sampler, the part of the run that is guided, and the part
+whose attention is averaged. All start from the same noise, and each is compared with the published
+settings image by image. The cost is the FLOPs of the compiled sampling program, which need no quiet
+machine; on a chip that computes at its peak, images per second are their inverse.
+
+Writes fast.md and fast.json. Each row is stored when it is done, and not sampled again. `study`,
+the truth of masks, and the judges are those of `experiments.ablation`.
+"""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+
+from experiments.ablation import Ground, Sampling, make_ground
+from experiments.ablation import Settings as AblationSettings
+from experiments.benchmarks.hlo_flops import count_flops
+from experiments.benchmarks.measuring import markdown_table
+from experiments.training.evaluation import classes_in_turn
+from experiments.training.judges import train_classifier
+from experiments.training.mask_scores import masks_of, object_ious
+from experiments.training.run_folder import require_settings, write_json
+from experiments.training.scenes import caption
+from seediff_jax import MaskConfig, SamplingConfig, load_model
+from seediff_jax.driver import cli
+from seediff_jax.driver.output import run_program
+from seediff_jax.errors import UserError
+from seediff_jax.models.model import Model
+from seediff_jax.sampling.inputs import pair_inputs
+from seediff_jax.sampling.sampler import sample
+from seediff_jax.schedulers.config import scheduler_config, scheduler_json
+from seediff_jax.settings import setting
+
+_RNG_SEED = 20_290
+_MIDDLE, _LATER = (0.2, 0.8), (0.5, 1.0)
+_DPM = "dpmsolver_multistep"
+
+PUBLISHED = "published, 50 steps"
+ROWS = {
+    PUBLISHED: Sampling(50),
+    "10 steps": Sampling(10),
+    "15 steps": Sampling(15),
+    "DPM-Solver++, 10 steps": Sampling(10, scheduler=_DPM),
+    "DPM-Solver++, 15 steps": Sampling(15, scheduler=_DPM),
+    "15 steps, later half": Sampling(15, calls=_LATER),
+    "20 steps, guided from 0.2 to 0.8": Sampling(20, interval=_MIDDLE),
+    "LCM sampler, 4 steps, not guided": Sampling(4, 1.0, "lcm"),
+    "LCM sampler, 8 steps, not guided": Sampling(8, 1.0, "lcm"),
+    "Euler, 15 steps": Sampling(15, scheduler="euler"),
+    "20 steps": Sampling(20),
+    "25 steps": Sampling(25),
+    "25 steps, later half": Sampling(25, calls=_LATER),
+    "25 steps, guided from 0.2 to 0.8": Sampling(25, interval=_MIDDLE),
+    "50 steps, guided from 0.2 to 0.8": Sampling(50, interval=_MIDDLE),
+    "50 steps, later half": Sampling(50, calls=_LATER),
+    "100 steps": Sampling(100),
+}
+"""The rows in the order in which they are sampled; adding one is one line."""
+
+LEAST_SAVED, MOST_LOST = 3.0, 0.01
+"""A row is fast if it has this many times fewer FLOPs and loses at most this much IoU."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(AblationSettings):
+    """What to measure; `num_steps` has no effect, every row says its own."""
+
+    run_dir: str = setting("runs/fast", "Folder of the results.", path=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_images % self.batch_size:
+            raise UserError(
+                f"num_images={self.num_images} must be a multiple of batch_size={self.batch_size}: "
+                "every row is one compiled program"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A row: what was sampled, and what it cost.
+
+    Attributes:
+        images: uint8 `[n, H, W, 3]`, of one object each.
+        ious: float64 `[n]`, of the object's mask.
+        flops: of the sampling program, per image.
+    """
+
+    images: np.ndarray
+    ious: np.ndarray
+    flops: float
+
+
+def names_of(ground: Ground, count: int) -> list[tuple[str, ...]]:
+    """The class of each image."""
+    return [classes_in_turn(ground.classes, index, 1) for index in range(count)]
+
+
+def measure(model: Model, ground: Ground, row: Sampling, settings: Settings) -> Measured:
+    """Samples the images of a row and makes their masks, with the published settings."""
+    if row.scheduler:
+        json_config = scheduler_json(model.scheduler_config)
+        model = model.with_config(scheduler=scheduler_config(json_config, kind=row.scheduler))
+    model = model.with_config(capture=dataclasses.replace(model.capture, calls=row.calls))
+    guidance = settings.guidance_scale if row.guidance is None else row.guidance
+    config = SamplingConfig(
+        num_steps=row.steps, guidance_scale=guidance, guidance_interval=row.interval
+    )
+    traced = {"rng_seed": np.uint32(_RNG_SEED), "guidance_scale": np.float32(guidance)}
+    names, compiled, images, ious = names_of(ground, settings.num_images), None, [], []
+    for start in range(0, settings.num_images, settings.batch_size):
+        some = range(start, start + settings.batch_size)
+        classes = names[start : some.stop]
+        prompts = [caption("a photo of", of_image) for of_image in classes]
+        inputs = pair_inputs(model, prompts, [list(each) for each in classes], some, config)
+        compiled = compiled or sample.lower(model, inputs, **traced, config=config).compile()
+        samples = compiled(model, inputs, **traced)
+        images.append(np.asarray(samples.images))
+        _, found = masks_of(images[-1], samples.attention_maps, MaskConfig())
+        truths = ground.read_truth(images[-1], classes)
+        ious += [value for _, value in object_ious(found, truths, classes, ground.classes)]
+    flops = count_flops(compiled.as_text()) / settings.batch_size
+    return Measured(np.concatenate(images), np.array(ious), flops)
+
+
+def stored(path: pathlib.Path) -> Measured:
+    """Reads a row that `keep` wrote."""
+    with np.load(path) as file:
+        return Measured(file["images"], file["ious"], float(file["flops"]))
+
+
+def keep(path: pathlib.Path, row: Measured) -> None:
+    """Writes a row; a kill leaves no half of it."""
+    aside = path.with_name(f"part-{path.name}")
+    np.savez(aside, images=row.images, ious=row.ious, flops=row.flops)
+    aside.replace(path)
+
+
+def compare(rows: Mapping[str, Measured], recognised: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Figures of each row beside PUBLISHED, cheapest first.
+
+    "difference" is the mean difference of IoU on the same images, "error" its standard error.
+    """
+    base = rows[PUBLISHED]
+    table = []
+    for name, row in sorted(rows.items(), key=lambda item: item[1].flops):
+        difference = row.ious - base.ious
+        error = difference.std(ddof=1) / len(difference) ** 0.5
+        table.append(
+            {
+                "name": name,
+                "flops": row.flops,
+                "fewer": base.flops / row.flops,
+                "iou": float(row.ious.mean()),
+                "difference": float(difference.mean()),
+                "error": float(error),
+                "recognised": recognised[name],
+            }
+        )
+    return table
+
+
+def fast_rows(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the rows that save LEAST_SAVED and lose at most MOST_LOST."""
+    return [
+        row["name"]
+        for row in table
+        if row["fewer"] >= LEAST_SAVED and row["difference"] >= -MOST_LOST
+    ]
+
+
+def render_table(table: Sequence[Mapping[str, Any]]) -> str:
+    """Formats the figures as Markdown."""
+    header = ("sampling", "GFLOP per image", "times fewer", "IoU")
+    header += ("IoU, relative to published", "recognised")
+    rows = (
+        (
+            row["name"],
+            f"{row['flops'] / 1e9:,.0f}",
+            f"{row['fewer']:.2f}",
+            f"{row['iou']:.3f}",
+            f"{row['difference']:+.3f} ± {row['error']:.3f}",
+            f"{row['recognised']:.0%}",
+        )
+        for row in table
+    )
+    return markdown_table(header, rows)
+
+
+def run(settings: Settings, rows: Mapping[str, Sampling] = ROWS) -> list[dict[str, Any]]:
+    """Measures what the folder lacks; returns the figures of every row."""
+    model, run_dir = load_model(settings.model or settings.study), pathlib.Path(settings.run_dir)
+    require_settings(run_dir, settings.pins(model))
+    side = model.config.image_side
+    ground, measured = make_ground(settings, side), {}
+    for name, row in rows.items():
+        path = run_dir / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.npz"
+        if not path.exists():
+            keep(path, measure(model, ground, row, settings))
+            logging.info("%s: done", name)
+        measured[name] = stored(path)
+    judge = {"steps": settings.judge_steps, "count": settings.judge_scenes, "side": side}
+    classify = train_classifier(ground.render, ground.classes, **judge)
+    shown = [ground.classes.index(name) for (name,) in names_of(ground, settings.num_images)]
+    recognised = {
+        name: float(np.mean(classify(row.images) == shown)) for name, row in measured.items()
+    }
+    return compare(measured, recognised)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compares; errors are one line each."""
+    return cli.run_command(
+        "experiments.fast_settings", __doc__, {"Fast settings": Settings}, argv, _work
+    )
+
+
+def _work(values: flags.FlagValues) -> None:
+    settings = cli.read_settings(values, Settings)
+    logging.set_verbosity(logging.INFO)
+    table, run_dir = run(settings), pathlib.Path(settings.run_dir)
+    write_json(run_dir / "fast.json", table)
+    text = f"{render_table(table)}\n\nfast: {', '.join(fast_rows(table)) or 'none'}"
+    (run_dir / "fast.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_program(main)
