@@ -123,5 +123,26 @@ def end_at_signals() -> None:
     _Listener(_exit).start()
 
 
+_last_tasks: list[Callable[[], None]] = []
+
+
+@contextmanager
+def before_exit(task: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, a signal that ends the process at once does a task first.
+
+    It is not waited for longer than 5 seconds.
+    """
+    _last_tasks.append(task)
+    try:
+        yield
+    finally:
+        _last_tasks.remove(task)
+
+
 def _exit(number: int) -> bool:
+    tasks = [threading.Thread(target=task, daemon=True) for task in _last_tasks]
+    for thread in tasks:
+        thread.start()
+    for thread in tasks:
+        thread.join(_GRACE_SECONDS)
     exit_now(f"stopped; {AGAIN}", _STATUS[signal.Signals(number)])

@@ -91,3 +91,24 @@ def test_of_two_runs_that_take_over_at_once_the_last_to_write_has_it(bucket, mon
     monkeypatch.setattr("time.sleep", other_comes_between)
     with pytest.raises(ValueError, match=r"other process 9"), hold_lock(bucket):
         pass
+
+
+def test_a_run_in_a_bucket_that_is_stopped_at_once_leaves_no_lock(bucket, monkeypatch):
+    def interrupted(seconds):
+        assert bucket.names() == [LOCK]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("time.sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt), hold_lock(bucket):
+            pass
+    assert bucket.names() == []
+    with hold_lock(bucket, beat_seconds=0.02) as release:
+        release()  # as by a process that ends now
+        assert bucket.names() == []
+
+
+def test_a_lock_in_a_bucket_that_another_run_took_over_is_left_to_it(bucket):
+    with hold_lock(bucket, beat_seconds=1):
+        bucket.write(LOCK, b"other process 9\nnonce\n0")
+    assert bucket.read(LOCK) == b"other process 9\nnonce\n0"

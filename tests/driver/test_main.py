@@ -82,6 +82,14 @@ def test_a_log_without_tensorboardx_is_refused_with_the_command_that_installs_it
     assert message in error_line(capsys)
 
 
+def test_a_file_in_place_of_the_folder_of_the_log_is_refused(inputs, tmp_path, capsys, no_model):
+    log = tmp_path / "log"
+    log.write_text("mine")
+    assert main(command(inputs, tmp_path / "out", f"--log_dir={log}")) == 2
+    assert f"--log_dir={log} is a file; give a folder for the log" in error_line(capsys)
+    assert log.read_text() == "mine" and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

@@ -61,6 +61,23 @@ def test_a_program_that_hears_nothing_ends_with_the_status_and_one_line(code, nu
     assert errors == b"stopped; run the same command again\n"
 
 
+def test_a_lock_is_released_before_a_program_that_hears_nothing_ends_and_not_waited_for():
+    code = f"""
+import threading
+first = signals.before_exit(lambda: print("released", flush=True))
+with first, signals.before_exit(threading.Event().wait), signals.listening(lambda number: True):
+{indented(COMPILER)}
+"""
+    program = [sys.executable, "-c", DEAF.format(code=code)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, **pipes) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (STOPPED, b"released\n")
+    assert errors == b"stopped; run the same command again\n"
+
+
 def test_the_handlers_are_given_back_after_an_error():
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
