@@ -10,7 +10,7 @@ from flax import struct
 from seediff_jax.array_typing import Array
 from seediff_jax.errors import UserError
 
-_CROSS, _SELF = "cross_attention", "self_attention_"
+_CROSS, _SELF, _KEPT = "cross_attention", "self_attention_", "kept_"
 
 
 @struct.dataclass
@@ -27,10 +27,15 @@ class AttentionMaps:
         self_attention: `{side: float32 [b, n, n]}` with n = side * side: one recorded layer a
             level, query locations by key locations. Where images are no squares, a level is keyed
             by its height, and its width is n / height.
+        kept: `{layer: float32 [b, calls, heads, n, m]}`: the attention of `capture.kept_layers`,
+            each UNet call and head by itself. m are the n key locations of self-attention (attn1)
+            or the columns of cross-attention (attn2), by `generate` those of the classes and then
+            of all tokens of the prompt.
     """
 
     cross_attention: Array
     self_attention: dict[int, Array]
+    kept: dict[str, Array] = struct.field(default_factory=dict)
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -38,9 +43,10 @@ class AttentionMaps:
         return tuple(sorted(self.self_attention))
 
     def to_arrays(self, dtype: str = "float32") -> dict[str, np.ndarray]:
-        """Copies the maps to NumPy: "cross_attention", and "self_attention_16" of the side 16."""
+        """Copies the maps to NumPy: "cross_attention", "self_attention_SIDE", "kept_LAYER"."""
         levels = {f"{_SELF}{side}": self.self_attention[side] for side in self.sides}
-        maps = {_CROSS: self.cross_attention, **levels}
+        kept = {f"{_KEPT}{name}": array for name, array in self.kept.items()}
+        maps = {_CROSS: self.cross_attention, **levels, **kept}
         return {name: np.asarray(array).astype(dtype) for name, array in maps.items()}
 
     @classmethod
@@ -50,7 +56,9 @@ class AttentionMaps:
         Raises:
             UserError: a name is missing or is another one.
         """
-        sides = {name: name.removeprefix(_SELF) for name in arrays if name != _CROSS}
+        kept = [name for name in arrays if name.startswith(_KEPT)]
+        others = (name for name in arrays if name != _CROSS and name not in kept)
+        sides = {name: name.removeprefix(_SELF) for name in others}
         if _CROSS not in arrays or not all(
             name.startswith(_SELF) and side.isdecimal() for name, side in sides.items()
         ):
@@ -59,7 +67,8 @@ class AttentionMaps:
             )
         in_float32 = {name: np.asarray(array).astype(np.float32) for name, array in arrays.items()}
         levels = {int(side): in_float32[name] for name, side in sides.items()}
-        return cls(in_float32[_CROSS], levels)
+        layers = {name.removeprefix(_KEPT): in_float32[name] for name in kept}
+        return cls(in_float32[_CROSS], levels, layers)
 
     def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes an .npz file of `to_arrays`; "float16" takes half of the bytes."""

@@ -112,8 +112,10 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
         text = _text_json(config.text_encoder_2, config.tokenizer_2)
         contents["text_encoder_2/config.json"] = text
         tokenizers["tokenizer_2"] = config.tokenizer_2
-    if config.capture != published_capture(config.unet):
-        contents["capture.json"] = dataclasses.asdict(config.capture)
+    capture = dataclasses.replace(config.capture, kept_layers=())  # of a run, not of the model
+    if capture != published_capture(config.unet):
+        contents["capture.json"] = dataclasses.asdict(capture)
+        del contents["capture.json"]["kept_layers"]
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

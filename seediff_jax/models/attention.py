@@ -200,6 +200,12 @@ def attend_recording(
     return jax.lax.platform_dependent(query, key, value, **by_platform)
 
 
+def attend_keeping_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Attention of `[b, n, heads, k]` and its probabilities, float32 `[b, heads, n, m]`, by XLA."""
+    probs = _attention_probs(query, key)
+    return jnp.einsum("bhnm,bmhk->bnhk", probs.astype(value.dtype), value), probs
+
+
 def _record_by_groups(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
     """Walks the heads in groups, so that their probabilities never exist together."""
     b, n, heads, k = query.shape
@@ -212,8 +218,7 @@ def _record_by_groups(query: Array, key: Array, value: Array) -> tuple[Array, Ar
 
     def attend_group(head_sum, group):
         query, key, value = group
-        probs = _attention_probs(query, key)
-        out = jnp.einsum("bhnm,bmhk->bnhk", probs.astype(value.dtype), value)
+        out, probs = attend_keeping_heads(query, key, value)
         return head_sum + probs.sum(axis=1), out
 
     # The first group starts the sum: under jax.shard_map a loop may not start from a constant where
@@ -232,6 +237,8 @@ class Attention(nn.Module):
     dtype: DTypeLike
     use_bias: bool = False
     choice: str = "auto"
+
+    keeps_heads: bool = False
 
     @nn.compact
     def __call__(
@@ -252,8 +259,12 @@ class Attention(nn.Module):
 
         Returns:
             `[b, n, c]`, and the records: none, or float32 `[recorded_rows, n, m]`, or this and
-            `[recorded_rows, n, o]`.
+            `[recorded_rows, n, o]`; with `keeps_heads` they have an axis of heads before n, and are
+            not summed.
         """
+        record = functools.partial(attend_recording, choice=self.choice)
+        if self.keeps_heads:
+            record = attend_keeping_heads
 
         def dense(name):
             return nn.Dense(x.shape[-1], use_bias=self.use_bias, dtype=self.dtype, name=name)
@@ -270,11 +281,11 @@ class Attention(nn.Module):
             outs.append(attend(query[:plain], key[:plain], value[:plain], self.choice))
         if recorded_rows:
             rows = (x[plain:] for x in (query, key, value))
-            out, head_sum = attend_recording(*rows, self.choice)
+            out, probs = record(*rows)
             outs.append(out)
-            records.append(head_sum)
+            records.append(probs)
         if recorded_rows and watched is not None:
             key = heads(to_key(watched))
-            records.append(attend_recording(query[plain:], key, key, self.choice)[1])
+            records.append(record(query[plain:], key, key)[1])
         out = jnp.concatenate(outs).reshape(x.shape)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out), tuple(records)

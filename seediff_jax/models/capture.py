@@ -5,6 +5,7 @@ attn1 is self-attention, attn2 cross-attention.
 """
 
 import dataclasses
+import math
 
 from seediff_jax.errors import UserError
 from seediff_jax.models.config import UNetConfig, block_plans
@@ -20,6 +21,8 @@ class CaptureConfig:
         self_layers: layers of one side each.
         calls: the part of a sampling run's UNet calls that is averaged, from and to; (0, 0.5) is
             the first half, where images are noisiest.
+        kept_layers: layers of any side whose attention is kept for every UNet call and head, for
+            runs of a few images (`AttentionMaps.kept`).
 
     Raises:
         UserError: `calls` is not a rising pair within 0..1.
@@ -28,6 +31,7 @@ class CaptureConfig:
     cross_layers: tuple[str, ...] = ()
     self_layers: tuple[str, ...] = ()
     calls: tuple[float, float] = (0.0, 1.0)
+    kept_layers: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not 0 <= self.calls[0] < self.calls[1] <= 1:
@@ -50,7 +54,7 @@ class CaptureConfig:
 
     def records(self, layer: str) -> bool:
         """Whether the layer of this name is recorded."""
-        return layer in self.cross_layers or layer in self.self_layers
+        return layer in (*self.cross_layers, *self.self_layers, *self.kept_layers)
 
 
 NO_CAPTURE = CaptureConfig()
@@ -92,6 +96,27 @@ def layer_sizes(config: UNetConfig, latent_size: tuple[int, int]) -> dict[str, t
         for row, column in zip(rows, columns, strict=True)
         for kind in ("attn1", "attn2")
     }
+
+
+def kept_bytes(
+    capture: CaptureConfig, config: UNetConfig, latent_size: tuple[int, int], columns: int
+) -> int:
+    """Bytes that `kept_layers` take per image and UNet call.
+
+    Args:
+        capture: names the layers.
+        config: the UNet's config.
+        latent_size: height and width of the latents.
+        columns: of the cross-attention.
+    """
+    sizes = layer_sizes(config, latent_size)
+    heads = {plan.name: plan.num_heads for plan in block_plans(config)}
+    numbers = 0
+    for name in capture.kept_layers:
+        locations = math.prod(sizes[name])
+        keys = locations if name.endswith("attn1") else columns
+        numbers += heads[name.partition(".attentions")[0]] * locations * keys
+    return 4 * numbers
 
 
 def published_capture(config: UNetConfig) -> CaptureConfig:
@@ -166,17 +191,22 @@ def check_capture(
 
     Raises:
         UserError: a layer does not exist (the message lists those that do), two self layers share
-            a side, a cross layer stands twice, or one is finer than the seed level.
+            a side, a cross or kept layer stands twice, or one is finer than the seed level.
     """
     sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
-    for names, kind in ((capture.self_layers, "attn1"), (capture.cross_layers, "attn2")):
+    cross, own = ([f"{name}.{kind}" for name in sides] for kind in ("attn2", "attn1"))
+    for names, existing in (
+        (capture.self_layers, own),
+        (capture.cross_layers, cross),
+        (capture.kept_layers, (*own, *cross)),
+    ):
         for name in names:
-            block, _, suffix = name.rpartition(".")
-            if block not in sides or suffix != kind:
-                known = "\n  ".join(f"{known}.{kind}" for known in sides)
+            if name not in existing:
+                known = "\n  ".join(existing)
                 raise UserError(f"capture: no layer {name!r}; this UNet has\n  {known}")
-    if len(set(capture.cross_layers)) < len(capture.cross_layers):
-        raise UserError(f"capture: a layer stands twice in {list(capture.cross_layers)}")
+    for names in (capture.cross_layers, capture.kept_layers):
+        if len(set(names)) < len(names):
+            raise UserError(f"capture: a layer stands twice in {list(names)}")
     self_sides = [sides[name.rpartition(".")[0]] for name in capture.self_layers]
     if len(set(self_sides)) != len(self_sides):
         raise UserError(f"capture: self layers need one side each, got sides {self_sides}")

@@ -34,7 +34,8 @@ class TokenColumns:
 
 
 Records = dict[str, Array]
-"""Name of a recorded layer -> its attention: `[r, n, n]`, or `[r, n, k]` for cross-attention."""
+"""Name of a recorded layer -> its attention, summed over the heads: `[r, n, n]`, or `[r, n, k]` for
+cross-attention. That of kept layers has an axis of heads before n and is not summed."""
 
 
 class FeedForward(nn.Module):
@@ -68,8 +69,11 @@ class TransformerBlock(nn.Module):
         rows, records = columns.weights.shape[0], {}
 
         def attend(name, y, context, watched=None):
-            recorded_rows = rows if self.capture.records(f"{self.layer}.{name}") else 0
-            attention = Attention(self.num_heads, self.dtype, choice=self.attention, name=name)
+            full_name = f"{self.layer}.{name}"
+            recorded_rows = rows if self.capture.records(full_name) else 0
+            options = {"choice": self.attention, "name": name}
+            options["keeps_heads"] = full_name in self.capture.kept_layers
+            attention = Attention(self.num_heads, self.dtype, **options)
             return attention(y, y if context is None else context, recorded_rows, watched)
 
         y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
@@ -81,7 +85,7 @@ class TransformerBlock(nn.Module):
         if probs:
             weights = (columns.weights, columns.watched_weights)
             projected = [
-                jnp.einsum("bnl,blk->bnk", one, of_tokens, precision="highest")
+                jnp.einsum("b...nl,blk->b...nk", one, of_tokens, precision="highest")
                 for one, of_tokens in zip(probs, weights, strict=False)
             ]
             records[f"{self.layer}.attn2"] = sum(projected[1:], projected[0])

@@ -183,12 +183,14 @@ def _to_maps(
     records: Records, capture: CaptureConfig, config: UNetConfig, latent_size: tuple[int, int]
 ) -> AttentionMaps:
     sizes = layer_sizes(config, latent_size)
+    kept = {name: records[name][:, None] for name in capture.kept_layers}
+    records = {name: x.sum(axis=1) if name in kept else x for name, x in records.items()}
     levels = {sizes[name][0]: records[name] for name in capture.self_layers}
     if not capture.cross_layers:
-        return AttentionMaps(jnp.zeros((0, 0, 0, 0), jnp.float32), levels)
+        return AttentionMaps(jnp.zeros((0, 0, 0, 0), jnp.float32), levels, kept)
     seed = min(sizes[name] for name in capture.self_layers or capture.cross_layers)
     cross = [_resized(records[name], sizes[name], seed) for name in capture.cross_layers]
-    return AttentionMaps(jnp.stack(cross, axis=1), levels)
+    return AttentionMaps(jnp.stack(cross, axis=1), levels, kept)
 
 
 def _resized(record: Array, size: tuple[int, int], new_size: tuple[int, int]) -> Array:

@@ -21,7 +21,7 @@ from seediff_jax.masks.config import MaskConfig
 from seediff_jax.masks.label_maps import finite_masks, make_masks
 from seediff_jax.masks.method_names import method_name
 from seediff_jax.models.model import Model
-from seediff_jax.pipeline.method_check import require_method
+from seediff_jax.pipeline.method_check import require_kept_fits, require_method
 from seediff_jax.pipeline.pair import Pair
 from seediff_jax.pipeline.settings import LAST_INDEX, PairScalars, PairSettings, require_range
 from seediff_jax.pipeline.stages import class_stages
@@ -197,8 +197,8 @@ def generate(
         masks: settings of the masks, by one method; `Pairs.remask` makes those of others.
 
     Raises:
-        UserError: a prompt is too long or does not name a class, a setting is out of range, or the
-            method of the masks cannot be used.
+        UserError: a prompt is too long or does not name a class, a setting is out of range, the
+            method of the masks cannot be used, or `capture.kept_layers` would take over 4 GiB.
         FloatingPointError: a stage of sampling, or the masks, gave values that are not finite.
     """
     masks.only_method  # noqa: B018 - Pairs.remask makes the masks of another one
@@ -221,7 +221,7 @@ def _with_masks(pairs: Pairs, masks: MaskConfig, first_index: int) -> Pairs:
     method = method_name(masks.only_method)
     thresholds = PairSettings(masks=masks).scalars().thresholds
     soft_masks, label_maps, seed_counts = make_masks(
-        pairs.images, pairs.attention_maps, thresholds, config=static_part(masks)
+        pairs.images, pairs.attention_maps.replace(kept={}), thresholds, config=static_part(masks)
     )
     if not (is_finite := np.asarray(finite_masks(soft_masks))).all():
         raise FloatingPointError(
@@ -295,6 +295,8 @@ def _sample(
     inputs = pair_inputs(model, prompts, classes, indices, settings.sampling)
     if classes is not None:
         inputs = with_token_columns(inputs)
+        images, columns, _ = inputs.class_token_mask.shape
+        require_kept_fits(model, settings.sampling, images, columns)
     samples = sample_inputs(model, settings.scalars(), inputs, settings.static.sampling)
     require_finite(samples, indices)
     return samples

@@ -1,4 +1,4 @@
-"""Checks that masks can be made by a method of what a model records, before anything is sampled."""
+"""Checks, before sampling, that what a model records suits a method and is not too large."""
 
 import functools
 
@@ -10,12 +10,15 @@ from seediff_jax.errors import UserError, shown
 from seediff_jax.masks.config import METHODS, MaskConfig, method_of
 from seediff_jax.masks.method_names import method_name
 from seediff_jax.masks.methods import class_soft_mask
-from seediff_jax.models.capture import layer_sizes
+from seediff_jax.models.capture import check_capture, kept_bytes, layer_sizes
 from seediff_jax.models.model import Model
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.noise import latent_size
 from seediff_jax.sampling.segment_config import SegmentConfig
+from seediff_jax.schedulers.step import make_steps
 from seediff_jax.settings import static_part
+
+_MOST_KEPT = 2**32
 
 
 def require_method(
@@ -54,6 +57,30 @@ def require_capture(model: Model, method: str) -> None:
                 f"the model's capture has no {name}; masks by {method_name(method)!r} need at "
                 "least one of them: add it, or choose the capture 'published'"
             )
+
+
+def require_kept_fits(model: Model, sampling: SamplingConfig, images: int, columns: int) -> None:
+    """Raises a UserError where `capture.kept_layers` would take more than 4 GiB.
+
+    Args:
+        model: the model.
+        sampling: size and number of steps.
+        images: number of them.
+        columns: of the cross-attention.
+    """
+    capture, unet = model.capture, model.unet_config
+    if not capture.kept_layers:
+        return
+    size = latent_size(model, sampling.height, sampling.width)
+    check_capture(capture, unet, size[0])
+    calls = len(make_steps(model.scheduler_config, sampling.num_steps).timesteps)
+    total = images * calls * kept_bytes(capture, unet, size, columns)
+    if total > _MOST_KEPT:
+        raise UserError(
+            f"capture.kept_layers would take {total / 2**30:.1f} GiB for images={images} and "
+            f"{calls} UNet calls, at most {_MOST_KEPT / 2**30:.0f} GiB are kept; name fewer or "
+            "coarser layers, or use fewer images or steps"
+        )
 
 
 @functools.lru_cache(maxsize=8)

@@ -58,7 +58,14 @@ def attend(
 
     Returns:
         Samples with the given images and their clean latents.
+
+    Raises:
+        UserError: the model's capture has `kept_layers`.
     """
+    if model.capture.kept_layers:
+        raise UserError(
+            "capture.kept_layers are kept by `generate`; of given images `predict_noise` keeps them"
+        )
     model, images = with_attention(model, config), inputs.images
     b, size = images.shape[0], images.shape[1:3]
     scale = jnp.asarray(config.guidance_scale, jnp.float32)

@@ -64,7 +64,7 @@ def denoise(
     guidance_rescale: Float[Array, ""] | None = None,
     guidance_interval: tuple[float, ...] = (0.0, 1.0),
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
-    """Denoises latents and averages the attention of the UNet calls.
+    """Denoises latents and averages the attention of the UNet calls, but for `capture.kept_layers`.
 
     Args:
         model: the model.
@@ -105,6 +105,7 @@ def denoise(
     def call(guided: bool, carry, inputs: tuple[Steps | MixingSteps, Array | None, Array | None]):
         (latents, state, total), (step, number, weight) = carry, inputs
         noise_pred, maps = predict(guided, scale_input(scheduler, latents, step), step.timesteps)
+        kept, maps = maps.kept, maps.replace(kept={})
         if weight is not None:
             maps = jax.tree.map(lambda leaf: weight * leaf, maps)
         noise = None
@@ -113,13 +114,13 @@ def denoise(
         latents, state = scheduler_step(
             scheduler, schedule, state, latents, noise_pred, step, noise
         )
-        return (latents, state, jax.tree.map(jnp.add, total, maps)), None
+        return (latents, state, jax.tree.map(jnp.add, total, maps)), kept
 
     if (scale := initial_noise_scale(scheduler, num_steps)) != 1:
         latents = scale * latents
     first = functools.partial(predict, segments[0][1])
     _, maps = jax.eval_shape(first, latents, steps.timesteps[0])
-    total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps)
+    total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps.replace(kept={}))
     state = init_scheduler_state(scheduler, latents)
     state = jax.tree.map(lambda leaf: leaf + _zeros(latents, leaf), state)
     calls = len(steps.timesteps)
@@ -129,12 +130,19 @@ def denoise(
         np.arange(calls, dtype=np.int32) if is_stochastic(scheduler) else None,
         None if recorded.all() else recorded,
     )
-    carry = (latents, state, total)
+    carry, kept = (latents, state, total), []
     for part, guided in segments:
         of_part = jax.tree.map(lambda column, part=part: column[part], xs)
-        carry, _ = jax.lax.scan(functools.partial(call, guided), carry, of_part)
+        carry, of_calls = jax.lax.scan(functools.partial(call, guided), carry, of_part)
+        kept.append(of_calls)
     latents, _, total = carry
-    return latents, jax.tree.map(lambda leaf: leaf / float(recorded.sum()), total)
+    maps = jax.tree.map(lambda leaf: leaf / float(recorded.sum()), total)
+    return latents, maps.replace(kept=jax.tree.map(_along_calls, *kept))
+
+
+def _along_calls(*parts: Array) -> Array:
+    """`[calls, b, 1, ...]` of the parts of a run, in order -> `[b, all calls, ...]`."""
+    return jnp.moveaxis(jnp.concatenate(parts)[:, :, 0], 0, 1)
 
 
 def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
@@ -157,7 +165,8 @@ class Samples:
     Attributes:
         images: uint8 `[b, H, W, 3]`.
         latents: float32 `[b, h, w, c]`, from which the images were decoded.
-        attention_maps: mean over the UNet calls; `cross_attention` has one column per class.
+        attention_maps: mean over the UNet calls, and all calls of `capture.kept_layers`;
+            cross-attention has one column per class.
         is_finite: bool `[b]` for some of STAGES, whether all its values are finite.
     """
 

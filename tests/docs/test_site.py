@@ -56,12 +56,15 @@ def test_the_notebook_runs(tmp_path):
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
     text = json.dumps(notebook.cells)
-    assert text.count("image/png") + text.count("data:image/png") >= 3
+    assert text.count("image/png") + text.count("data:image/png") >= 4
     printed = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
     )
     areas = [float(area) for area in re.findall(r"threshold 0\.\d: (\d+\.\d)%", printed)]
     assert len(areas) == 3 and areas == sorted(areas, reverse=True) and areas[0] > 0
+    ious = [float(iou) for iou in re.findall(r": IoU (\d\.\d+) with the published", printed)]
+    assert len(ious) == 3 and 0 < min(ious) and max(ious) < 1
+    assert "calls, heads, locations, columns: (5, 2, 64, " in printed
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from seediff_jax.errors import UserError
 from seediff_jax.models import attention, tpu_attention
 from seediff_jax.models.attention_choice import Layer, Place, flash_blocks
-from tests.helpers.random_models import normal
+from tests.helpers.random_models import normal, quick_jit
 
 
 def reference_attention(query, key, value):
@@ -61,6 +61,14 @@ def test_recorded_attention_equals_the_definition_however_heads_are_grouped(
     np.testing.assert_allclose(out, expected, atol=5e-6)
     np.testing.assert_allclose(head_sum, expected_sum, atol=5e-6)
     np.testing.assert_allclose(head_sum.sum(-1), 6, rtol=1e-6)
+
+
+def test_heads_are_kept_apart(inputs):
+    out, probs = quick_jit(attention.attend_keeping_heads)(*inputs)
+    for head in range(6):
+        expected, of_head = reference_attention(*(x[:, :, [head]] for x in inputs))
+        np.testing.assert_allclose(out[:, :, [head]], expected, atol=5e-6)
+        np.testing.assert_allclose(probs[:, head], of_head, atol=5e-6)
 
 
 def test_watched_keys_are_recorded_separately_and_do_not_change_the_output():

@@ -210,7 +210,7 @@ def test_a_file_chooses_layers_and_calls(tmp_path):
     content |= {"self_layers": [self_layer(1), self_layer(3)], "calls": [0, 0.5]}
     path.write_text(json.dumps(content))
     capture = choose_capture(str(path), SD1)
-    assert dataclasses.asdict(capture) == {name: tuple(v) for name, v in content.items()}
+    assert capture == CaptureConfig(**{name: tuple(v) for name, v in content.items()})
     assert choose_capture(capture, SD1) == capture
     assert choose_capture("published", SD1) == published_capture(SD1)
 
