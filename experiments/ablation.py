@@ -20,16 +20,16 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from experiments.training.attention import capture_attention
 from experiments.training.evaluation import ReadTruth, classes_in_turn
 from experiments.training.mask_scores import masks_of, object_ious
 from experiments.training.plots import Bar, draw_bars
-from experiments.training.run_folder import require_settings, write_json
+from experiments.training.program import make_main
+from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, generate, load_model
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.models.model import Model
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
@@ -312,19 +312,13 @@ def render_plot(results: Sequence[Mapping[str, Any]]) -> str:
     return draw_bars(bars, ("rendered scenes", "generated images"), "IoU of single objects")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Compares; errors are one line each."""
-    return cli.run_command("experiments.ablation", __doc__, {"Ablation": Settings}, argv, _work)
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, Settings)
-    logging.set_verbosity(logging.INFO)
+def _work(settings: Settings) -> None:
     results, run_dir = run(settings), pathlib.Path(settings.run_dir)
-    write_json(run_dir / "ablation.json", results)
-    (run_dir / "ablation.md").write_text(render_table(results) + "\n", encoding="utf-8")
+    write_results(run_dir / "ablation", results, render_table(results))
     (run_dir / "ablation.svg").write_text(render_plot(results), encoding="utf-8")
-    print(render_table(results))
+
+
+main = make_main("experiments.ablation", __doc__, Settings, _work)
 
 
 if __name__ == "__main__":

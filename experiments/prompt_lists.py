@@ -6,9 +6,7 @@ import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
-from absl import flags
-
-from seediff_jax.driver import cli
+from experiments.training.program import make_main
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
 
@@ -65,10 +63,9 @@ def run_program(
         argv: the command line.
     """
 
-    def work(values: flags.FlagValues) -> None:
-        settings = cli.read_settings(values, PromptSettings)
+    def work(settings: PromptSettings) -> None:
         prompts = make(pathlib.Path(settings.data), settings.split)
         count = write_prompts(pathlib.Path(settings.output), prompts)
         print(f"{count} prompts in {settings.output}")
 
-    return cli.run_command(module, text, {"Prompts": PromptSettings}, argv, work)
+    return make_main(module, text, PromptSettings, work)(argv)

@@ -194,8 +194,7 @@ def require_labels(samples: Samples, num_labels: int) -> None:
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         try:
-            for _ in pool.map(check, range(len(samples))):
-                pass
+            list(pool.map(check, range(len(samples))))  # raises the first error
         except UserError:
             pool.shutdown(cancel_futures=True)
             raise

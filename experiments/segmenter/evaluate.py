@@ -6,10 +6,7 @@ python -m experiments.segmenter.evaluate --run_dir=runs/segmenter --data=VOCdevk
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
-
-from absl import flags, logging
 
 from experiments.segmenter.checkpoints import read_weights
 from experiments.segmenter.config import SegmenterConfig
@@ -17,9 +14,9 @@ from experiments.segmenter.data import LabelledSamples, require_labels
 from experiments.segmenter.folders import open_samples, require_labels_of
 from experiments.segmenter.predict import evaluate
 from experiments.segmenter.trainer import Variables, variable_shapes
+from experiments.training.program import make_main
 from experiments.training.run_folder import write_json
 from seediff_jax.dataset.metric import mean_iou, name_ious
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
@@ -85,16 +82,7 @@ class EvaluateSettings:
             raise UserError("data= is missing; give a folder in the layout of VOC, COCO or seediff")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures; errors are one line each."""
-    return cli.run_command(
-        "experiments.segmenter.evaluate", __doc__, {"Evaluation": EvaluateSettings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, EvaluateSettings)
-    logging.set_verbosity(logging.INFO)
+def _work(settings: EvaluateSettings) -> None:
     samples = open_samples(pathlib.Path(settings.data), settings.split, settings.stuff)
     run = load_run(pathlib.Path(settings.run_dir))
     require_labels_of(samples, run.label_names, settings.run_dir)
@@ -106,6 +94,9 @@ def _work(values: flags.FlagValues) -> None:
     for name, value in result["IoU"].items():
         print(f"| {name} | {'-' if value is None else format(100 * value, '.1f')} |")
     print(f"| mean of {len(samples)} images of {settings.split} | {100 * result['mean IoU']:.1f} |")
+
+
+main = make_main("experiments.segmenter.evaluate", __doc__, EvaluateSettings, _work)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,6 @@ downloaded, or datasets of this project.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-
-from absl import flags, logging
 
 from experiments.segmenter.checkpoints import write_weights
 from experiments.segmenter.config import DTYPES, RECIPES, SegmenterConfig
@@ -20,8 +17,8 @@ from experiments.segmenter.folders import open_samples, require_labels_of
 from experiments.segmenter.pseudo_labels import write_pseudo_labels
 from experiments.segmenter.resnet import read_backbone
 from experiments.segmenter.trainer import Variables, init_variables, train
+from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
@@ -103,16 +100,7 @@ def start_variables(config: SegmenterConfig, rng_seed: int, backbone: str | None
     return {kind: {**tree, "backbone": found[kind]} for kind, tree in variables.items()}
 
 
-def main(argv: Sequence[str]) -> int:
-    """Trains and measures; errors are one line each."""
-    return cli.run_command(
-        "experiments.segmenter.train", __doc__, {"Training": TrainSettings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, TrainSettings)
-    logging.set_verbosity(logging.INFO)
+def _work(settings: TrainSettings) -> None:
     samples = open_samples(pathlib.Path(settings.data), settings.split, settings.stuff)
     test_folder = pathlib.Path(settings.test_data or settings.data)
     tests = open_samples(test_folder, settings.test_split, settings.stuff)
@@ -141,6 +129,9 @@ def _work(values: flags.FlagValues) -> None:
     result = measure(config, variables, tests)
     write_json(run_dir / "results.json", result)
     print(f"mean IoU {result['mean IoU']:.4f} on {len(tests)} images of {settings.test_split}")
+
+
+main = make_main("experiments.segmenter.train", __doc__, TrainSettings, _work)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ measured on rendered scenes after a round trip through the VAE.
 """
 
 import dataclasses
+import functools
 import pathlib
-import time
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
 
 from experiments.shapes.render import read_label_map, render_scene
 from experiments.training.evaluation import (
@@ -21,15 +20,15 @@ from experiments.training.evaluation import (
     class_table,
     measure_generated,
     published,
+    report,
     report_recognised,
     round_trip_iou,
-    write_figures,
     write_sheet,
 )
 from experiments.training.judges import classifier_accuracy, held_out_scenes, train_classifier
 from experiments.training.mask_scores import measure_rendered, print_rows
+from experiments.training.program import make_main
 from seediff_jax import load_model
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.prompts.class_lists import SHAPES_CLASSES
 from seediff_jax.settings import setting
@@ -93,19 +92,8 @@ def print_tables(results: dict) -> None:
     print(f"IoU of the truth read from colour: {results['colour reading']:.3f}")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures and prints; errors are one line each."""
-    return cli.run_command(
-        "experiments.shapes.evaluate", __doc__, {"Evaluation": Settings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    start, settings = time.time(), cli.read_settings(values, Settings)
-    results = evaluate(settings)
-    results["seconds"] = round(time.time() - start)
-    write_figures(settings.output, results)
-    print_tables(results)
+work = functools.partial(report, measure=evaluate, print_tables=print_tables)
+main = make_main("experiments.shapes.evaluate", __doc__, Settings, work)
 
 
 if __name__ == "__main__":

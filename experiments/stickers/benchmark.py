@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from experiments.segmenter.config import LAPTOP, SegmenterConfig
 from experiments.segmenter.data import ArraySamples
@@ -32,11 +32,11 @@ from experiments.segmenter.trainer import train
 from experiments.stickers.pairs import PairSet, load_pairs
 from experiments.stickers.scenes import TrainingRenderer, UnseenRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
-from experiments.training.run_folder import require_settings, write_json
+from experiments.training.program import make_main
+from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer
 from seediff_jax import MaskConfig, SamplingConfig, load_model
 from seediff_jax.dataset.metric import mean_iou, name_ious
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.models.model import Model
 from seediff_jax.settings import check_settings, setting
@@ -226,21 +226,13 @@ def render_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the benchmark; errors are one line each."""
-    return cli.run_command(
-        "experiments.stickers.benchmark", __doc__, {"Benchmark": Settings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, Settings)
-    logging.set_verbosity(logging.INFO)
+def _work(settings: Settings) -> None:
     results = run(settings)
-    table, run_dir = render_table(results["rows"]), pathlib.Path(settings.run_dir)
-    write_json(run_dir / "results.json", results)
-    (run_dir / "results.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    table = render_table(results["rows"])
+    write_results(pathlib.Path(settings.run_dir) / "results", results, table)
+
+
+main = make_main("experiments.stickers.benchmark", __doc__, Settings, _work)
 
 
 if __name__ == "__main__":

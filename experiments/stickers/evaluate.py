@@ -8,11 +8,8 @@ other rendered scenes are printed beside what they measure.
 """
 
 import dataclasses
+import functools
 import pathlib
-import time
-from collections.abc import Sequence
-
-from absl import flags
 
 from experiments.stickers.scenes import TrainingRenderer, UnseenRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
@@ -21,9 +18,9 @@ from experiments.training.evaluation import (
     class_table,
     measure_generated,
     published,
+    report,
     report_recognised,
     round_trip_iou,
-    write_figures,
     write_sheet,
 )
 from experiments.training.judges import (
@@ -33,8 +30,8 @@ from experiments.training.judges import (
     train_segmenter,
 )
 from experiments.training.mask_scores import measure_rendered, print_rows
+from experiments.training.program import make_main
 from seediff_jax import load_model
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.settings import setting
 
@@ -95,19 +92,8 @@ def print_tables(results: dict) -> None:
     print(class_table(CLASSES, columns))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures and prints; errors are one line each."""
-    return cli.run_command(
-        "experiments.stickers.evaluate", __doc__, {"Evaluation": Settings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    start, settings = time.time(), cli.read_settings(values, Settings)
-    results = evaluate(settings)
-    results["seconds"] = round(time.time() - start)
-    write_figures(settings.output, results)
-    print_tables(results)
+work = functools.partial(report, measure=evaluate, print_tables=print_tables)
+main = make_main("experiments.stickers.evaluate", __doc__, Settings, work)
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from experiments.stickers.scenes import UnseenRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
 from experiments.training.mask_scores import METHODS, masks_of
-from experiments.training.run_folder import require_settings, write_json
+from experiments.training.program import make_main
+from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer
 from seediff_jax import MaskConfig, SegmentConfig, load_model
 from seediff_jax.dataset.metric import confusion_matrix, mean_iou, name_ious
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.models.model import Model
@@ -147,21 +147,12 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Measures; errors are one line each."""
-    return cli.run_command(
-        "experiments.stickers.real_images", __doc__, {"Images": Settings}, argv, _work
-    )
+def _work(settings: Settings) -> None:
+    results = run(settings)
+    write_results(pathlib.Path(settings.run_dir) / "real_images", results, render_table(results))
 
 
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, Settings)
-    logging.set_verbosity(logging.INFO)
-    results, run_dir = run(settings), pathlib.Path(settings.run_dir)
-    write_json(run_dir / "real_images.json", results)
-    table = render_table(results)
-    (run_dir / "real_images.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+main = make_main("experiments.stickers.real_images", __doc__, Settings, _work)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from PIL import Image
 from pycocotools import mask as rle_masks
 
 from experiments.stickers.scenes import SIDE, UnseenRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
+from experiments.training.program import make_main
 from experiments.training.scenes import Scene
 from seediff_jax.dataset.encoding import encode_mask
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.prompts.class_lists import COCO_CLASSES, VOC_CLASSES
@@ -140,21 +139,16 @@ class Settings:
         check_settings(self)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Writes both folders; errors are one line each."""
-    return cli.run_command(
-        "experiments.stickers.real_layouts", __doc__, {"Layouts": Settings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, Settings)
+def _work(settings: Settings) -> None:
     render = UnseenRenderer(ensure_sprites(pathlib.Path(settings.sprites)))
     scenes = [render(_FIRST_SCENE + k, side=settings.side) for k in range(settings.num_scenes)]
     folder = pathlib.Path(settings.output)
     write_voc(folder / "VOCdevkit" / "VOC2012", scenes)
     write_coco(folder / "coco", scenes)
     print(f"{len(scenes)} scenes in {folder}")
+
+
+main = make_main("experiments.stickers.real_layouts", __doc__, Settings, _work)
 
 
 if __name__ == "__main__":

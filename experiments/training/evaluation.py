@@ -7,6 +7,7 @@ used nowhere else.
 import collections
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -182,7 +183,15 @@ def published(result: dict[str, Any]) -> dict[str, float]:
     return result["iou"][PUBLISHED]
 
 
-def write_figures(path: str | None, results: dict[str, Any]) -> None:
-    """Writes the figures as JSON, if there is a path."""
-    if path:
-        write_json(pathlib.Path(path), results)
+def report(
+    settings: EvaluationSettings,
+    *,
+    measure: Callable[[Any], dict[str, Any]],
+    print_tables: Callable[[dict[str, Any]], None],
+) -> None:
+    """Measures, writes the figures as JSON if there is a path for them, and prints tables."""
+    start, results = time.time(), measure(settings)
+    results["seconds"] = round(time.time() - start)
+    if settings.output:
+        write_json(pathlib.Path(settings.output), results)
+    print_tables(results)

@@ -16,6 +16,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     os.replace(aside, path)
 
 
+def write_results(stem: pathlib.Path, results: Any, table: str) -> None:
+    """Writes STEM.json for programs and STEM.md for people, and prints the table."""
+    write_json(stem.with_name(f"{stem.name}.json"), results)
+    stem.with_name(f"{stem.name}.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+
+
 def require_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """Keeps the settings of a run in its folder, so that results of two are never mixed.
 
