@@ -112,7 +112,12 @@ class Settings:
 
     study: str = setting("shapes", "Data set of the model.", choices=("shapes", "stickers"))
     model: str | None = setting(
-        None, "Model to measure; by default shapes, or runs/stickers/export.", path=True
+        None, "Model to measure; by default the embedded one of the study.", path=True
+    )
+    groups: tuple[str, ...] = setting(
+        tuple(dict.fromkeys(row.group for row in ROWS)),
+        "Groups of rows to measure.",
+        choices=tuple(dict.fromkeys(row.group for row in ROWS)),
     )
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings of stickers.", path=True)
     run_dir: str = setting("runs/ablation", "Folder of the results.", path=True)
@@ -128,7 +133,7 @@ class Settings:
 
     def pins(self, model: Model) -> dict[str, Any]:
         """What results depend on."""
-        loose = {"model", "sprites", "run_dir"}
+        loose = {"model", "groups", "sprites", "run_dir"}
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in loose}
         return values | {"weights_hash": model.weights_hash}
 
@@ -250,7 +255,7 @@ def measure_generated(
 
 def run(settings: Settings, rows: Sequence[Row] = ROWS) -> list[dict[str, Any]]:
     """Measures what the folder lacks; returns the figures of every row, in order."""
-    model = load_model(settings.model or _default_model(settings.study))
+    model = load_model(settings.model or settings.study)
     run_dir = pathlib.Path(settings.run_dir)
     require_settings(run_dir, settings.pins(model))
     ground = make_ground(settings, model.config.image_side)
@@ -283,10 +288,6 @@ def run(settings: Settings, rows: Sequence[Row] = ROWS) -> list[dict[str, Any]]:
     ]
 
 
-def _default_model(study: str) -> str:
-    return "shapes" if study == "shapes" else "runs/stickers/export"
-
-
 def render_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: IoU with standard error on both sets, seconds per image."""
     lines = [
@@ -313,7 +314,8 @@ def render_plot(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _work(settings: Settings) -> None:
-    results, run_dir = run(settings), pathlib.Path(settings.run_dir)
+    rows = [row for row in ROWS if row.group in settings.groups]
+    results, run_dir = run(settings, rows), pathlib.Path(settings.run_dir)
     write_results(run_dir / "ablation", results, render_table(results))
     (run_dir / "ablation.svg").write_text(render_plot(results), encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """The field's protocol in miniature: train on generated pairs, test on images never seen before.
 
-    python -m experiments.stickers.benchmark --model=runs/stickers/export --run_dir=runs/benchmark
+    python -m experiments.stickers.benchmark --run_dir=runs/benchmark
 
 Generates pairs with a model that was trained on two styles of drawings, trains a small segmenter on
 them, and measures its mean IoU on scenes of a third style, whose masks are exact. A row differs
@@ -83,7 +83,7 @@ ROWS = (
 class Settings:
     """What to generate, train and measure."""
 
-    model: str = setting("runs/stickers/export", "Model that generates the pairs.", path=True)
+    model: str = setting("stickers", "Model that generates the pairs.", path=True)
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
     run_dir: str = setting("runs/benchmark", "Folder of pairs, checkpoints, results.", path=True)
     num_pairs: int = setting(2000, "Number of generated pairs, and of rendered scenes.", least=2)

@@ -1,6 +1,6 @@
 """Quality of images and masks of the embedded model "stickers": tables, printed and kept as JSON.
 
-    python -m experiments.stickers.evaluate --model=runs/stickers/export --output=results.json
+    python -m experiments.stickers.evaluate --output=results.json
 
 Two judges are trained on rendered scenes, where the truth is exact: a classifier says whether a
 generated image shows its class, and a segmenter gives the truth of its mask. Their own scores on
@@ -42,9 +42,13 @@ _RNG_SEED = 20_261
 class Settings(EvaluationSettings):
     """What to measure, and with what."""
 
+    model: str = setting("stickers", "Model to measure.", path=True)
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
     judge_steps: int = setting(1500, "Training steps of each judge.", least=1)
     judge_scenes: int = setting(8000, "Rendered scenes that each judge is trained on.", least=1)
+    judge_dir: str | None = setting(
+        None, "Folder where the segmenter is kept, so that a stopped run resumes.", path=True
+    )
 
 
 def evaluate(settings: Settings) -> dict:
@@ -54,7 +58,8 @@ def evaluate(settings: Settings) -> dict:
     side = model.config.image_side
     training = {"steps": settings.judge_steps, "count": settings.judge_scenes, "side": side}
     classify = train_classifier(render, CLASSES, **training)
-    segment = train_segmenter(render, CLASSES, **training)
+    kept = pathlib.Path(settings.judge_dir) if settings.judge_dir else None
+    segment = train_segmenter(render, CLASSES, **training, path=kept)
     unseen = classifier_accuracy(classify, UnseenRenderer(path), CLASSES, rendered, side)
     scenes = held_out_scenes(render, rendered, side)
     results = {

@@ -1,6 +1,6 @@
 """Segmentation of given images: mask methods against noise levels, on scenes of an unseen style.
 
-    python -m experiments.stickers.real_images --model=runs/stickers/export
+    python -m experiments.stickers.real_images --run_dir=runs/real_images
 
 The images are rendered scenes of a style that the model was not trained on, with exact truth. Each
 is noised, read by one or a few UNet calls with a prompt that names its classes, and masked by every
@@ -64,7 +64,7 @@ CALLS: Mapping[str, SegmentConfig] = {
 class Settings:
     """What to measure on."""
 
-    model: str = setting("runs/stickers/export", "Model to measure.", path=True)
+    model: str = setting("stickers", "Model to measure.", path=True)
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
     run_dir: str = setting("runs/real_images", "Folder of the results.", path=True)
     num_images: int = setting(200, "Number of scenes.", least=1)

@@ -33,7 +33,6 @@ _RECOGNISED_BAR = 0.7
 class EvaluationSettings:
     """What to measure."""
 
-    model: str = setting("runs/stickers/export", "Model to measure.", path=True)
     output: str | None = setting(None, "File to write the figures to, JSON.", path=True)
     num_steps: int = setting(25, "Sampling steps.", least=1)
     guidance_scale: float = setting(7.5, "Weight of the prompt.", least=0)
