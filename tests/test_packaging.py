@@ -90,6 +90,13 @@ def test_metadata_names_authors_licence_keywords_and_addresses(built):
     metadata = metadata_of(built)
     assert metadata["Version"] == seediff_jax.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
+    licences = ["LICENSE", "seediff_jax/assets/stickers/NOTICE"]
+    assert metadata.get_all("License-File") == licences
+    for name in licences:
+        (copy,) = built.glob(f"*.dist-info/licenses/{name}")
+        assert copy.read_bytes() == (ROOT / name).read_bytes()
+    model = ROOT / "seediff_jax" / "assets" / "stickers"
+    assert (model / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert metadata["Author"] == "The seediff_jax authors"
     assert "jax" in metadata["Keywords"].split(",")
     addresses = dict(line.split(", ") for line in metadata.get_all("Project-URL"))

@@ -75,7 +75,7 @@ The weights in this folder were trained on scenes rendered from these graphics:
 
 - Noto Emoji, copyright Google LLC, Apache License 2.0
   (npm package @iconify-json/noto 1.2.9, https://github.com/googlefonts/noto-emoji).
-  The licence: https://www.apache.org/licenses/LICENSE-2.0
+  The licence is LICENSE in this folder, which the weights are under, too.
 - Fluent Emoji, copyright (c) Microsoft Corporation, MIT License, see below
   (npm packages @lobehub/fluent-emoji-3d 1.1.0 and @lobehub/fluent-emoji-flat 1.1.0,
   https://github.com/microsoft/fluentui-emoji)

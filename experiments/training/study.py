@@ -57,7 +57,8 @@ class Study:
         unet_json, vae_json: configs, as diffusers writes them.
         plans: "cpu" and "gpu" -> the stages of a whole training run, in order.
         capture: UNet config -> the attention layers that masks are made of.
-        notice: text of the NOTICE file beside the exported weights; empty for none.
+        notice: text of the NOTICE file beside the exported weights, which then also have a copy of
+            the project's LICENSE; empty for none.
     """
 
     name: str

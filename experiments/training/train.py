@@ -2,18 +2,20 @@
 
     python -m experiments.training.train --study=stickers
 
-The stages of `--plan` run in order. The same command resumes: a stage that was stopped, or killed,
-goes on from its last checkpoint, and one that is finished is left out. `--minutes` ends the command
-early, with a checkpoint. `--stage=export` writes the averaged weights so far.
+The stages of `--plan` run in order, and the averaged weights are exported. The same command
+resumes: a stage that was stopped, or killed, goes on from its last checkpoint, and one that is
+finished is left out. `--minutes` ends the command early, with a checkpoint. `--stage=export`
+exports the weights so far.
 
 The drawings of stickers are downloaded with npm where the run's folder has no `sprites.npz` (2 MB);
 copy that file to a machine without npm. All devices of the machine share each batch. On a GPU give
-`--plan=gpu --dtype=bfloat16`. The exported folder is small
-enough to send back, and `--init_from` starts a new run from it.
+`--plan=gpu --dtype=bfloat16`. The exported folder is small enough to send back, and `--init_from`
+starts a new run from it.
 """
 
 import json
 import pathlib
+import shutil
 import time
 
 import jax
@@ -44,6 +46,7 @@ _MINUTES = flags.DEFINE_float("minutes", 10**6, "Stop, with a checkpoint, after 
 _CHECKPOINT_MINUTES = flags.DEFINE_float("checkpoint_minutes", 4, "Time between checkpoints.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the UNet's products.")
 _HELD_OUT = 256
+_LICENCE = pathlib.Path(__file__).parents[2] / "LICENSE"
 
 
 def export(study: Study, run_dir: pathlib.Path, folder: pathlib.Path) -> None:
@@ -56,6 +59,7 @@ def export(study: Study, run_dir: pathlib.Path, folder: pathlib.Path) -> None:
     diffusers_folder.write_folder(folder, config, params, np.float16)
     if study.notice:
         (folder / "NOTICE").write_text(study.notice)
+        shutil.copy(_LICENCE, folder / "LICENSE")
     logging.info("wrote %s", folder)
 
 
@@ -72,8 +76,8 @@ def make_schedule(stage: Stage, minutes: float) -> Schedule:
     )
 
 
-def train(study: Study, plan: tuple[Stage, ...], run_dir: pathlib.Path) -> None:
-    """Runs the stages of a plan until the time is up."""
+def train(study: Study, plan: tuple[Stage, ...], run_dir: pathlib.Path) -> bool:
+    """Runs the stages of a plan until the time is up; returns whether all are finished."""
     start = time.time()
     # The last scenes are never trained on: the PSNR is measured on them.
     count = _NUM_SCENES.value + _HELD_OUT
@@ -101,15 +105,17 @@ def train(study: Study, plan: tuple[Stage, ...], run_dir: pathlib.Path) -> None:
             )  # fmt: skip
         if step < stage.steps:
             logging.info("time is up; run the same command to resume")
-            return
+            return False
+    return True
 
 
 def main(_) -> None:
-    """Trains or exports."""
+    """Trains and exports, or exports what is trained so far."""
     study = load_study(_STUDY.value)
     run_dir = pathlib.Path(_RUN_DIR.value or f"runs/{study.name}")
+    export_dir = pathlib.Path(_EXPORT_DIR.value or run_dir / "export")
     if _STAGE.value == "export":
-        return export(study, run_dir, pathlib.Path(_EXPORT_DIR.value or run_dir / "export"))
+        return export(study, run_dir, export_dir)
     plan = study.plans[_PLAN.value]
     wrong = [stage for stage in plan if stage.batch_size % jax.device_count()]
     if wrong:
@@ -117,7 +123,8 @@ def main(_) -> None:
             f"{wrong[0].batch_size} images per step are not a multiple of "
             f"{jax.device_count()} devices; give JAX fewer of them"
         )
-    return train(study, plan, run_dir)
+    if train(study, plan, run_dir):
+        export(study, run_dir, export_dir)
 
 
 if __name__ == "__main__":

@@ -233,4 +233,4 @@ def test_rendered_scenes_are_segmented_by_the_embedded_model(tmp_path):
     assert set(SHAPES_CLASSES) > shown
     ious = {name for name, iou in found["iou"].items() if iou is not None}
     assert ious == {"background", *shown}
-    assert found["mean_iou"] > 0.3  # by chance about 0.1
+    assert found["mean_iou"] > 0.8  # 0.851 was measured; another rounding moves edges of masks

@@ -12,6 +12,7 @@ from seediff_jax.dataset.settings_file import read_settings
 from seediff_jax.driver.verify import verify_folder
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
+from seediff_jax.masks.config import MaskConfig
 from tests.helpers.small_runs import command, error_line, write_inputs
 
 METHODS = ("seediff", "cross_attention", "exponentiation")
@@ -29,7 +30,7 @@ def inputs(tmp_path_factory):
 def together(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "together"
     methods = f"--mask_method={','.join(METHODS)}"
-    options = ("--format=files,webdataset", "--keep_attention", methods, POWER)
+    options = ("--format=files,webdataset", "--keep_attention", methods, POWER, "--soft_masks=npz")
     assert main(command(inputs, folder, *options)) == 0
     return folder
 
@@ -38,7 +39,8 @@ def together(inputs, tmp_path_factory):
 def alone(inputs, tmp_path_factory):
     """A run of the last method."""
     folder = tmp_path_factory.mktemp("runs") / "alone"
-    assert main(command(inputs, folder, f"--mask_method={METHODS[2]}", POWER)) == 0
+    options = (f"--mask_method={METHODS[2]}", POWER, "--soft_masks=npz")
+    assert main(command(inputs, folder, *options)) == 0
     return folder
 
 
@@ -51,14 +53,27 @@ def pixels(file):
         return np.asarray(picture)
 
 
+def assert_equal_where_clear(mask, wanted, folder, record, method):
+    """Compares class ids but for pixels that rounding may move.
+
+    One program of several methods may round otherwise than one of each: soft masks of two programs
+    differed by up to 1e-4 (test_remask), and no pixel did.
+    """
+    soft = np.load(folder / "soft" / f"{record['index']:06d}.npz")["soft_masks"]
+    threshold = MaskConfig(method=method).thresholds.threshold
+    second, first = np.sort([np.zeros_like(soft[0]), *soft], axis=0)[-2:]
+    is_clear = (np.abs(first - threshold) > 3e-4) & ((first < threshold) | (first - second > 6e-4))
+    np.testing.assert_array_equal(mask[is_clear], wanted[is_clear])
+    assert np.mean(is_clear) > 0.95
+
+
 def test_masks_and_facts_of_a_method_are_those_of_a_run_of_its_own(together, alone):
     for record, wanted in zip(records_of(together), records_of(alone), strict=True):
         assert record["sha256"]["image.png"] == wanted["sha256"]["image.png"]
         assert list(record["other_methods"]) == list(METHODS[1:])
         masks = pixels(together / record["methods"]).reshape(2, 16, 16)
-        # One program of several methods may round otherwise than one of each: up to 2 of 256
-        # pixels are that near to the threshold.
-        assert np.mean(masks[1] == pixels(alone / wanted["mask"])) >= 0.99
+        own = pixels(alone / wanted["mask"])
+        assert_equal_where_clear(masks[1], own, alone, wanted, METHODS[2])
         facts = record["other_methods"][METHODS[2]]
         np.testing.assert_allclose(facts["scores"], wanted["scores"], atol=1e-3)
         for mask, each in zip(masks, record["other_methods"].values(), strict=True):
@@ -109,9 +124,9 @@ def test_remask_takes_several_methods_too(together, tmp_path):
     for record, *alone in zip(*map(records_of, (both, first, second)), strict=True):
         assert list(record["other_methods"]) == ["cross_attention"]
         made = pixels(both / record["mask"]), pixels(both / record["methods"])
-        for mask, folder, own in zip(made, (first, second), alone, strict=True):
-            # As above.
-            assert np.mean(mask == pixels(folder / own["mask"])) >= 0.99
+        for mask, method, own in zip(made, methods, alone, strict=True):
+            wanted = pixels(folders[method] / own["mask"])
+            assert_equal_where_clear(mask, wanted, folders[method], own, method)
         assert np.mean(made[0] == made[1]) < 0.99
 
 

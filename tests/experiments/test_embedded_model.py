@@ -33,6 +33,7 @@ def test_the_licences_of_the_drawings_are_beside_the_weights():
     text = (ASSETS / "stickers" / "NOTICE").read_text()
     assert text == STUDY.notice
     assert "Apache License 2.0" in text and "The above copyright notice and this permission" in text
+    assert "Version 2.0, January 2004" in (ASSETS / "stickers" / "LICENSE").read_text()
 
 
 @each_model

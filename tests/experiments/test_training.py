@@ -250,7 +250,7 @@ def test_a_plan_is_trained_resumed_and_exported(tmp_path, monkeypatch):
     for steps in (1, 3):
         study = _tiny_study(steps)
         with flagsaver.flagsaver(num_scenes=16):
-            train.train(study, study.plans["cpu"], tmp_path)
+            assert train.train(study, study.plans["cpu"], tmp_path)
         assert read_step(tmp_path / "unet.npz") == steps
     train.export(study, tmp_path, tmp_path / "export")
     assert (tmp_path / "export" / "NOTICE").read_text() == "Drawn by a test.\n"
