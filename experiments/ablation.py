@@ -131,6 +131,11 @@ class Settings:
     def __post_init__(self):
         check_settings(self)
 
+    @property
+    def rows(self) -> list[Row]:
+        """The rows to measure, in the order of the table."""
+        return [row for row in ROWS if row.group in self.groups]
+
     def pins(self, model: Model) -> dict[str, Any]:
         """What results depend on."""
         loose = {"model", "groups", "sprites", "run_dir"}
@@ -253,7 +258,7 @@ def measure_generated(
     return {name: row | {"sampling s": _warm(seconds)} for name, row in figures.items()}
 
 
-def run(settings: Settings, rows: Sequence[Row] = ROWS) -> list[dict[str, Any]]:
+def run(settings: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Measures what the folder lacks; returns the figures of every row, in order."""
     model = load_model(settings.model or settings.study)
     run_dir = pathlib.Path(settings.run_dir)
@@ -314,8 +319,7 @@ def render_plot(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _work(settings: Settings) -> None:
-    rows = [row for row in ROWS if row.group in settings.groups]
-    results, run_dir = run(settings, rows), pathlib.Path(settings.run_dir)
+    results, run_dir = run(settings, settings.rows), pathlib.Path(settings.run_dir)
     write_results(run_dir / "ablation", results, render_table(results))
     (run_dir / "ablation.svg").write_text(render_plot(results), encoding="utf-8")
 

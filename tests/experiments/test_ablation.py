@@ -87,6 +87,12 @@ def test_the_error_is_that_of_the_mean_and_the_first_batch_does_not_count():
     assert ablation.Measured([0.5], [9.0]).figures()["mask s"] == 9.0
 
 
+def test_groups_choose_rows():
+    assert ablation.Settings().rows == list(ablation.ROWS)
+    names = [row.name for row in ablation.Settings(groups=("levels", "power")).rows]
+    assert names == ["cosine, power 2", "cosine, power 4", "seed level alone"]
+
+
 def test_every_row_has_a_name_of_its_own_and_a_sampler_that_exists():
     names = [row.name for row in ablation.ROWS]
     assert len({*names}) == len(names)
