@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import logging
 
 from experiments.ablation import Ground, Sampling, make_ground
 from experiments.ablation import Settings as AblationSettings
@@ -27,10 +27,10 @@ from experiments.benchmarks.measuring import markdown_table
 from experiments.training.evaluation import classes_in_turn
 from experiments.training.judges import train_classifier
 from experiments.training.mask_scores import masks_of, object_ious
-from experiments.training.run_folder import require_settings, write_json
+from experiments.training.program import make_main
+from experiments.training.run_folder import require_settings, write_results
 from experiments.training.scenes import caption
 from seediff_jax import MaskConfig, SamplingConfig, load_model
-from seediff_jax.driver import cli
 from seediff_jax.driver.output import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.models.model import Model
@@ -71,7 +71,7 @@ LEAST_SAVED, MOST_LOST = 3.0, 0.01
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(AblationSettings):
-    """What to measure; `num_steps` has no effect, every row says its own."""
+    """What to measure; `num_steps` and `groups` have no effect, every row says its own."""
 
     run_dir: str = setting("runs/fast", "Folder of the results.", path=True)
 
@@ -216,21 +216,13 @@ def run(settings: Settings, rows: Mapping[str, Sampling] = ROWS) -> list[dict[st
     return compare(measured, recognised)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Compares; errors are one line each."""
-    return cli.run_command(
-        "experiments.fast_settings", __doc__, {"Fast settings": Settings}, argv, _work
-    )
-
-
-def _work(values: flags.FlagValues) -> None:
-    settings = cli.read_settings(values, Settings)
-    logging.set_verbosity(logging.INFO)
-    table, run_dir = run(settings), pathlib.Path(settings.run_dir)
-    write_json(run_dir / "fast.json", table)
+def _work(settings: Settings) -> None:
+    table = run(settings)
     text = f"{render_table(table)}\n\nfast: {', '.join(fast_rows(table)) or 'none'}"
-    (run_dir / "fast.md").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_results(pathlib.Path(settings.run_dir) / "fast", table, text)
+
+
+main = make_main("experiments.fast_settings", __doc__, Settings, _work)
 
 
 if __name__ == "__main__":
