@@ -12,6 +12,7 @@ group of rows, and rows that were added are measured when the command is given a
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -105,6 +106,8 @@ ROWS = (
 )
 """The rows of the table."""
 
+SETS = ("rendered", "generated")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -118,6 +121,9 @@ class Settings:
         tuple(dict.fromkeys(row.group for row in ROWS)),
         "Groups of rows to measure.",
         choices=tuple(dict.fromkeys(row.group for row in ROWS)),
+    )
+    sets: tuple[str, ...] = setting(
+        SETS, "What to measure on; rendered scenes need neither sampling nor a judge.", choices=SETS
     )
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings of stickers.", path=True)
     run_dir: str = setting("runs/ablation", "Folder of the results.", path=True)
@@ -138,7 +144,7 @@ class Settings:
 
     def pins(self, model: Model) -> dict[str, Any]:
         """What results depend on."""
-        loose = {"model", "groups", "sprites", "run_dir"}
+        loose = {"model", "groups", "sets", "sprites", "run_dir"}
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in loose}
         return values | {"weights_hash": model.weights_hash}
 
@@ -153,7 +159,7 @@ class Ground:
 
 
 def make_ground(settings: Settings, side: int) -> Ground:
-    """Trains the segmenter of stickers on scenes of `side` pixels, or resumes; shapes need none."""
+    """The ground of a study; that of stickers trains its segmenter at the first use, or resumes."""
     if settings.study == "shapes":
         from experiments.shapes.evaluate import SHAPES_CLASSES, read_truth, render_scene
 
@@ -165,8 +171,12 @@ def make_ground(settings: Settings, side: int) -> Ground:
     render = TrainingRenderer(ensure_sprites(pathlib.Path(settings.sprites)))
     path, options = pathlib.Path(settings.run_dir) / "judge", {"steps": settings.judge_steps}
     options |= {"count": settings.judge_scenes, "side": side}
-    segment = train_segmenter(render, CLASSES, path=path, **options)
-    return Ground(CLASSES, render, segment)
+
+    @functools.cache
+    def segmenter() -> ReadTruth:
+        return train_segmenter(render, CLASSES, path=path, **options)
+
+    return Ground(CLASSES, render, lambda images, names: segmenter()(images, names))
 
 
 @dataclasses.dataclass
@@ -275,9 +285,11 @@ def run(settings: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
         return found["figures"]
 
     plain = [row for row in rows if row.sampling == Sampling()]
-    rendered = stored("rendered", plain, measure_rendered)
-    generated: dict[str, Any] = {}
-    for sampling in dict.fromkeys(row.sampling for row in rows):
+    rendered, generated = {}, {}
+    if "rendered" in settings.sets:
+        rendered = stored("rendered", plain, measure_rendered)
+    samplings = dict.fromkeys(row.sampling for row in rows if "generated" in settings.sets)
+    for sampling in samplings:
         some = [row for row in rows if row.sampling == sampling]
         name = "-".join(str(part).replace(" ", "") for part in sampling)
         generated |= stored(f"generated {name}", some, measure_generated)
@@ -287,9 +299,10 @@ def run(settings: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
             "name": row.name,
             "config": repr(row),
             "rendered": rendered.get(row.name),
-            "generated": generated[row.name],
+            "generated": generated.get(row.name),
         }
         for row in rows
+        if row.name in rendered or row.name in generated
     ]
 
 
@@ -300,19 +313,19 @@ def render_table(results: Sequence[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|",
     ]
     for row in results:
-        cells = [row["rendered"], row["generated"]]
-        ious = [f"{x['iou']:.3f} ± {x['error']:.3f}" if x else "" for x in cells]
-        times = f"{row['generated']['sampling s']:.3f} | {row['generated']['mask s']:.4f}"
-        lines.append(f"| {row['name']} | {' | '.join(ious)} | {times} |")
+        rendered, generated = (row[name] for name in SETS)
+        cells = [f"{x['iou']:.3f} ± {x['error']:.3f}" if x else "" for x in (rendered, generated)]
+        cells.append(f"{generated['sampling s']:.3f}" if generated else "")
+        cells.append(f"{(generated or rendered)['mask s']:.4f}")
+        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def render_plot(results: Sequence[Mapping[str, Any]]) -> str:
     """SVG: the IoU of every row on both sets, with standard errors."""
-    sets = ("rendered", "generated")
     bars = [
-        Bar(row["group"], row["name"], tuple((row[s] or {}).get("iou") for s in sets),
-            tuple((row[s] or {}).get("error", 0.0) for s in sets))
+        Bar(row["group"], row["name"], tuple((row[s] or {}).get("iou") for s in SETS),
+            tuple((row[s] or {}).get("error", 0.0) for s in SETS))
         for row in results
     ]  # fmt: skip
     return draw_bars(bars, ("rendered scenes", "generated images"), "IoU of single objects")

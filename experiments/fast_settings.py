@@ -71,7 +71,7 @@ LEAST_SAVED, MOST_LOST = 3.0, 0.01
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(AblationSettings):
-    """What to measure; `num_steps` and `groups` have no effect, every row says its own."""
+    """What to measure; `num_steps`, `groups` and `sets` have no effect."""
 
     run_dir: str = setting("runs/fast", "Folder of the results.", path=True)
 

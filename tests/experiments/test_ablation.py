@@ -1,5 +1,6 @@
 """The ablation: rows share what they can, resume, and the table and plot say what was measured."""
 
+import dataclasses
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
@@ -76,6 +77,16 @@ def test_rows_share_images_and_are_not_measured_twice(world):
     longer = ablation.run(settings, more)
     assert len(sampled) == 6  # only the group that grew
     assert longer[1]["generated"]["iou"] == cross["generated"]["iou"]
+
+
+def test_rendered_scenes_alone_need_no_sampling(world):
+    settings, sampled = world
+    results = ablation.run(dataclasses.replace(settings, sets=("rendered",)), _ROWS)
+    assert [row["name"] for row in results] == ["published", "cross", "coarse"] and not sampled
+    assert results[0]["rendered"]["objects"] == 5 and results[0]["generated"] is None
+    table = ablation.render_table(results).splitlines()
+    assert len(table) == 5 and table[2].count("|") == 6
+    ElementTree.fromstring(ablation.render_plot(results))
 
 
 def test_the_error_is_that_of_the_mean_and_the_first_batch_does_not_count():
