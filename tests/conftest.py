@@ -7,12 +7,18 @@ import signal
 import tempfile
 from pathlib import Path
 
-import jax
-import pytest
+# Two test processes on two cores: threads of BLAS and OpenMP would only wait for each other.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import jax  # noqa: E402, after the variables that NumPy reads
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
+
+_QUICKLY_COMPILED = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -29,6 +35,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[variable] = folder
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     jax.config.update("jax_compilation_cache_dir", None)
+    # Compiling takes most of the time of small tests, and half of it at this level. Slow tests run
+    # full sizes, as users' programs do, at the usual one.
+    if "not slow" in config.option.markexpr:
+        os.environ.setdefault("XLA_FLAGS", _QUICKLY_COMPILED)
     # A test run in the background, or under nohup, ignores these signals, and so would the programs
     # that it starts and sends them to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
