@@ -129,7 +129,13 @@ def made(tmp_path_factory):
     return pair_of
 
 
-@pytest.fixture(params=CASES)
+# Those whose parts the other cases have, too.
+SLOW = ("Stable Diffusion 2", "Turbo, guidance 1", "Stable Diffusion XL")
+
+
+@pytest.fixture(
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
+)
 def case(request, made):
     """Returns the pipeline, the model, and the arguments of each."""
     make, shared, ours, theirs, num_steps = CASES[request.param]

@@ -39,7 +39,13 @@ OPTIONS = {
 RUNS = {"lcm": {"num_steps": 4, "guidance_scale": 2.0}}
 USUAL_RUN = {"num_steps": 10, "guidance_scale": 7.5}
 
-CASES = [*((kind, (16, 16)) for kind in KINDS), ("pndm", (16, 24)), ("ddim", (24, 16))]
+# Each scheduler by itself is compared with diffusers' in test_schedulers_parity.
+QUICK = [("pndm", (16, 16)), ("ddim", (24, 16)), ("lcm", (16, 16)), ("euler_ancestral", (16, 16))]
+OTHERS = [*((kind, (16, 16)) for kind in KINDS), ("pndm", (16, 24))]
+CASES = [
+    *QUICK,
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS if each not in QUICK),
+]
 
 
 @pytest.fixture(scope="module")
