@@ -213,6 +213,7 @@ def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, capsys,
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_rendered_scenes_are_segmented_by_the_embedded_model(tmp_path):
     scenes = [render_scene(seed, side=128, num_objects=1 + seed % 2) for seed in range(4)]
     for k, scene in enumerate(scenes):

@@ -161,6 +161,7 @@ def _settings(tmp_path, sprites_file, **changes):
     return benchmark.Settings(**(values | changes))
 
 
+@pytest.mark.slow
 def test_the_whole_benchmark_runs_and_resumes(tmp_path, sprites_file, drawn, monkeypatch):
     model = make_small_model(tmp_path / "model")
     monkeypatch.setattr(benchmark, "load_model", lambda name: model)

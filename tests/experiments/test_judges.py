@@ -34,11 +34,13 @@ def standard_promotion():
         yield
 
 
+@pytest.mark.slow
 def test_classifier_tells_two_simple_classes_apart():
     classify = judges.train_classifier(_render, _CLASSES, steps=40, count=64, side=64)
     assert judges.classifier_accuracy(classify, _render, _CLASSES, 32, side=64) > 0.9
 
 
+@pytest.mark.slow
 def test_segmenter_gives_pixels_to_the_background_or_the_image_s_classes_alone():
     segment = judges.train_segmenter(_render, _CLASSES, steps=60, count=64, side=64)
     scenes = judges.held_out_scenes(_render, 8, side=64)

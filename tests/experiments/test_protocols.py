@@ -165,7 +165,10 @@ def test_a_data_set_without_objects_gives_no_prompt_file(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "prompts", "data", "form"),
-    [("voc", voc_prompts, "VOCdevkit", "voc"), ("coco", coco_prompts, "coco", "array_record")],
+    [
+        ("voc", voc_prompts, "VOCdevkit", "voc"),
+        pytest.param("coco", coco_prompts, "coco", "array_record", marks=pytest.mark.slow),
+    ],
 )
 def test_from_prompts_to_mean_iou_on_real_images(
     folder, model, tmp_path, capsys, name, prompts, data, form

@@ -60,7 +60,9 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module", params=[(16, 16), (24, 16)], ids=str)
+@pytest.fixture(
+    scope="module", params=[pytest.param((16, 16), marks=pytest.mark.slow), (24, 16)], ids=str
+)
 def size(request):
     return request.param
 
