@@ -322,13 +322,15 @@ def render_table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def render_plot(results: Sequence[Mapping[str, Any]]) -> str:
-    """SVG: the IoU of every row on both sets, with standard errors."""
+    """SVG: the IoU of every row on the sets that were measured, with standard errors."""
+    sets = [name for name in SETS if any(row[name] for row in results)]
     bars = [
-        Bar(row["group"], row["name"], tuple((row[s] or {}).get("iou") for s in SETS),
-            tuple((row[s] or {}).get("error", 0.0) for s in SETS))
+        Bar(row["group"], row["name"], tuple((row[s] or {}).get("iou") for s in sets),
+            tuple((row[s] or {}).get("error", 0.0) for s in sets))
         for row in results
     ]  # fmt: skip
-    return draw_bars(bars, ("rendered scenes", "generated images"), "IoU of single objects")
+    titles = {"rendered": "rendered scenes", "generated": "generated images"}
+    return draw_bars(bars, [titles[name] for name in sets], "IoU of single objects")
 
 
 def _work(settings: Settings) -> None:
