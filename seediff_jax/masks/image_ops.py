@@ -28,7 +28,9 @@ def min_max(field: Float[Array, "*grid"]) -> Float[Array, "*grid"]:
     low, high = jnp.min(field), jnp.max(field)
     spread = high - low
     constant = spread <= _CONSTANT_TOLERANCE * jnp.maximum(jnp.abs(low), jnp.abs(high))
-    return jnp.where(constant, 0.0, (field - low) / jnp.where(constant, 1.0, spread))
+    stretched = (field - low) / jnp.where(constant, 1.0, spread)
+    # A program that computes the map anew for each use may round it differently each time.
+    return jnp.where(constant, 0.0, jnp.clip(stretched, 0, 1))
 
 
 @typechecked
