@@ -1,14 +1,14 @@
 """The contract between the UNet, which fills AttentionMaps, and the mask kernels, their readers."""
 
 import os
-import zipfile
 from collections.abc import Mapping
+from typing import BinaryIO
 
 import numpy as np
 from flax import struct
 
 from seediff_jax.array_typing import Array
-from seediff_jax.errors import UserError
+from seediff_jax.errors import UserError, shown
 
 _CROSS, _SELF, _KEPT = "cross_attention", "self_attention_", "kept_"
 
@@ -54,7 +54,7 @@ class AttentionMaps:
         """Makes float32 maps of what `to_arrays` returned.
 
         Raises:
-            UserError: a name is missing or is another one.
+            UserError: a name is missing or is another one, or shapes do not fit together.
         """
         kept = [name for name in arrays if name.startswith(_KEPT)]
         others = (name for name in arrays if name != _CROSS and name not in kept)
@@ -65,7 +65,13 @@ class AttentionMaps:
             raise UserError(
                 f"needed are arrays {_CROSS} and {_SELF}SIDE, not {', '.join(arrays) or 'none'}"
             )
-        in_float32 = {name: np.asarray(array).astype(np.float32) for name, array in arrays.items()}
+        found = {name: np.asarray(array) for name, array in arrays.items()}
+        shapes = {int(side): found[name].shape for name, side in sides.items()}
+        numeric = not any(array.dtype.kind in "cmMOSU" for array in found.values())
+        if not numeric or not _are_levels(found[_CROSS].shape, shapes):
+            texts = [f"{name} {array.dtype} {list(array.shape)}" for name, array in found.items()]
+            raise UserError(f"{', '.join(texts)} are not attention maps of one image or batch")
+        in_float32 = {name: array.astype(np.float32) for name, array in found.items()}
         levels = {int(side): in_float32[name] for name, side in sides.items()}
         layers = {name.removeprefix(_KEPT): in_float32[name] for name in kept}
         return cls(in_float32[_CROSS], levels, layers)
@@ -76,7 +82,7 @@ class AttentionMaps:
             np.savez(file, **self.to_arrays(dtype))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "AttentionMaps":
+    def load(cls, path: str | os.PathLike[str] | BinaryIO) -> "AttentionMaps":
         """Reads what `save` wrote, as float32.
 
         Raises:
@@ -84,7 +90,23 @@ class AttentionMaps:
             OSError: it cannot be read.
         """
         try:
-            with open(path, "rb") as file, np.load(file) as arrays:
+            is_path = isinstance(path, (str, os.PathLike))
+            with open(path, "rb") if is_path else path as file, np.load(file) as arrays:
                 return cls.from_arrays(dict(arrays))
-        except (ValueError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-            raise UserError(f"{path} has no attention maps: {error}") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever a damaged file makes NumPy and zipfile raise
+            name = path if is_path else "it"
+            raise UserError(f"{name} has no attention maps: {shown(str(error), 500)}") from error
+
+
+def _are_levels(cross: tuple[int, ...], levels: Mapping[int, tuple[int, ...]]) -> bool:
+    """Whether shapes are those of maps of one image or batch."""
+    if len(cross) < 3:
+        return False
+    *batch, _, locations, _ = cross
+    for side, shape in levels.items():
+        n = shape[-1] if shape else 0
+        if min(side, n) < 1 or n % side or [*shape] != [*batch, n, n]:
+            return False
+    return not levels or levels[min(levels)][-1] == locations

@@ -27,7 +27,6 @@ if __name__ == "__main__":  # before all other imports, which a signal may inter
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
@@ -40,10 +39,11 @@ from seediff_jax.driver.config import (
     RunConfig,
     RunSettings,
     Task,
+    default_output,
 )
 from seediff_jax.driver.output import never_wait, run_program
 from seediff_jax.driver.subcommands import SUBCOMMANDS, run_subcommand
-from seediff_jax.errors import UserError, nearest
+from seediff_jax.errors import nearest
 from seediff_jax.files.folder import open_folder
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.settings import PromptSource
@@ -95,9 +95,8 @@ def read_command_line(values: flags.FlagValues) -> CommandLine:
     """
     source = cli.read_settings(values, ModelSource)
     run = cli.read_settings(values, RunSettings)
-    name = Path(source.model).name.removesuffix(".safetensors")
     if run.output is None:
-        run = dataclasses.replace(run, output=str(Path("outputs") / name))
+        run = dataclasses.replace(run, output=default_output(source.model))
     prompts = cli.read_settings(values, PromptSource, model=source.model)
     if prompts.shuffle and prompts.shuffle_seed is None:
         prompts = dataclasses.replace(prompts, shuffle_seed=run.rng_seed)
@@ -162,12 +161,10 @@ def _carry_out(line: CommandLine) -> int:
         from seediff_jax.driver.verify import verify_folder
 
         return verify_folder(folder, task.repair)
-    from seediff_jax.checkpoints.lora import require_lora_file
-    from seediff_jax.checkpoints.sources import find_source
     from seediff_jax.driver.arithmetic import precision_settings
     from seediff_jax.driver.estimate import print_plan
     from seediff_jax.driver.hosts import joined, widen_compiler_stack
-    from seediff_jax.driver.make_dataset import make_dataset
+    from seediff_jax.driver.make_dataset import make_dataset, require_files
     from seediff_jax.driver.regenerate import regenerate_sample
     from seediff_jax.prompts.prompt_source import classes_left_out
 
@@ -175,14 +172,8 @@ def _carry_out(line: CommandLine) -> int:
     cli.keep_signals()
     with joined(line.run, lambda error: cli.explain(error, GROUPS)) as group:
         cli.require_devices()
-        for path, strength in line.source.loras:
-            require_lora_file(path, strength)
-        try:
-            config = make_config(line)
-        except (UserError, OSError):
-            # That there is no such model is said before anything about prompts.
-            find_source(line.source.model, line.source.revision, weights=False)
-            raise
+        require_files(line.source)
+        config = make_config(line)
         if left_out := classes_left_out(line.prompts):
             names = ", ".join(left_out)
             print(f"note: {config.model} does not draw {names}; no prompt names it")

@@ -15,12 +15,17 @@ if __name__ == "__main__":  # before all other imports, which a signal may inter
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from seediff_jax.driver import cli
-from seediff_jax.driver.config import HostSettings, ModelSource, OutputSettings, RunSettings
+from seediff_jax.driver.config import (
+    HostSettings,
+    ModelSource,
+    OutputSettings,
+    RunSettings,
+    default_output,
+)
 from seediff_jax.driver.output import never_wait, run_program
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.settings import ImageSource
@@ -52,21 +57,22 @@ def _work(values: flags.FlagValues) -> int:
     images = cli.read_settings(values, ImageSource)
     sampling, masks = (cli.read_settings(values, kind) for kind in (SegmentConfig, MaskConfig))
     if run.output is None:
-        run = dataclasses.replace(run, output=str(Path("outputs") / Path(images.images).name))
+        run = dataclasses.replace(run, output=default_output(images.images))
     from seediff_jax.driver.arithmetic import precision_settings
     from seediff_jax.driver.hosts import is_first, joined, widen_compiler_stack
-    from seediff_jax.driver.make_dataset import make_dataset
+    from seediff_jax.driver.make_dataset import make_dataset, require_files
     from seediff_jax.driver.segment_run import check_images, describe_metrics, make_config
 
     widen_compiler_stack()
     cli.keep_signals()
     with joined(run, lambda error: cli.explain(error, GROUPS)) as group:
         cli.require_devices()
+        require_files(source)
         config = make_config(source, images, sampling, masks, run)
         group.agree_on_run(config, precision_settings())
         cli.use_compilation_cache(run.compilation_cache)
-        check_images(config)
         never_wait()
+        check_images(config)
         failed = make_dataset(config, group)
         if failed is not None and config.images.truth is not None and is_first():
             print(describe_metrics(config))

@@ -183,12 +183,19 @@ def _check_value(name: str, value: Any, kind: type, made: Setting) -> None:
         raise UserError(f"{name}={_shown(value)} must be a text")
     if kind in (int, float):
         abstract = numbers.Integral if kind is int else numbers.Real
-        fits = isinstance(value, abstract) and not isinstance(value, bool) and math.isfinite(value)
+        fits = isinstance(value, abstract) and not isinstance(value, bool) and _is_finite(value)
         low = -math.inf if made.least is None else made.least
         high = math.inf if made.most is None else made.most
         if not fits or not low <= value <= high:
             number = "a whole number" if kind is int else "a finite number"
             raise UserError(f"{name}={_shown(value)} must be {number}{_range(made)}")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 def _hint(value: Any, made: Setting) -> str:

@@ -59,8 +59,9 @@ def test_other_arrays_are_refused(tmp_path, names, message):
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "text.npz").write_text("no arrays")
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 and no more")
+    (tmp_path / "empty.npz").write_bytes(b"")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    for name in ("text.npz", "cut.npz", "one.npy"):
+    for name in ("text.npz", "cut.npz", "empty.npz", "one.npy"):
         with pytest.raises(UserError, match=f"{name} has no attention maps"):
             AttentionMaps.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):

@@ -171,6 +171,8 @@ class Every:
         ({"count": 0}, "count=0 must be a whole number of at least 1"),
         ({"count": True}, "count=True must be a whole number"),
         ({"count": 1.0}, "count=1.0 must be a whole number"),
+        ({"count": 10**400}, "must be a whole number of at least 1"),
+        ({"open": 10**400}, "must be a finite number"),
         ({"share": float("nan")}, "share=nan must be a finite number in 0..1"),
         ({"share": "half"}, "share=half must be a finite number"),
         ({"open": float("inf")}, "open=inf must be a finite number"),

@@ -85,11 +85,11 @@ def encode(sample: Sample, parts: Collection[str]) -> EncodedSample:
     """Makes the requested parts of a sample, in the order of `PARTS`.
 
     Raises:
-        ValueError: there is no such part; a part needs soft masks, seed maps or attention, and the
+        ValueError: a part is unknown; a part needs soft masks, seed maps or attention, and the
             sample has none; or soft masks are not in [0, 1].
     """
     if unknown := sorted(set(parts) - set(_ENCODERS)):
-        raise ValueError(f"there is no part {', '.join(unknown)}; the parts are {', '.join(PARTS)}")
+        raise ValueError(f"unknown parts {', '.join(unknown)}; known are {', '.join(PARTS)}")
     files = {part: encoder(sample) for part, encoder in _ENCODERS.items() if part in parts}
     return EncodedSample(sample.index, sample.record, files)
 

@@ -3,7 +3,6 @@
 import collections
 import io
 import itertools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +15,7 @@ from seediff_jax.dataset.checksums import (
     DamagedFile,
     describe_file,
     json_with_checksum,
+    parse_record,
     read_checked,
     read_json_with_checksum,
 )
@@ -110,7 +110,12 @@ def _write_lists(dataset: Dataset, good: Path, failed: Path) -> dict[str, int]:
                 good_lines.write(lines)
                 continue
             for line in lines.splitlines(keepends=True):
-                (failed_lines if FAILED in json.loads(line) else good_lines).write(line)
+                try:
+                    record = parse_record(line)
+                except ValueError as error:
+                    name = f"shards/{shard:05d}.jsonl"
+                    raise DamagedFile(dataset.folder, name, str(error)) from error
+                (failed_lines if FAILED in record else good_lines).write(line)
     return dict(counts)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,7 +23,9 @@ from seediff_jax.masks.config import IGNORE_INDEX
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Modes of Pillow with up to 8 bits per colour."""
 
-_THREADS = 16
+_THREADS, _WAITING = 16, 4096
+_HASHED = 64
+"""Files of a run whose content is hashed, at even distances."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +69,10 @@ class ImageFiles:
         found = [name for name in self.folder.names() if not name.startswith(".")]
         if self.chosen is None:
             return tuple(found)
-        keys = {name: name for name in found} | {stem(name): name for name in found}
-        if unknown := [name for name in self.chosen if name not in keys]:
+        keys = {in_nfc(name): name for name in found} | {stem(name): name for name in found}
+        if unknown := [name for name in self.chosen if in_nfc(name) not in keys]:
             raise UserError(f"{self.folder} has no image {listed(unknown)}")
-        return tuple(sorted({keys[name] for name in self.chosen}))
+        return tuple(sorted({keys[in_nfc(name)] for name in self.chosen}))
 
     @functools.cached_property
     def _truths(self) -> dict[str, str]:
@@ -81,7 +84,11 @@ class ImageFiles:
         return len(self.names)
 
     def settings(self) -> dict[str, Any]:
-        """What tells these files from others, for settings.json: hashes of names and sizes."""
+        """What tells these files from others, for settings.json.
+
+        Hashes of all names and sizes, and of the content of some files: sizes alone do not tell
+        copies of other pixels in a format without compression.
+        """
         return self._settings
 
     @functools.cached_property
@@ -166,9 +173,14 @@ class ImageFiles:
         return _at_once(lambda index: self.read(index).shape[:2], range(len(self)))
 
 
+def in_nfc(name: str) -> str:
+    """A file's name in Unicode's form NFC: some systems store another one than people type."""
+    return unicodedata.normalize("NFC", name)
+
+
 def stem(name: str) -> str:
-    """A file's name without its ending."""
-    return PurePosixPath(name).stem
+    """A file's name without its ending, in Unicode's form NFC."""
+    return in_nfc(PurePosixPath(name).stem)
 
 
 def _open(folder: Folder, name: str) -> Image.Image:
@@ -186,10 +198,16 @@ def _digest(folder: Folder, names: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for name, size in zip(names, _at_once(folder.size, names), strict=True):
         digest.update(f"{name}\n{size}\n".encode())
+    some = names[:: -(-len(names) // _HASHED)]
+    for facts in _at_once(folder.describe, some):
+        digest.update(facts["sha256"].encode())
     return digest.hexdigest()
 
 
 def _at_once(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
     """The function of each value, by several threads, which may wait for a disk or a bucket."""
+    found: list[Any] = []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(function, values))
+        for k in range(0, len(values), _WAITING):  # a task that waits takes a kilobyte
+            found += pool.map(function, values[k : k + _WAITING])
+    return found

@@ -14,8 +14,9 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgpack
 
-from seediff_jax.dataset.checksums import DamagedFile, require_record
+from seediff_jax.dataset.checksums import DamagedFile, json_line, require_record
 from seediff_jax.dataset.encoding import EncodedSample
+from seediff_jax.errors import UserError
 from seediff_jax.files.folder import TEMPORARY, Folder
 
 _ENTRY = re.compile(r"([0-9]{6,})\+([0-9]{1,9})")
@@ -164,13 +165,18 @@ class Journal:
 
 
 def _pack(samples: Sequence[EncodedSample]) -> bytes:
-    content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in samples])
+    try:
+        content = msgpack.packb([[s.index, dict(s.record), dict(s.files)] for s in samples])
+    except (OverflowError, TypeError, ValueError) as error:  # a foreign record, of 10**400 say
+        where = f"{samples[0].index} to {samples[-1].index}"
+        raise UserError(f"records of samples {where} cannot be kept: {error}") from error
     return _checksum(content) + content
 
 
 def _parse_row(row: object) -> EncodedSample:
     index, record, files = row
     require_record(record)
+    json_line(record)  # a TypeError for what JSON lacks
     is_sound = isinstance(files, dict) and all(isinstance(part, bytes) for part in files.values())
     if record["index"] != index or not is_sound:
         raise ValueError("does not hold samples")

@@ -291,7 +291,7 @@ def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, An
     """Finds the record of a sample, in the lines or in the journal of its shard.
 
     Raises:
-        UserError: there is no such sample, or it failed, or its record is damaged.
+        UserError: the sample is missing or failed, or its record is damaged.
         OSError: a file cannot be read.
     """
     shard = layout.shard_of(index)
@@ -310,7 +310,7 @@ def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, An
             if first <= index < first + count:
                 found = journal.read(first, count)[index - first].record
     if found is None:
-        raise UserError(f"{folder} has no sample {index}")
+        raise UserError(f"{folder} does not have sample {index}, or not yet")
     if FAILED in found:
         raise UserError(f"sample {index} of {folder} failed: {found[FAILED]}")
     return found

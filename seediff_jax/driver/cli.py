@@ -94,7 +94,7 @@ def read_settings(
     Args:
         values: from `define_flags`.
         config_type: the dataclass.
-        more: fields that have no flag.
+        more: values of the other fields.
 
     Raises:
         UserError: a value is out of range or has no effect, or settings contradict each other.

@@ -11,6 +11,7 @@ of images, the batch size and the folder are not settings of a sample.
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,13 @@ class OutputSettings:
         "an image of Stable Diffusion 1 at 512 x 512, see --plan.",
     )
     shard_size: int = setting(1000, "Number of images per shard file.", least=1, most=10**6)
+
+
+def default_output(source: str) -> str:
+    """The folder to write where none is given: outputs/ and the name of a model or a folder."""
+    place = source if url_scheme(source) else os.path.abspath(source)  # "." has no name
+    name = os.path.basename(place.rstrip("/")).removesuffix(".safetensors")
+    return os.path.join("outputs", name or "run")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

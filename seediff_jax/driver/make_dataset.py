@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from seediff_jax.checkpoints.load import load_model
+from seediff_jax.checkpoints.lora import require_lora_file
 from seediff_jax.checkpoints.sources import find_source, read_source_config
 from seediff_jax.dataset.finalize import SHEET, complete_counts, finalize, mark_incomplete
 from seediff_jax.dataset.layout import ShardLayout, share_blocks
@@ -33,7 +34,7 @@ from seediff_jax.dataset.shards import (
     scratch_folder,
 )
 from seediff_jax.driver import hosts
-from seediff_jax.driver.config import RunConfig
+from seediff_jax.driver.config import ModelSource, RunConfig
 from seediff_jax.driver.monitor import Monitor
 from seediff_jax.driver.plan import counted, run_formats
 from seediff_jax.driver.sample_maker import PairMaker
@@ -121,6 +122,17 @@ def prepare(
         model, config.pair_settings, mesh, config.partition, keeps_attention=config.keep_attention
     )
     return config, model, programs
+
+
+def require_files(source: ModelSource) -> None:
+    """Checks that a model and its LoRAs are there, before anything else is read.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    find_source(source.model, source.revision, weights=False)
+    for path, strength in source.loras:
+        require_lora_file(path, strength)
 
 
 def configured_model(config: RunConfig) -> Model:

@@ -6,8 +6,6 @@ Everything else of a sample is copied byte for byte.
 """
 
 import functools
-import io
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +13,7 @@ import numpy as np
 
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
-from seediff_jax.dataset.formats.names import ATTENTION, KEEPING, kept_parts, require_place
-from seediff_jax.dataset.read_back import PartSource
+from seediff_jax.dataset.formats.names import KEEPING, kept_parts, require_place
 from seediff_jax.driver.sample_maker import class_mask, failed_stage, kept_maps, mask_facts
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
@@ -26,7 +23,14 @@ from seediff_jax.masks.method_names import own_method_sources
 from seediff_jax.pipeline.method_check import try_out
 from seediff_jax.pipeline.programs import mask_rows
 from seediff_jax.pipeline.settings import PairSettings
-from seediff_jax.review.copies import Copier, copied_from, copied_sample, write_copy
+from seediff_jax.review.copies import (
+    Copier,
+    Record,
+    Sources,
+    copied_from,
+    copied_sample,
+    write_copy,
+)
 from seediff_jax.review.finished import Finished, open_finished, read_class_facts
 from seediff_jax.review.settings import RemaskOutput
 from seediff_jax.sampling.sampler import Samples
@@ -90,19 +94,12 @@ class _Remasker(Copier):
         self._scalars = settings.scalars()
         self._program = jax.jit(functools.partial(mask_rows, settings=settings.static))
 
-    def copy(
-        self,
-        place: int,
-        record: Mapping[str, Any],
-        parts: set[str],
-        sources: Sequence[PartSource],
-    ) -> EncodedSample:
+    def copy(self, place: int, record: Record, parts: set[str], sources: Sources) -> EncodedSample:
         """Makes a sample: the parts with the image are copied, all others are made anew."""
         copied = {part for part in parts & record["sha256"].keys() if part.startswith("image.")}
-        files = self.source.read_parts(record, {*copied, ATTENTION}, sources)
+        files = self.source.read_parts(record, copied, sources)
         image, _ = self.source.read_pixels(record, sources)
-        with np.load(io.BytesIO(files.pop(ATTENTION))) as arrays:
-            maps = AttentionMaps.from_arrays(dict(arrays))
+        maps = self.source.read_attention(record, sources)
         rows = self._rows(record["index"], image, maps)
         ids = record["class_ids"]
         mask = class_mask(rows.label_maps, ids)

@@ -20,7 +20,7 @@ from seediff_jax.files.disk_folder import TEMPORARY, DiskFolder
 from seediff_jax.files.folder_base import LONGEST, Folder, name_in_errors
 from seediff_jax.files.paths import expand_path, url_scheme
 
-__all__ = ["LONGEST", "TEMPORARY", "Folder", "name_in_errors", "open_folder"]
+__all__ = ["LONGEST", "TEMPORARY", "Folder", "name_in_errors", "open_folder", "open_parent"]
 
 _CLIENTS = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "abfs": "adlfs", "az": "adlfs"}
 
@@ -62,3 +62,18 @@ def open_folder(url: str | os.PathLike[str]) -> Folder:
             "several names; choose a name without *, ?, [ and ]"
         )
     return BucketFolder(url, root, filesystem)
+
+
+def open_parent(url: str) -> tuple[Folder, str]:
+    """Opens the folder of a file, and returns the file's name in it.
+
+    Args:
+        url: a path or URL of a file, as of `open_folder`.
+
+    Raises:
+        UserError: as `open_folder`, or there is no folder in a URL, as in gs://list.txt.
+    """
+    place, slash, name = url.rpartition("/")
+    if url_scheme(url) and not url_scheme(place):
+        raise UserError(f"{shown(url)} names no folder; write gs://bucket/{shown(name)}")
+    return open_folder(place or slash or "."), name

@@ -8,6 +8,7 @@ A `.json` file has the same as an object, {"sofa": ["couch", "settee"]}. Host on
 """
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -68,6 +69,9 @@ def read_subclasses(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
 def read_image_classes(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     """Reads the classes of images, lines like `2007_000033: aeroplane, person`.
 
+    Returns:
+        Classes by the name of the image in Unicode's form NFC.
+
     Raises:
         UserError: with file and line number, for an image without classes or given twice, or for
             names that cannot be classes.
@@ -75,6 +79,7 @@ def read_image_classes(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...
     """
     found: dict[str, tuple[str, ...]] = {}
     for place, image, words in _entries(Path(path)):
+        image = unicodedata.normalize("NFC", image)
         if image in found:
             raise UserError(f"{place}: image {quoted(image)} has an entry already")
         found[image] = require_classes(words or (), f"{place}: image {quoted(image)}")

@@ -3,6 +3,7 @@
 prompt file | templates x classes x sub-classes -> PromptRecords -> PromptPlan
 """
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -100,17 +101,21 @@ def make_image_plan(
         return _collect(source, [record] * len(images), names, synonyms)
     lists = read_image_classes(image_classes)
     known = {name_key(name) for name in names or ()}
+    made: dict[tuple[str, ...], PromptRecord] = {}  # a million images have few lists
     records = []
     for image in images:
-        found = lists.get(image) or lists.get(Path(image).stem)
+        name = unicodedata.normalize("NFC", image)
+        found = lists.get(name) or lists.get(Path(name).stem)
         if found is None:
             raise UserError(f"{image_classes} has no entry for the image {quoted(image)}")
-        if unknown := [name for name in found if names and name_key(name) not in known]:
-            raise UserError(
-                f"{image_classes}: image {quoted(image)} has {quoted(unknown[0])}, which is not "
-                "one of --classes"
-            )
-        records.append(_image_record(template, found))
+        if found not in made:
+            if unknown := [name for name in found if names and name_key(name) not in known]:
+                raise UserError(
+                    f"{image_classes}: image {quoted(image)} has {quoted(unknown[0])}, which is "
+                    "not one of --classes"
+                )
+            made[found] = _image_record(template, found)
+        records.append(made[found])
     return _collect(source, records, names, synonyms)
 
 

@@ -29,6 +29,9 @@ from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder
 from seediff_jax.review.finished import Finished
 
+Record = Mapping[str, Any]
+Sources = Sequence[PartSource]
+
 _AT_A_TIME = 16
 _PLACES = {part.split(".")[0] for part in PARTS}
 """Keys of a record that say where files of the sample are."""
@@ -56,13 +59,7 @@ class Copier:
     def __init__(self, source: Finished, indices: np.ndarray):
         self.source, self.indices = source, indices
 
-    def copy(
-        self,
-        place: int,
-        record: Mapping[str, Any],
-        parts: set[str],
-        sources: Sequence[PartSource],
-    ) -> EncodedSample:
+    def copy(self, place: int, record: Record, parts: set[str], sources: Sources) -> EncodedSample:
         """Makes a sample.
 
         Args:
@@ -102,9 +99,7 @@ class Copier:
             yield batch
 
 
-def copied_sample(
-    place: int, record: Mapping[str, Any], files: Mapping[str, bytes]
-) -> EncodedSample:
+def copied_sample(place: int, record: Record, files: Mapping[str, bytes]) -> EncodedSample:
     """Makes a sample of the record of another one and of its parts."""
     new_record = {
         name: value

@@ -5,14 +5,13 @@
 Parts that both datasets have are copied byte for byte.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from seediff_jax.dataset.formats.names import ATTENTION, KEEPING, METHODS
-from seediff_jax.errors import UserError
-from seediff_jax.files.folder import Folder, open_folder
+from seediff_jax.errors import UserError, shown
+from seediff_jax.files.folder import Folder, open_folder, open_parent
 from seediff_jax.review.copies import Copier, copied_from, write_copy
 from seediff_jax.review.criteria import class_counts, select
 from seediff_jax.review.finished import Finished, open_finished, read_class_facts
@@ -49,18 +48,21 @@ def filter_dataset(folder: Folder, criteria: Criteria, output: FilterOutput) -> 
     if not len(indices):
         raise UserError("; ".join([*lines, "nothing to write: ask for less"]))
     if output.output.endswith(".txt"):
-        _write_list(Path(output.output), indices)
+        _write_list(output.output, indices)
     else:
         settings = _new_settings(source, criteria, output)
         write_copy(Copier(source, indices), open_folder(output.output), settings)
     return [*lines, f"{output.output} has the {len(indices)} that are kept"]
 
 
-def _write_list(path: Path, indices: np.ndarray) -> None:
-    text = "".join(f"{index}\n" for index in indices)
-    if path.exists() and path.read_text() != text:
-        raise UserError(f"output={path} exists already; give another name")
-    path.write_text(text)
+def _write_list(path: str, indices: np.ndarray) -> None:
+    folder, name = open_parent(path)
+    content = "".join(f"{index}\n" for index in indices).encode()
+    if folder.exists(name):
+        if folder.size(name) != len(content) or folder.read(name) != content:
+            raise UserError(f"output={shown(path)} exists already; give another name")
+        return
+    folder.write(name, content)
 
 
 def _new_settings(source: Finished, criteria: Criteria, output: FilterOutput) -> dict[str, Any]:

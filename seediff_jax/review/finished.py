@@ -1,8 +1,8 @@
 """Opens a finished dataset for reading: its settings, counts, and the records of its samples."""
 
+import contextlib
 import dataclasses
 import io
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seediff_jax.dataset.checksums import read_checked
+from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.dataset.checksums import FAILED, DamagedFile, parse_record, read_checked
 from seediff_jax.dataset.encoding import decode_png
 from seediff_jax.dataset.finalize import COMPLETE, FAILED_LIST, read_complete
 from seediff_jax.dataset.formats import Format
-from seediff_jax.dataset.formats.names import METHODS
+from seediff_jax.dataset.formats.names import ATTENTION, METHODS
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.read_back import PartSource, part_sources, recover_parts
 from seediff_jax.dataset.settings_file import read_dataset_settings
 from seediff_jax.dataset.shards import Dataset, read_records
 from seediff_jax.dataset.verify import open_dataset
-from seediff_jax.errors import UserError
+from seediff_jax.errors import UserError, shown
 from seediff_jax.files.folder import Folder
 
 
@@ -71,7 +72,12 @@ class Finished:
         """
         if facts := self.complete["files"].get(FAILED_LIST):
             for line in read_checked(self.folder, FAILED_LIST, facts).splitlines():
-                yield json.loads(line)
+                try:
+                    record = parse_record(line)
+                except ValueError as error:
+                    raise DamagedFile(self.folder, FAILED_LIST, str(error)) from error
+                if FAILED in record:
+                    yield record
 
     def sources(
         self, indices: Collection[int], scratch: Path
@@ -125,8 +131,11 @@ class Finished:
             for names in (("image.png", "image.jpg"), ("mask.png", "mask_grey.png"))
         )
         found = self.read_parts(record, (image, mask), sources)
-        with Image.open(io.BytesIO(found[image])) as picture:
-            return np.asarray(picture.convert("RGB")), decode_png(found[mask])
+        with self.decoding(record), Image.open(io.BytesIO(found[image])) as picture:
+            pixels, ids = np.asarray(picture.convert("RGB")), decode_png(found[mask])
+            if ids.shape != pixels.shape[:2] or ids.dtype != np.uint8:
+                raise ValueError(f"its mask is {ids.dtype} {list(ids.shape)}")
+        return pixels, ids
 
     def read_other_masks(
         self, record: Mapping[str, Any], sources: Sequence[PartSource]
@@ -138,9 +147,39 @@ class Finished:
         """
         if METHODS not in record["sha256"]:
             return None
-        stacked = decode_png(self.read_parts(record, (METHODS,), sources)[METHODS])
-        count = len(record["other_methods"])
-        return stacked.reshape(count, -1, stacked.shape[1])
+        content = self.read_parts(record, (METHODS,), sources)[METHODS]
+        with self.decoding(record):
+            stacked = decode_png(content)
+            return stacked.reshape(len(record["other_methods"]), -1, stacked.shape[1])
+
+    def read_attention(
+        self, record: Mapping[str, Any], sources: Sequence[PartSource]
+    ) -> AttentionMaps:
+        """Reads the attention of a sample: one column per class, without the axis of a batch.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        content = self.read_parts(record, (ATTENTION,), sources)[ATTENTION]
+        with self.decoding(record):
+            maps = AttentionMaps.load(io.BytesIO(content))
+            shape, count = maps.cross_attention.shape, len(record["class_ids"])
+            if len(shape) != 3 or shape[2] != count:
+                raise ValueError(f"attention of shape {list(shape)} is not that of {count} classes")
+        return maps
+
+    @contextlib.contextmanager
+    def decoding(self, record: Mapping[str, Any]) -> Iterator[None]:
+        """Turns what the content of a sample makes the block raise into a UserError."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:
+            reason = shown(f"{type(error).__name__}: {error}", 200)
+            raise UserError(
+                f"sample {record['index']} of {self.folder} cannot be used: {reason}"
+            ) from error
 
     def samples(
         self, indices: Collection[int], scratch: Path
@@ -198,10 +237,10 @@ def read_class_facts(finished: Finished) -> ClassFacts:
     facts: tuple[list[float], ...] = ([], [], [])
     for record in finished.records():
         columns = [record.get(name) for name in ("class_ids", "scores", "area_fractions")]
-        if not _are_columns(columns):
+        if not _are_columns(columns, len(finished.class_names)):
             raise UserError(
                 f"the record of sample {record['index']} of {finished.folder} has no scores and "
-                "areas of its classes; another release of seediff_jax wrote it"
+                "areas of its classes; another program or release wrote it"
             )
         samples += [len(indices)] * len(columns[0])
         indices.append(record["index"])
@@ -215,10 +254,11 @@ def read_class_facts(finished: Finished) -> ClassFacts:
     )
 
 
-def _are_columns(columns: Sequence[Any]) -> bool:
-    return all(
-        isinstance(column, list)
-        and len(column) == len(columns[0])
-        and all(type(value) in (int, float) for value in column)
-        for column in columns
+def _are_columns(columns: Sequence[Any], num_classes: int) -> bool:
+    """Whether they are class ids, scores and areas of equal length."""
+    if not all(isinstance(each, list) and len(each) == len(columns[0]) for each in columns):
+        return False
+    class_ids, *shares = columns
+    return all(type(each) is int and 1 <= each <= num_classes for each in class_ids) and all(
+        type(value) in (int, float) and abs(value) < 2 for values in shares for value in values
     )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from seediff_jax.dataset.pictures import PALETTE, contour
 from seediff_jax.errors import UserError
-from seediff_jax.files.folder import Folder, open_folder
+from seediff_jax.files.folder import Folder, open_folder, open_parent
 from seediff_jax.review.finished import ClassFacts, Finished, open_finished, read_class_facts
 from seediff_jax.review.settings import ReportSettings
 
@@ -91,8 +91,7 @@ def _target(folder: Folder, output: str | None, count: int) -> tuple[Folder, str
             return folder, "report.html"
         return open_folder(folder.path("report")), "index.html"
     if output.endswith(".html"):
-        place, _, name = output.rpartition("/")
-        return open_folder(place or ("/" if output.startswith("/") else ".")), name
+        return open_parent(output)
     return open_folder(output), "index.html"
 
 
@@ -161,7 +160,8 @@ class _Rows:
                 others = self._source.read_other_masks(record, sources)
                 masks = mask[None] if others is None else np.stack([mask, *others])
                 thumbnails = make_thumbnails(image, masks, self._edge)
-                row = _row(record)
+                with self._source.decoding(record):
+                    row = _row(record)
                 rows.append(row)
                 if folder is None:
                     row += [_data_url(*thumbnail) for thumbnail in thumbnails.items()]

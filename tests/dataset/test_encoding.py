@@ -175,7 +175,7 @@ def test_a_part_whose_arrays_are_missing_is_refused(part, name):
 
 def test_an_unknown_part_is_refused_with_the_known_ones():
     with pytest.raises(
-        ValueError, match=r"no part image\.gif; the parts are image\.png, image\.jpg"
+        ValueError, match=r"unknown parts image\.gif; known are image\.png, image\.jpg"
     ):
         encode(SAMPLE, ["image.gif", "mask.png"])
 

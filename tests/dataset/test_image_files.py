@@ -2,6 +2,7 @@
 
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -50,6 +51,24 @@ def test_some_can_be_chosen_with_and_without_their_endings(folder):
     assert files_of(folder, ("b",)).names == files_of(folder, ("b.png", "b")).names == ("b.png",)
     with pytest.raises(UserError, match="has no image c, d.png"):
         files_of(folder, ("c", "b", "d.png"))
+
+
+def test_a_name_is_the_same_in_any_form_of_unicode(folder):
+    composed, split = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    save(folder / f"images/{split}.png")
+    save(folder / f"truth/{composed}.png", np.ones((6, 9), np.uint8))
+    files = files_of(folder, (composed,))
+    assert files.names == files_of(folder, (f"{composed}.png",)).names == (f"{split}.png",)
+    assert (files.read_truth(0, (6, 9), 2) == 1).all()
+
+
+def test_settings_change_with_the_content_of_files_of_the_same_size(folder):
+    save(folder / "images/c.bmp")
+    before = files_of(folder).settings()
+    size = (folder / "images/c.bmp").stat().st_size
+    save(folder / "images/c.bmp", PIXELS[::-1])
+    assert (folder / "images/c.bmp").stat().st_size == size
+    assert files_of(folder).settings()["images_sha256"] != before["images_sha256"]
 
 
 def test_settings_change_with_the_names_and_sizes_of_the_files(folder):

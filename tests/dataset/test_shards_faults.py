@@ -21,7 +21,7 @@ def test_a_sample_is_found_in_the_journal_while_its_shard_is_unfinished(tmp_path
     assert find_record(folder, LAYOUT, 1)["index"] == 1
     with pytest.raises(DamagedFile, match=r"000000\+1 is damaged .*; --repair --output="):
         find_record(folder, LAYOUT, 0)
-    with pytest.raises(UserError, match="has no sample 2"):
+    with pytest.raises(UserError, match="does not have sample 2"):
         find_record(folder, LAYOUT, 2)
 
 

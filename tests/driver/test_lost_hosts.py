@@ -58,6 +58,21 @@ def test_hosts_that_do_not_come_together_end_in_one_line_each(server, run, tmp_p
         assert line.startswith("seediff: ") and told in line
 
 
+def lines_of_two(server, run, folders):
+    """Starts two hosts that are refused, each in its folder; the line of each."""
+    address = f"--coordinator=127.0.0.1:{free_port()}"
+    both = [
+        server.start(
+            run("out", address, "--num_processes=2", f"--process_id={host}", "--model=model"),
+            folder=str(folder),
+        )
+        for host, folder in enumerate(folders)
+    ]
+    assert [host.wait(100) for host in both] == [2, 2]
+    lines = [lines_of(host) for host in both]
+    return [line for (line,) in lines]
+
+
 @pytest.mark.slow
 def test_hosts_with_other_weights_or_folders_write_nothing(server, run, inputs, tmp_path):
     other = tmp_path / "inputs"
@@ -67,32 +82,12 @@ def test_hosts_with_other_weights_or_folders_write_nothing(server, run, inputs, 
     for link, target in zip(links, (inputs, other), strict=True):
         link.mkdir()
         os.symlink(target / "model", link / "model")
-    address = f"--coordinator=127.0.0.1:{free_port()}"
-    both = [
-        server.start(
-            run("out", address, "--num_processes=2", f"--process_id={host}", "--model=model"),
-            folder=str(links[host]),
-        )
-        for host in (0, 1)
-    ]
-    assert [host.wait(100) for host in both] == [2, 2]
-    for host in both:
-        (line,) = lines_of(host)
+    for line in lines_of_two(server, run, links):
         assert line.startswith("seediff: weights_hash is ") and "config_hash" not in line
     assert not (links[0] / "out").exists() and not (links[1] / "out").exists()
     (links[1] / "model").unlink()
     os.symlink(inputs / "model", links[1] / "model")
-    address = f"--coordinator=127.0.0.1:{free_port()}"
-    both = [
-        server.start(
-            run("out", address, "--num_processes=2", f"--process_id={host}", "--model=model"),
-            folder=str(links[host]),
-        )
-        for host in (0, 1)
-    ]
-    assert [host.wait(100) for host in both] == [2, 2]
-    for host in both:
-        (line,) = lines_of(host)
+    for line in lines_of_two(server, run, links):
         assert line.startswith("seediff: host 1: out is not the folder that host 0 writes")
     assert not (links[1] / "out").exists()
 

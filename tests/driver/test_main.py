@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from seediff_jax.driver import make_dataset
+from seediff_jax.driver.config import default_output
 from seediff_jax.driver.flag_texts import parse_loras, parse_scheduler_options
 from seediff_jax.main import define_flags, main, make_config, read_command_line
 from tests.helpers.small_runs import command, error_line
@@ -269,3 +270,20 @@ def test_the_output_of_a_single_file_is_named_without_its_ending(tmp_path):
     values(["seediff", f"--model={tmp_path}/v1.5.safetensors", "--classes=voc", "--lora=a:2"])
     config = make_config(read_command_line(values))
     assert config.output == "outputs/v1.5" and config.loras == (("a", 2.0),)
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("stickers", "outputs/stickers"),
+        ("owner/model", "outputs/model"),
+        ("/data/photos/", "outputs/photos"),
+        (".", "outputs/photos"),
+        ("..", "outputs/data"),
+        ("gs://bucket/photos/", "outputs/photos"),
+        ("/", "outputs/run"),
+    ],
+)
+def test_the_output_is_within_outputs_whatever_names_its_source(monkeypatch, source, output):
+    monkeypatch.setattr(os, "getcwd", lambda: "/data/photos")
+    assert default_output(source) == output

@@ -15,7 +15,6 @@ from seediff_jax.driver import make_dataset
 from seediff_jax.driver.signals import STOPPED
 from seediff_jax.main import main
 from seediff_jax.prompts.class_lists import SHAPES_CLASSES
-from tests.helpers.driver_processes import serving
 from tests.helpers.format_runs import tree
 from tests.helpers.small_runs import write_inputs
 
@@ -23,7 +22,7 @@ SIZES = [(16, 16), (20, 23), (16, 40), (30, 18), (16, 16)]
 CLASSES = ["b", "ox", "b, ox", "ox", "b"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def inputs(tmp_path_factory):
     """A small random model, five images with random truth, and a list of classes for each."""
     folder = write_inputs(tmp_path_factory.mktemp("inputs"))
@@ -61,13 +60,6 @@ def made(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made") / "out"
     assert main(command(inputs, folder)) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def server(inputs, tmp_path_factory):
-    """Runs of one device in processes of their own: a round per image."""
-    with serving(inputs, tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +200,8 @@ def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, capsys,
         ),
         (command(inputs, out, "--keep_attention"), "--keep_attention=true is not possible here"),
         ([*plain, "--classes=cat", "--tile_overlap=0.5"], "needs --tile_side="),
+        (command(inputs, out, "--model=/no/model", "--images=none"), "no model '/no/model'"),
+        (command(inputs, out, "--lora=none.safetensors", "--images=none"), "does not exist"),
     ):
         refuse(capsys, argv, message)
     assert not out.exists()

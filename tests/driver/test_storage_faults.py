@@ -17,7 +17,7 @@ from tests.helpers.sharded_runs import files, samples_of
 from tests.helpers.small_runs import command, error_line, tree
 
 
-# Two files open a folder; then come the strip, and for each block its files and its journal.
+# A run first writes two files of settings, then the strip, then per block its files and journal.
 @pytest.mark.parametrize("writes", [3, 5, 7, 12, 20, 25])
 def test_a_run_that_was_stopped_ends_with_the_same_files(
     inputs, made, tmp_path, monkeypatch, writes

@@ -203,7 +203,7 @@ def test_a_sample_that_differs_is_told_by_how_much(inputs, copy, capsys):
 
 def test_a_sample_that_is_not_there_cannot_be_made_again(inputs, made, capsys):
     assert main(run(inputs, made, "--regenerate=9", "--num_images=20")) == 2
-    assert "has no sample 9" in error_line(capsys)
+    assert "does not have sample 9" in error_line(capsys)
 
 
 def test_a_plan_is_told_and_nothing_written(inputs, tmp_path, capsys):

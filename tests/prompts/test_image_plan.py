@@ -1,5 +1,7 @@
 """The prompts of given images: one list of classes for all, or a list for each."""
 
+import unicodedata
+
 import pytest
 
 from seediff_jax.errors import UserError
@@ -86,6 +88,14 @@ def test_lists_that_do_not_fit_are_refused(tmp_path, content, options, message):
         return
     with pytest.raises(UserError, match=message):
         plan_of("a.jpg", "b.jpg", image_classes=str(path), **options)
+
+
+def test_the_name_of_an_image_is_the_same_in_any_form_of_unicode(tmp_path):
+    composed, split = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    path = tmp_path / "classes.txt"
+    path.write_text(f"{composed}: cat\n{split}2: dog\n")
+    records, _ = plan_of(f"{split}.jpg", f"{composed}2.jpg", image_classes=str(path))
+    assert [record.classes for record in records] == [("cat",), ("dog",)]
 
 
 def test_a_class_that_the_embedded_model_does_not_know_is_refused():

@@ -200,6 +200,19 @@ def test_indices_can_be_listed_and_a_list_that_is_there_is_not_replaced(source, 
     assert [int(line) for line in path.read_text().split()] == expected
 
 
+def test_a_list_of_indices_goes_to_a_bucket_and_replaces_no_other_file(source, tmp_path):
+    bucket = open_folder(f"memory://{tmp_path.name}")
+    filtered(source, f"memory://{tmp_path.name}/kept.txt", drop_empty=True)
+    expected = [r["index"] for r in lines_of(source) if min(r["area_fractions"]) > 0]
+    assert [int(line) for line in bucket.read("kept.txt").split()] == expected
+    (tmp_path / "photo.txt").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(UserError, match="exists already"):
+        filtered(source, tmp_path / "photo.txt", drop_empty=True)
+    with pytest.raises(UserError, match="gs://kept.txt names no folder"):
+        filtered(source, "gs://kept.txt", drop_empty=True)
+    assert (tmp_path / "photo.txt").read_bytes() == b"\xff\xd8\xff"
+
+
 def test_a_filtered_dataset_can_be_filtered_again_and_remembers_both(source, tmp_path):
     filtered(source, tmp_path / "one", min_score=0.2)
     filtered(tmp_path / "one", tmp_path / "two", ("files",), drop_empty=True)
