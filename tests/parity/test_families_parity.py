@@ -83,13 +83,28 @@ def make_xl(folder):
 
 
 class Case(NamedTuple):
-    """The maker of a pipeline, the shared arguments, and the arguments with other names."""
+    """A pipeline, how it is called, and how far attention may differ.
+
+    Attributes:
+        make: makes the pipeline in a folder.
+        shared: arguments with the same name here and in diffusers.
+        ours: other arguments here.
+        theirs: other arguments in diffusers.
+        num_steps: sampling steps.
+        atol: of averaged attention, whose entries are sums of at most 4 probabilities.
+    """
 
     make: Callable
     shared: dict[str, Any]
     ours: dict[str, Any] = {}
     theirs: dict[str, Any] = {}
     num_steps: int = NUM_STEPS
+    atol: float = 1e-5
+
+
+# Diffusers in float32 is up to 2.4e-5 away from itself in float64, and 1.2e-5 from itself with
+# another number of threads.
+XL_ATOL = 5e-5
 
 
 CASES = {
@@ -98,7 +113,7 @@ CASES = {
     "Stable Diffusion 2, guidance rescaled": Case(make_2, GUIDED | {"guidance_rescale": 0.7}),
     "Turbo, guidance 0": Case(make_turbo, GUIDED | {"guidance_scale": 0.0}, num_steps=1),
     "Turbo, guidance 1": Case(make_turbo, GUIDED | {"guidance_scale": 1.0}, num_steps=1),
-    "Stable Diffusion XL": Case(make_xl, GUIDED | {"guidance_scale": 5.0}),
+    "Stable Diffusion XL": Case(make_xl, GUIDED | {"guidance_scale": 5.0}, atol=XL_ATOL),
     "Stable Diffusion XL, no negative prompt, other sizes, unnamed classes": Case(
         make_xl,
         {"guidance_scale": 5.0, "guidance_rescale": 0.3},
@@ -109,6 +124,7 @@ CASES = {
             "crops_coords_top_left": (3, 5),
             "target_size": (40, 24),
         },
+        atol=XL_ATOL,
     ),
     "latent consistency model": Case(make_lcm, {"guidance_scale": 3.0}, num_steps=4),
 }
@@ -137,11 +153,11 @@ SLOW = ("Stable Diffusion 2", "Turbo, guidance 1", "Stable Diffusion XL")
     params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
 )
 def case(request, made):
-    """Returns the pipeline, the model, and the arguments of each."""
-    make, shared, ours, theirs, num_steps = CASES[request.param]
+    """Returns the pipeline, the model, the arguments of each, and the bound of attention."""
+    make, shared, ours, theirs, num_steps, atol = CASES[request.param]
     ours = {"num_steps": num_steps} | shared | ours
     theirs = {"num_inference_steps": num_steps} | shared | theirs
-    return *made(make), ours, theirs
+    return *made(make), ours, theirs, atol
 
 
 def mean_of(calls):
@@ -199,7 +215,7 @@ def token_columns(model, probs, text, names, row):
 
 
 def test_images_and_averaged_attention_equal_those_of_diffusers(case):
-    pipeline, model, ours, theirs = case
+    pipeline, model, ours, theirs, atol = case
     sampling = {k: v for k, v in ours.items() if k != "unnamed"}
     unnamed = ours.get("unnamed", [[], []])
     texts = [" and ".join(names) for names in unnamed]
@@ -226,6 +242,5 @@ def test_images_and_averaged_attention_equal_those_of_diffusers(case):
         side = int(np.sqrt(probs[name].shape[-1]))
         differences.append(np.abs(pairs.attention_maps.self_attention[side] - probs[name]).max())
     print(f"{psnr:.1f} dB, attention within {max(differences):.1e}")
-    # Entries are sums of at most 4 probabilities.
-    assert max(differences) <= 1e-5
+    assert max(differences) <= atol
     assert (pairs.seed_counts[:, 0] > 0).all()
