@@ -37,7 +37,7 @@ from seediff_jax.models.model import Model
 from seediff_jax.sampling.inputs import pair_inputs
 from seediff_jax.sampling.sampler import sample
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
-from seediff_jax.settings import setting
+from seediff_jax.settings import check_settings, setting
 
 _RNG_SEED = 20_290
 _MIDDLE, _LATER = (0.2, 0.8), (0.5, 1.0)
@@ -70,18 +70,39 @@ LEAST_SAVED, MOST_LOST = 3.0, 0.01
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(AblationSettings):
-    """What to measure; `num_steps`, `groups` and `sets` have no effect."""
+class Settings:
+    """What to measure, and on how many images."""
 
+    study: str = setting("shapes", "Data set of the model.", choices=("shapes", "stickers"))
+    model: str | None = setting(
+        None, "Model to measure; by default the embedded one of the study.", path=True
+    )
+    sprites: str = setting("runs/stickers/sprites.npz", "The drawings of stickers.", path=True)
     run_dir: str = setting("runs/fast", "Folder of the results.", path=True)
+    num_images: int = setting(64, "Number of images per row.", least=2)
+    guidance_scale: float = setting(7.5, "Guidance, where a row does not say.", least=0)
+    batch_size: int = setting(8, "Images that are generated at once.", least=1)
+    judge_steps: int = setting(1500, "Training steps of each judge.", least=1)
+    judge_scenes: int = setting(4000, "Scenes that each judge is trained on.", least=1)
 
     def __post_init__(self):
-        super().__post_init__()
+        check_settings(self)
         if self.num_images % self.batch_size:
             raise UserError(
                 f"num_images={self.num_images} must be a multiple of batch_size={self.batch_size}: "
                 "every row is one compiled program"
             )
+
+    def pins(self, model: Model) -> dict[str, Any]:
+        """What results depend on."""
+        loose = {"model", "sprites", "run_dir"}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in loose}
+        return values | {"weights_hash": model.weights_hash}
+
+    def ground(self, side: int) -> Ground:
+        """The classes, scenes and truth of the study, of images of `side` pixels."""
+        names = ("study", "sprites", "run_dir", "judge_steps", "judge_scenes")
+        return make_ground(AblationSettings(**{k: getattr(self, k) for k in names}), side)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +221,7 @@ def run(settings: Settings, rows: Mapping[str, Sampling] = ROWS) -> list[dict[st
     model, run_dir = load_model(settings.model or settings.study), pathlib.Path(settings.run_dir)
     require_settings(run_dir, settings.pins(model))
     side = model.config.image_side
-    ground, measured = make_ground(settings, side), {}
+    ground, measured = settings.ground(side), {}
     for name, row in rows.items():
         path = run_dir / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.npz"
         if not path.exists():
