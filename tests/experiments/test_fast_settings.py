@@ -1,5 +1,6 @@
 """Cheaper sampling against the published one: rows are paired, resumed, and judged by both bars."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -54,13 +55,16 @@ def test_rows_are_sampled_once_and_fewer_calls_cost_fewer_flops(tmp_path, monkey
     monkeypatch.setattr(fast_settings, "make_ground", lambda settings, side: ground)
     options = {"num_images": 4, "batch_size": 2, "judge_steps": 1, "judge_scenes": 32}
     settings = Settings(run_dir=str(tmp_path / "run"), **options)
-    rows = {PUBLISHED: Sampling(4), "half": Sampling(2), "part": Sampling(4, interval=(0.5, 1))}
-    table = fast_settings.run(settings, rows)
+    rows = {PUBLISHED: Sampling(4), "half": Sampling(2), "part": Sampling(4, interval=(0.5, 1.0))}
+    # Optax multiplies Python scalars by the step count, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        table = fast_settings.run(settings, rows)
     assert [row["name"] for row in table] == ["half", "part", PUBLISHED]
     flops = {row["name"]: row["flops"] for row in table}
-    # Half of the calls cost half as much in "part"; the decoder costs the same in all rows.
-    assert flops[PUBLISHED] - flops["half"] == pytest.approx(
-        2 * (flops[PUBLISHED] - flops["part"]), rel=0.05
-    )
+    # "half" saves two calls of both prompts, "part" one prompt of two calls; what a call does once,
+    # such as recording, is a tenth here.
+    saved = [flops[PUBLISHED] - flops[name] for name in ("half", "part")]
+    assert 2 <= saved[0] / saved[1] < 2.3
     monkeypatch.setattr(fast_settings, "measure", None)
-    assert fast_settings.run(settings, rows) == table
+    with jax.numpy_dtype_promotion("standard"):
+        assert fast_settings.run(settings, rows) == table
