@@ -31,7 +31,7 @@ from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, generate, load_model
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.models.model import Model
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
 from seediff_jax.settings import check_settings, setting

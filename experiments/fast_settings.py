@@ -31,7 +31,7 @@ from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_results
 from experiments.training.scenes import caption
 from seediff_jax import MaskConfig, SamplingConfig, load_model
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.models.model import Model
 from seediff_jax.sampling.inputs import pair_inputs

@@ -6,7 +6,7 @@ from seediff_jax.driver import signals
 def run() -> None:
     """Console entry."""
     signals.end_at_signals()
-    from seediff_jax.driver.output import run_program
+    from seediff_jax.driver.stdio import run_program
     from seediff_jax.main import main
 
     run_program(main)

@@ -16,8 +16,8 @@ from absl import flags
 
 from seediff_jax.driver import cli
 from seediff_jax.driver.config import ModelSource
-from seediff_jax.driver.output import run_program
 from seediff_jax.driver.signals import listening
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
 

@@ -41,7 +41,7 @@ from seediff_jax.driver.config import (
     Task,
     default_output,
 )
-from seediff_jax.driver.output import never_wait, run_program
+from seediff_jax.driver.stdio import never_wait, run_program
 from seediff_jax.driver.subcommands import SUBCOMMANDS, run_subcommand
 from seediff_jax.errors import nearest
 from seediff_jax.files.folder import open_folder

@@ -26,7 +26,7 @@ from seediff_jax.driver.config import (
     RunSettings,
     default_output,
 )
-from seediff_jax.driver.output import never_wait, run_program
+from seediff_jax.driver.stdio import never_wait, run_program
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.settings import ImageSource
 from seediff_jax.sampling.segment_config import SegmentConfig

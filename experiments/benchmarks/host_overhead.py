@@ -181,7 +181,7 @@ def _encoding_steps(sample: Sample, parts: Collection[str]) -> Iterator[Step]:
 
 
 def _writing_steps(dataset: Dataset, sample: Sample, files: Mapping[str, bytes]) -> Iterator[Step]:
-    """Yields the steps of a format: writing a block, and sealing a shard of blocks."""
+    """Yields the steps of a format: writing a block, and finishing a shard of blocks."""
     own = {part: files[part] for each in dataset.formats for part in each.parts}
     blocks, shards = itertools.count(), itertools.count()
 

@@ -35,8 +35,8 @@ from seediff_jax.dataset.checksums import (
     json_with_checksum,
     parse_json_with_checksum,
 )
+from seediff_jax.dataset.complete import mark_incomplete
 from seediff_jax.dataset.encoding import EncodedSample
-from seediff_jax.dataset.finalize import mark_incomplete
 from seediff_jax.dataset.journal import Journal
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.files.folder import Folder, open_folder

@@ -20,7 +20,7 @@ from flax import struct
 from PIL import Image
 
 from seediff_jax.checkpoints.load import load_model
-from seediff_jax.dataset import finalize
+from seediff_jax.dataset import complete_run
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.models.model import Model
@@ -195,12 +195,12 @@ def run_driver(
 
     def finalize_folder(*arguments: Any) -> dict[str, int]:
         moments["written"] = now()
-        return finalize.finalize(*arguments)
+        return complete_run.complete_run(*arguments)
 
     with (
         mock.patch.object(make_dataset, "load_model", load_simulated_model),
         mock.patch.object(make_dataset, "PairPrograms", make_device),
-        mock.patch.object(make_dataset, "finalize", finalize_folder),
+        mock.patch.object(make_dataset, "complete_run", finalize_folder),
     ):
         make_dataset.make_dataset(config)
     log = Path(config.log_dir, "host-0000.jsonl")

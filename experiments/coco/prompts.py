@@ -14,7 +14,7 @@ from absl import logging
 
 from experiments import prompt_lists
 from experiments.segmenter.coco import CocoSamples
-from seediff_jax.driver import output
+from seediff_jax.driver import stdio
 from seediff_jax.errors import UserError
 from seediff_jax.prompts.mentions import mention_finder
 
@@ -66,4 +66,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    output.run_program(main)
+    stdio.run_program(main)

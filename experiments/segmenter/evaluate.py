@@ -16,8 +16,8 @@ from experiments.segmenter.predict import evaluate
 from experiments.segmenter.trainer import Variables, variable_shapes
 from experiments.training.program import make_main
 from experiments.training.run_folder import write_json
-from seediff_jax.dataset.metric import mean_iou, name_ious
-from seediff_jax.driver.output import run_program
+from seediff_jax.dataset.iou import mean_iou, name_ious
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
 

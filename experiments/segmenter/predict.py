@@ -11,7 +11,7 @@ from experiments.segmenter.augment import normalise
 from experiments.segmenter.config import SegmenterConfig
 from experiments.segmenter.data import Samples
 from experiments.segmenter.trainer import Variables, make_network, to_compute_dtype
-from seediff_jax.dataset.metric import sum_matrices
+from seediff_jax.dataset.iou import sum_matrices
 
 _BATCH = 16
 

@@ -19,7 +19,7 @@ from experiments.segmenter.resnet import read_backbone
 from experiments.segmenter.trainer import Variables, init_variables, train
 from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.errors import UserError
 from seediff_jax.settings import check_settings, setting
 

@@ -36,8 +36,8 @@ from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer
 from seediff_jax import MaskConfig, SamplingConfig, load_model
-from seediff_jax.dataset.metric import mean_iou, name_ious
-from seediff_jax.driver.output import run_program
+from seediff_jax.dataset.iou import mean_iou, name_ious
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.models.model import Model
 from seediff_jax.settings import check_settings, setting
 

@@ -32,7 +32,7 @@ from experiments.training.judges import (
 from experiments.training.mask_scores import measure_rendered, print_rows
 from experiments.training.program import make_main
 from seediff_jax import load_model
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.settings import setting
 
 _RNG_SEED = 20_261

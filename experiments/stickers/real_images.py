@@ -27,8 +27,8 @@ from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json, write_results
 from experiments.training.scenes import Renderer
 from seediff_jax import MaskConfig, SegmentConfig, load_model
-from seediff_jax.dataset.metric import confusion_matrix, mean_iou, name_ious
-from seediff_jax.driver.output import run_program
+from seediff_jax.dataset.iou import confusion_matrix, mean_iou, name_ious
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.segment_images import attend_images

@@ -21,7 +21,7 @@ from experiments.stickers.sprites import CLASSES, ensure_sprites
 from experiments.training.program import make_main
 from experiments.training.scenes import Scene
 from seediff_jax.dataset.encoding import encode_mask
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.prompts.class_lists import COCO_CLASSES, VOC_CLASSES
 from seediff_jax.prompts.names import name_key

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import prompt_lists
 from experiments.segmenter.folders import open_samples
 from experiments.training.scenes import caption
-from seediff_jax.driver import output
+from seediff_jax.driver import stdio
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX
 
 _SPELLINGS = {
@@ -37,4 +37,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    output.run_program(main)
+    stdio.run_program(main)

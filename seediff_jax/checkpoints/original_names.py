@@ -19,15 +19,17 @@ class Origin:
 
     Attributes:
         name: its name.
-        third: the rows of a fused projection to take: 0 query, 1 key, 2 value; None is all.
+        qkv_index: which third of the rows of a fused projection to take: 0 is the query, 1 the key,
+            2 the value. None takes all rows.
         transposed: whether its two axes are exchanged.
-        matrix: whether it may be a 1 x 1 convolution, whose last two axes are dropped.
+        squeeze_1x1: whether it may be stored as a 1 x 1 convolution, whose last two axes are
+            dropped.
     """
 
     name: str
-    third: int | None = None
+    qkv_index: int | None = None
     transposed: bool = False
-    matrix: bool = False
+    squeeze_1x1: bool = False
 
 
 _UNET = (
@@ -106,10 +108,10 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
 def original_vae_tensor(name: str, config: VaeConfig) -> Origin:
     """The origin of a tensor of the VAE; `config` says how many levels it has."""
     finest = len(config.block_out_channels) - 1
-    matrix = re.search(r"\.attentions\.0\.to_.+\.weight$", name) is not None
+    is_projection = re.search(r"\.attentions\.0\.to_.+\.weight$", name) is not None
     name = re.sub(r"\bdown_blocks\b", "down", name)
     name = re.sub(r"\bup_blocks\.(\d+)", lambda hit: f"up.{finest - int(hit[1])}", name)
-    return Origin(rename(_VAE, name), matrix=matrix)
+    return Origin(rename(_VAE, name), squeeze_1x1=is_projection)
 
 
 def original_open_clip_tensor(name: str) -> Origin:
@@ -118,5 +120,5 @@ def original_open_clip_tensor(name: str) -> Origin:
         return Origin("text_projection", transposed=True)
     if hit := _PROJECTION.fullmatch(name):
         fused = f"{rename(_OPEN_CLIP, hit[1])}.in_proj_{hit[3]}"
-        return Origin(fused, third="qkv".index(hit[2]))
+        return Origin(fused, qkv_index="qkv".index(hit[2]))
     return Origin(rename(_OPEN_CLIP, name))

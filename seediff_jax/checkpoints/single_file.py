@@ -164,9 +164,9 @@ def _refusal(path: Path, kind: str) -> str:
 
 
 def _find_family(tensors: Tensors) -> tuple[Family | None, Mapping[str, str]]:
-    """The family of a file by its text encoders, and the prefixes of these."""
+    """Finds the family of a file by its text encoders; also returns the prefixes of their names."""
     for family in sorted(FAMILIES.values(), key=lambda family: -len(family.text_encoders)):
-        # The newer names are those of any model with one text encoder: its width tells.
+        # All models with one text encoder have the same newer names; its width tells them apart.
         width = family.configs["unet/config.json"]["cross_attention_dim"]
         fits = width in _text_widths(tensors)
         for prefixes in (family.text_encoders, family.newer_text_encoders if fits else None):
@@ -199,13 +199,13 @@ def _stated_prediction(tensors: Tensors, metadata: Mapping[str, str], path: Path
 
 
 def _derive(tensor: StoredTensor, origin: Origin) -> StoredTensor:
-    """The tensor of diffusers that is made of a tensor of the original layout."""
+    """Makes a tensor of diffusers from a tensor of the original layout."""
     shape, start = tensor.shape, tensor.start
-    if origin.third is not None and shape and shape[0] % 3 == 0:
+    if origin.qkv_index is not None and shape and shape[0] % 3 == 0:
         shape = (shape[0] // 3, *shape[1:])
-        start += origin.third * tensor.size // 3
+        start += origin.qkv_index * tensor.size // 3
     if origin.transposed:
         shape = shape[::-1]
-    if origin.matrix and set(shape[2:]) == {1}:
+    if origin.squeeze_1x1 and set(shape[2:]) == {1}:
         shape = shape[:2]
     return dataclasses.replace(tensor, start=start, shape=shape, transposed=origin.transposed)

@@ -1,8 +1,8 @@
-"""Encodes finished samples as parts: the bytes of which output formats make their files.
+"""Encodes samples as parts: the pieces of content from which output formats make their files.
 
-Host only, and made for a pool of threads: Pillow releases the interpreter's lock while it
-compresses. Equal arrays give equal bytes in every process with the same libraries: no part contains
-a date, a name or a path.
+Host only; suits a pool of threads, because Pillow and ISA-L release the interpreter's lock while
+they compress. Equal arrays give equal bytes in every process with the same libraries: no part
+contains a date, a name or a path.
 
     image.png      RGB, without loss
     image.jpg      quality 95, chroma in full resolution (4:4:4): colours end where masks end
@@ -14,7 +14,7 @@ a date, a name or a path.
     soft.png       16-bit grey [c * H, W], the classes from top to bottom, round(65535 * value)
     seeds.npz      `seed_maps`, float32 [c, h, w]
     attention.npz  float16: `cross_attention` [layers, n0, c], `self_attention_16` [n, n] of side 16
-    methods.png    class ids by the run's further methods, [m * H, W], one below the other
+    methods.png    class ids by the other methods of the run, [m * H, W], one below the other
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from seediff_jax.array_typing import Float, UInt8, typechecked
-from seediff_jax.dataset.formats.names import ATTENTION, METHODS
+from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
 from seediff_jax.dataset.pictures import PALETTE, overlay
 from seediff_jax.dataset.png import encode_png
 from seediff_jax.masks.config import IGNORE_INDEX
@@ -43,17 +43,17 @@ _ROUNDING = 1e-5
 @typechecked
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """A finished sample.
+    """A sample before it is encoded.
 
     Attributes:
         index: of the sample in the run.
         image: colours in 0..255.
         mask: class ids of the run; 0 background, 255 ignore.
         record: its line of the manifest; JSON values ("prompt", "classes", "class_ids", ...).
-        soft_masks: in [0, 1], one map per class of the record; None when nothing needs them.
-        seed_maps: at the size of the seed level, likewise; of any range.
-        other_masks: class ids by the run's further methods; None when nothing needs them.
-        attention: by the names of `AttentionMaps.to_arrays`, or None.
+        soft_masks: in [0, 1], one map per class of the record; None if nothing needs them.
+        seed_maps: the same at the size of the seed level, in any range.
+        other_masks: class ids by the other methods of the run; None if nothing needs them.
+        attention: arrays by the names of `AttentionMaps.to_arrays`, or None.
     """
 
     index: int
@@ -95,26 +95,26 @@ def encode(sample: Sample, parts: Collection[str]) -> EncodedSample:
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """Makes the part "mask.png" of class ids, uint8 `[H, W]`."""
+    """Encodes class ids, uint8 `[H, W]`, as the part "mask.png"."""
     indexed = Image.fromarray(mask)
     indexed.putpalette(PALETTE.tobytes())
     return _save(indexed, "PNG", **_MASK_PNG)
 
 
 def decode_png(content: bytes) -> np.ndarray:
-    """Reads the pixels of a PNG as they are stored; of a mask the class ids, uint8 `[H, W]`."""
+    """Decodes the pixels of a PNG as stored; for a mask, these are class ids, uint8 `[H, W]`."""
     with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
         return np.asarray(picture)
 
 
 def convert_parts(parts: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Makes parts that hold the same image or mask as others in another way.
+    """Makes parts that hold the same image or mask as other parts, encoded in another way.
 
     Args:
         parts: content by name.
 
     Returns:
-        "image.jpg" where there is an "image.png"; both kinds of masks where there is one.
+        "image.jpg" if there is an "image.png"; both kinds of masks if there is one of them.
     """
     converted = {}
     if "image.png" in parts:
@@ -196,8 +196,8 @@ _ENCODERS: dict[str, Callable[[Sample], bytes]] = {
     "soft.npz": lambda sample: _npz(soft_masks=_soft_masks(sample)),
     "soft.png": _soft_png,
     "seeds.npz": lambda sample: _npz(seed_maps=_require("seed maps", sample, sample.seed_maps)),
-    ATTENTION: _attention_npz,
-    METHODS: _methods_png,
+    ATTENTION_PART: _attention_npz,
+    OTHER_METHODS_PART: _methods_png,
 }
 
 PARTS = tuple(_ENCODERS)

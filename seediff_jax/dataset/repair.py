@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from seediff_jax.dataset.checksums import FAILED
+from seediff_jax.dataset.complete import mark_incomplete
 from seediff_jax.dataset.encoding import EncodedSample
-from seediff_jax.dataset.finalize import mark_incomplete
 from seediff_jax.dataset.read_back import part_sources, recover_parts
 from seediff_jax.dataset.settings_file import read_sound_settings, settings_files
 from seediff_jax.dataset.shards import Dataset

@@ -5,8 +5,6 @@ file.
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +13,8 @@ from seediff_jax.dataset.checksums import (
     json_with_checksum,
     parse_json_with_checksum,
 )
-from seediff_jax.dataset.lock import LOCK
 from seediff_jax.errors import UserError, shown
-from seediff_jax.files.folder import TEMPORARY, Folder
+from seediff_jax.files.folder import Folder
 from seediff_jax.files.text import join_lines
 
 SETTINGS, COPY = "settings.json", "shards/settings.json"
@@ -32,54 +29,7 @@ FILTERS = "filters"
 COMMAND = "command"
 """Setting that may differ, too: flags of the run's command that follow from no other setting."""
 
-# Journals and summaries of shards.
-_SAMPLES = re.compile(r"\d+\.(journal|json|open\.json)")
 _NEEDED = {"seediff_jax_version", "class_names"}
-
-
-def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
-    """Checks that a folder is new, empty, or a dataset whose samples have these settings.
-
-    Args:
-        folder: need not exist.
-        settings: all settings, or those known so far; only these are compared.
-
-    Returns:
-        Differences between versions of libraries, which are allowed and should be shown.
-
-    Raises:
-        UserError: the folder holds something else, or samples made with other settings, which the
-            message lists.
-    """
-    if not folder.exists():
-        return []
-    if folder.local is not None and not folder.local.is_dir():
-        raise UserError(f"{folder} is a file; a folder is needed")
-    if not folder.exists(SETTINGS):
-        others = [n for n in folder.names() if not n.endswith(TEMPORARY) and n != LOCK]
-        if others:
-            raise UserError(
-                f"{folder} is not empty and is not a seediff dataset (it has no {SETTINGS}); "
-                f"{_way_out(folder)}"
-            )
-        return []
-    old = read_settings(folder)
-    if FILTERS in old and FILTERS not in settings:
-        raise UserError(
-            f"{folder} is a copy of a dataset, to which no run can add samples; give the "
-            "folder of the run itself"
-        )
-    if not any(_SAMPLES.fullmatch(name) for name in folder.names("shards")):
-        return []
-    changes = _differences(old, settings)
-    changes.pop(COMMAND, None)
-    refused = [text for name, text in changes.items() if name != VERSIONS]
-    if refused:
-        raise UserError(
-            f"{folder} was made with other settings ({'; '.join(refused)}); "
-            "choose another folder, or the same settings to resume"
-        )
-    return list(changes.values())
 
 
 def read_settings(folder: Folder) -> dict[str, Any]:
@@ -92,7 +42,7 @@ def read_settings(folder: Folder) -> dict[str, Any]:
     try:
         settings = _read(folder, SETTINGS)
     except UserError as error:
-        raise UserError(f"{error}; {_way_out(folder)}") from error
+        raise UserError(f"{error}; {restoring_hint(folder)}") from error
     return _require_form(folder, settings)
 
 
@@ -167,19 +117,11 @@ def _require_form(folder: Folder, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _way_out(folder: Folder) -> str:
+def restoring_hint(folder: Folder) -> str:
+    """Says what to do about damaged settings."""
     if folder.exists(COPY):
         return f"--repair --output={folder} restores it from {COPY}"
     return "choose a new folder"
-
-
-def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
-    """Tells whether a run with these settings has been in the folder, whatever its command."""
-    try:
-        old = read_settings(folder)
-        return old | {COMMAND: None} == settings | {COMMAND: None}
-    except (UserError, OSError):
-        return False
 
 
 def write_settings(folder: Folder, settings: Mapping[str, Any]) -> None:
@@ -201,16 +143,3 @@ def settings_files(settings: Mapping[str, Any]) -> dict[str, bytes]:
     classes = join_lines(settings["class_names"])
     # In this order: settings.json marks the folder, and nothing may be there before it.
     return {SETTINGS: content, "classes.txt": classes.encode(), COPY: content}
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    old = {PRECISION: {}} | old  # as of all runs before it was recorded
-    return {
-        name: f"{name}: {_short(old.get(name))} there, {_short(value)} now"
-        for name, value in new.items()
-        if name not in old or old[name] != value
-    }
-
-
-def _short(value: Any) -> str:
-    return shown(json.dumps(value, ensure_ascii=False), 200)

@@ -1,4 +1,6 @@
-"""The dataset folder: every file appears whole or not at all, and a run can resume after any stop.
+"""The dataset folder: writes the samples of a run and finishes its shards.
+
+Every file appears whole or not at all, so a run can resume after any stop; see `resume`.
 
     settings.json, classes.txt       what determines the samples; the class of id k on line k
     image/ mask/ overlay/ ...        the files of the chosen formats, see dataset.formats
@@ -6,10 +8,7 @@
     shards/00012.jsonl               one line per sample of the shard
     shards/00012.json                summary of a finished shard: its files and their hashes
     manifest.jsonl, failed.jsonl     all lines, when the run is complete
-    contact_sheet.png, strip.png     for people
-
-A sample exists when the journal or the summary of its shard says so. The next run makes anything
-else again, to the same bytes.
+    contact_sheet.png, strip.png     pictures for people
 """
 
 import contextlib
@@ -19,8 +18,6 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from seediff_jax.dataset.checksums import (
     FAILED,
@@ -36,18 +33,18 @@ from seediff_jax.dataset.checksums import (
 from seediff_jax.dataset.encoding import EncodedSample
 from seediff_jax.dataset.formats import FORMATS, Format
 from seediff_jax.dataset.journal import Journal
-from seediff_jax.dataset.layout import ShardLayout, parse_shard_name
+from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.errors import UserError, listed
-from seediff_jax.files.folder import TEMPORARY, Folder, name_in_errors
+from seediff_jax.files.folder import Folder, name_in_errors
 
 COUNTS = ("samples", "failed", "empty")
-"""What a summary counts: samples, those that failed, and those with a class without pixels."""
+"""What a summary counts: samples, failed samples, and samples in which a class has no pixels."""
 SCRATCH = "scratch-"
-"""Beginning of the name of a host's folder in `shards` for files that are being made."""
+"""Prefix of a host's folder in `shards` for files that are being made."""
 
 
 def is_count(value: object) -> bool:
-    """Whether a value of a JSON file can be a number of things."""
+    """Whether a value of a JSON file can be a count."""
     return type(value) is int and 0 <= value < 2**53
 
 
@@ -69,7 +66,7 @@ def require_files(folder: Folder, name: str, content: Mapping[str, Any]) -> None
     """Checks the entry "files" of a summary or of `shards/closed.json`.
 
     Raises:
-        DamagedFile: it does not tell "bytes" and "sha256" of files.
+        DamagedFile: "bytes" or "sha256" of a file is missing.
     """
     files = content.get("files")
     if not isinstance(files, dict) or not all(
@@ -78,7 +75,7 @@ def require_files(folder: Folder, name: str, content: Mapping[str, Any]) -> None
         and isinstance(facts.get("sha256"), str)
         for facts in files.values()
     ):
-        raise DamagedFile(folder, name, "does not tell sizes and hashes of files")
+        raise DamagedFile(folder, name, "lacks sizes and hashes of files")
 
 
 def _read_listed(folder: Folder, summary: str, name: str) -> bytes:
@@ -113,7 +110,7 @@ class Dataset:
     """Writes blocks of samples and finishes shards; several hosts may write different blocks.
 
     Args:
-        folder: whose settings have been written, see `settings_file`.
+        folder: with its settings already written, see `settings_file`.
         layout: how samples are divided into shards.
         formats: what is written.
         scratch: an empty folder of this process, on the disk of `folder` where that is local.
@@ -125,49 +122,8 @@ class Dataset:
         self.folder, self.layout, self.formats, self.scratch = folder, layout, formats, scratch
         self.shard_parts = {part for each in formats for part in each.shard_parts}
 
-    def scan(self) -> np.ndarray:
-        """Finds which samples exist, bool `[num_images]`, from names of files alone.
-
-        Raises:
-            UserError: there are samples beyond the run's.
-        """
-        exists = np.zeros(self.layout.num_images, bool)
-        for first, length in self._existing():
-            exists[first : first + length] = True
-        return exists
-
-    def count(self) -> int:
-        """Counts the samples that exist, as `scan` finds them."""
-        count = after = 0
-        for first, length in sorted(self._existing()):
-            count += max(first + length - max(first, after), 0)
-            after = max(after, first + length)
-        return count
-
-    def _existing(self) -> list[tuple[int, int]]:
-        """Finds the samples that exist: first index and number of successive ones."""
-        found = []
-        for shard, is_finished in self._shards().items():
-            full = self.layout.full_shard(shard)
-            whole = [(full.start, len(full))]
-            found += whole if is_finished else self.journal(shard).entries()
-        last = max((first + length for first, length in found), default=0) - 1
-        if last >= self.layout.num_images:
-            raise UserError(
-                f"{self.folder} has samples up to {last}, beyond num_images="
-                f"{self.layout.num_images}; ask for at least as many, or choose another folder"
-            )
-        return found
-
-    def unfinished_shards(self, exists: np.ndarray) -> list[int]:
-        """Lists the shards that have all their samples and are not finished for good."""
-        finished = {shard for shard, is_finished in self._shards().items() if is_finished}
-        size = self.layout.shard_size
-        whole = np.logical_and.reduceat(exists, np.arange(0, len(exists), size))
-        return [shard for shard in np.flatnonzero(whole).tolist() if shard not in finished]
-
     def write(self, samples: Sequence[EncodedSample]) -> None:
-        """Writes finished samples of one shard; then they exist.
+        """Writes samples of one shard; they exist from then on.
 
         Raises:
             OSError: a file cannot be written; what was written before stays valid.
@@ -190,13 +146,13 @@ class Dataset:
         self.folder.write_all(files, journal.contents(entries))
 
     def finish(self, shard: int) -> None:
-        """Makes the files of a shard, of which all samples exist, and its summary.
+        """Finishes a shard that has all its samples: writes its files and its summary.
 
-        A shard that a longer run would add to keeps its journal, and is finished again every time.
+        A shard that a longer run would add samples to keeps its journal; each run finishes it anew.
 
         Raises:
-            UserError: a file of the journal was damaged; it is removed, and its samples with it.
-                Or samples are missing.
+            UserError: a file of the journal was damaged, and is removed together with its samples;
+                or samples are missing.
             OSError: a file cannot be written.
         """
         try:
@@ -253,16 +209,8 @@ class Dataset:
         """Returns the journal of a shard."""
         return Journal(self.folder, shard, self.layout.full_shard(shard))
 
-    def _shards(self) -> dict[int, bool]:
-        """Finds the shards with samples, and whether they are finished for good."""
-        found: dict[int, bool] = {}
-        for shard, kind in filter(None, map(parse_shard_name, self.folder.names("shards"))):
-            if kind in ("json", "journal"):
-                found[shard] = found.get(shard, False) or kind == "json"
-        return found
-
     def _own_files(self, sample: EncodedSample) -> tuple[dict[str, bytes], dict[str, Any]]:
-        """Makes a sample's own files; and where they are, with the hashes of all its parts."""
+        """Makes a sample's own files; also returns their names and all hashes for its record."""
         files: dict[str, bytes] = {}
         places: dict[str, Any] = {}
         for each in self.formats:
@@ -318,7 +266,7 @@ def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, An
 
 @contextlib.contextmanager
 def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
-    """Makes an empty folder for files that are being made, on the disk where they will be.
+    """Makes an empty folder for files that are being made, on the disk of their final place.
 
     Args:
         folder: of the dataset, which has a folder `shards`.
@@ -334,27 +282,6 @@ def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def find_leftovers(folder: Folder) -> list[str]:
-    """Finds what killed runs left in `shards`.
-
-    That is scratch folders, files that were being written, and journals of finished shards, which
-    are removed after the summary is there.
-    """
-    names, found = folder.names("shards"), []
-    for name in names:
-        shard, kind = parse_shard_name(name) or (0, "")
-        is_replaced = kind in ("journal", "open.json") and f"{shard:05d}.json" in names
-        if is_replaced or name.endswith(TEMPORARY) or name.startswith(SCRATCH):
-            found.append(f"shards/{name}")
-    return found
-
-
-def remove_leftovers(folder: Folder) -> None:
-    """Removes what killed runs left in `shards`; no run may be at work there."""
-    for name in find_leftovers(folder):
-        folder.remove(name)
 
 
 def make_formats(

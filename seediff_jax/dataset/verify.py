@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from seediff_jax.dataset.checksums import FAILED, DamagedFile, find_damage, parse_record
-from seediff_jax.dataset.finalize import COMPLETE, MANIFEST, read_complete
+from seediff_jax.dataset.complete import COMPLETE, MANIFEST, read_complete
 from seediff_jax.dataset.formats.names import SOFT, kept_parts
 from seediff_jax.dataset.layout import ShardLayout, parse_shard_name
 from seediff_jax.dataset.settings_file import COPY, find_damaged_settings, read_sound_settings

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import seediff_jax
 from seediff_jax.dataset.formats.names import FORMAT_NAMES, SOFT, kept_parts, require_place
 from seediff_jax.dataset.settings_file import COMMAND, FORM, PRECISION, VERSIONS
-from seediff_jax.driver.flag_texts import parse_batch_size, parse_loras, parse_scheduler_options
+from seediff_jax.driver.flag_parsers import parse_batch_size, parse_loras, parse_scheduler_options
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.paths import url_scheme
 from seediff_jax.masks.config import MaskConfig
-from seediff_jax.masks.method_names import own_method_sources
+from seediff_jax.masks.own_methods import own_method_sources
 from seediff_jax.pipeline.settings import (
     ALL_DEVICES,
     LAST_INDEX,
@@ -354,7 +354,7 @@ class RunConfig(ModelSource, RunSettings):
         }
 
     def _command(self) -> dict[str, Any] | None:
-        """Flags of which the other settings keep the result alone, see `driver.stored_run`."""
+        """Flags of which the other settings keep the result alone, see `driver.stored_command`."""
         if self.prompts is None:
             return None
         names = ("scheduler", "prediction_type")

@@ -5,12 +5,10 @@ a rate    configs alone -> compiled programs -> memory; existing or typical samp
 """
 
 import math
-from pathlib import Path
 
 from seediff_jax.checkpoints.sources import find_source, read_source_config, require_loras
 from seediff_jax.dataset.layout import ShardLayout
-from seediff_jax.dataset.settings_file import require_resumable
-from seediff_jax.dataset.shards import Dataset
+from seediff_jax.dataset.resume import count_existing, require_resumable
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.hosts import gather, is_first
 from seediff_jax.driver.make_dataset import (
@@ -125,7 +123,7 @@ def print_plan(config: RunConfig, rate: float | None) -> int:
     folder = open_folder(config.output)
     require_resumable(folder, config.settings())
     layout = ShardLayout(config.num_images, config.shard_size, config.batch_size or 1)
-    existing = Dataset(folder, layout, [], Path()).count()
+    existing = count_existing(folder, layout)
     rows = gather(len(local_rows_of(make_mesh(config.mesh))))
     if rate is None:
         config, estimate = measure_run(config)

@@ -23,8 +23,8 @@ from seediff_jax.dataset.settings_file import COMMAND
 from seediff_jax.driver.channel import Channel, Place, meet
 from seediff_jax.driver.config import RunConfig, RunSettings
 from seediff_jax.driver.hub import SILENT_SECONDS
-from seediff_jax.driver.output import exit_now
 from seediff_jax.driver.signals import INTERRUPTED, abort_delayed, listening
+from seediff_jax.driver.stdio import exit_now
 from seediff_jax.errors import UserError
 
 _STACK = "--fibers_default_thread_stack_size=1048576"

@@ -1,7 +1,7 @@
 """From a RunConfig to a finished dataset folder, on all devices of all hosts.
 
 RunConfig -> load_model -> PairPrograms -+
-Dataset.scan -> blocks of this host -----+-> WorkLoop -> Dataset.finish -> finalize
+find_existing -> blocks of this host -----+-> WorkLoop -> Dataset.finish -> complete_run
 """
 
 import contextlib
@@ -18,21 +18,19 @@ from jax.sharding import Mesh
 from seediff_jax.checkpoints.load import load_model
 from seediff_jax.checkpoints.lora import require_lora_file
 from seediff_jax.checkpoints.sources import find_source, read_source_config
-from seediff_jax.dataset.finalize import SHEET, complete_counts, finalize, mark_incomplete
+from seediff_jax.dataset.complete import SHEET, complete_counts, complete_run, mark_incomplete
 from seediff_jax.dataset.layout import ShardLayout, share_blocks
 from seediff_jax.dataset.lock import LOCK, hold_lock
-from seediff_jax.dataset.settings_file import (
-    has_settings,
-    require_resumable,
-    write_settings,
-)
-from seediff_jax.dataset.shards import (
-    SCRATCH,
-    Dataset,
+from seediff_jax.dataset.resume import (
+    find_existing,
     find_leftovers,
+    has_settings,
     remove_leftovers,
-    scratch_folder,
+    require_resumable,
+    unfinished_shards,
 )
+from seediff_jax.dataset.settings_file import write_settings
+from seediff_jax.dataset.shards import SCRATCH, Dataset, scratch_folder
 from seediff_jax.driver import hosts
 from seediff_jax.driver.config import ModelSource, RunConfig
 from seediff_jax.driver.monitor import Monitor
@@ -58,15 +56,15 @@ _PROMPTS_AT_A_TIME = 1000
 
 
 def make_dataset(config: RunConfig, group: hosts.HostGroup | None = None) -> int | None:
-    """Makes the samples that the output folder does not have yet; all hosts of a run call it.
+    """Makes the samples that the output folder lacks; all hosts of a run call it.
 
     Args:
         config: of the run.
         group: the hosts of the run; by default it has one.
 
     Returns:
-        Number of samples of the folder that failed; None where the run stopped before the folder
-        was complete.
+        Number of samples of the folder that failed; None if the run stopped before the folder was
+        complete.
 
     Raises:
         UserError: the model cannot use a prompt, the folder has other settings, or another run is
@@ -92,15 +90,15 @@ def make_dataset(config: RunConfig, group: hosts.HostGroup | None = None) -> int
 def prepare(
     config: RunConfig, folder: Folder | None = None
 ) -> tuple[RunConfig, Model, PairPrograms]:
-    """Loads the model of a run onto the devices, and makes the programs.
+    """Loads the model of a run onto the devices, and makes the two programs.
 
     Args:
         config: of the run.
-        folder: what it writes to: where a run has been before with the same settings, it has
-            checked all prompts, which takes minutes if there are a million.
+        folder: where the run writes. If an earlier run with the same settings has written there,
+            it has checked all prompts, so that check is left out: it takes minutes for a million.
 
     Returns:
-        The config, with the batch size that fits where it had none, the model and the programs.
+        The config, with a batch size that fits if it had none; the model; the programs.
 
     Raises:
         UserError: the model, the mesh, the prompts and the settings do not fit together.
@@ -226,7 +224,7 @@ class _Run:
         self.maker = maker(config, model, programs, self.dataset, self.exists, self.rows)
 
     def make(self, group: hosts.HostGroup) -> int | None:
-        """Makes what is missing and finalizes a complete folder; returns the number that failed."""
+        """Makes missing samples and completes the run if it can; returns how many failed."""
         count = self.config.num_images
         done = int(self.exists.sum())
         work = f"making {counted(count, 'image')} of {counted(len(self.config.plan), 'prompt')}"
@@ -242,7 +240,7 @@ class _Run:
         return self._end(self._make_missing(group))
 
     def _make_missing(self, group: hosts.HostGroup) -> bool:
-        """Makes what is missing, and once more what failed; returns whether it was stopped."""
+        """Makes missing samples, and retries failed ones once; returns whether it was stopped."""
         blocks = self.layout.unfinished_blocks(self.exists)
         own, rounds = share_blocks(blocks, hosts.gather(self.rows), jax.process_index())
         monitor = Monitor(
@@ -281,13 +279,13 @@ class _Run:
             group.round_started()
 
     def _end(self, is_stopped: bool) -> int | None:
-        """Finishes the shards that several hosts had a part in, and finalizes a complete folder."""
+        """Finishes shards that several hosts wrote to, and completes the run if none is missing."""
         hosts.wait_for_all("all blocks written")
         exists = self._shared_scan()
-        for shard in self.dataset.unfinished_shards(exists):
+        for shard in unfinished_shards(self.folder, self.layout, exists):
             if shard % jax.process_count() == jax.process_index():
                 self.dataset.finish(shard)
-        hosts.wait_for_all("all shards sealed")
+        hosts.wait_for_all("all shards finished")
         if not exists.all():
             why = "stopped" if is_stopped else "incomplete"
             self._say(
@@ -297,9 +295,9 @@ class _Run:
             return None
         counts = {"failed": 0}
         if hosts.is_first():
-            counts = finalize(self.dataset, self.config.class_names, self.model.model_id)
+            counts = complete_run(self.dataset, self.config.class_names, self.model.model_id)
             self._report(counts)
-        hosts.wait_for_all("closed")
+        hosts.wait_for_all("run completed")
         return hosts.gather(counts["failed"])[0]
 
     def _report(self, counts: dict[str, int]) -> None:
@@ -314,9 +312,9 @@ class _Run:
         self._say(line)
 
     def _shared_scan(self) -> np.ndarray:
-        """Samples that exist, as host 0 sees them."""
+        """Which samples exist, as host 0 finds them."""
         if hosts.is_first():
-            bits = np.packbits(self.dataset.scan())
+            bits = np.packbits(find_existing(self.folder, self.layout))
         else:
             bits = np.zeros(-(-self.layout.num_images // 8), np.uint8)
         return np.unpackbits(hosts.share(bits), count=self.layout.num_images).astype(bool)
@@ -327,10 +325,10 @@ class _Run:
 
 
 def _failed_if_complete(config: RunConfig, folder: Folder, settings: dict[str, Any]) -> int | None:
-    """Tells that a folder is complete, where it is; that needs no lock.
+    """Checks for a complete folder and says so; needs no lock.
 
     Returns:
-        Number of its samples that failed; None where there is something to do.
+        Number of its samples that failed; None if there is something to do.
     """
     failed = -1
     if hosts.is_first():
@@ -338,7 +336,7 @@ def _failed_if_complete(config: RunConfig, folder: Folder, settings: dict[str, A
         count, counts = config.num_images, complete_counts(folder)
         layout = ShardLayout(count, config.shard_size, config.batch_size)
         is_complete = counts is not None and counts["num_images"] == count
-        if is_complete and Dataset(folder, layout, [], Path()).scan().all():
+        if is_complete and find_existing(folder, layout).all():
             failed = counts["failed"]
             if find_leftovers(folder) or folder.exists(LOCK):
                 # Of a run that was killed at its very end; storage may be read-only since.
@@ -353,7 +351,7 @@ def _failed_if_complete(config: RunConfig, folder: Folder, settings: dict[str, A
 
 @contextlib.contextmanager
 def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
-    """Locks the folder against other runs and gives it its settings."""
+    """Locks the folder against other runs and writes its settings."""
     token = hosts.share(np.frombuffer(os.urandom(8), np.uint8)).tobytes().hex()
     mark = f"shards/{SCRATCH}{token}"
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from seediff_jax.dataset.checksums import find_damage
 from seediff_jax.dataset.layout import ShardLayout
-from seediff_jax.dataset.settings_file import require_resumable
+from seediff_jax.dataset.resume import require_resumable
 from seediff_jax.dataset.shards import Dataset, find_record
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.make_dataset import prepare

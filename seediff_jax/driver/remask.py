@@ -19,7 +19,7 @@ from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
 from seediff_jax.masks.config import METHODS, MaskConfig
 from seediff_jax.masks.image_ops import grid_size
-from seediff_jax.masks.method_names import own_method_sources
+from seediff_jax.masks.own_methods import own_method_sources
 from seediff_jax.pipeline.method_check import try_out
 from seediff_jax.pipeline.programs import mask_rows
 from seediff_jax.pipeline.settings import PairSettings

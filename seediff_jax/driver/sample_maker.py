@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from seediff_jax.array_typing import UInt8, typechecked
+from seediff_jax.dataset.complete import write_picture
 from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
-from seediff_jax.dataset.finalize import write_picture
 from seediff_jax.dataset.shards import Dataset
 from seediff_jax.dataset.strips import ClassStages, method_strip
 from seediff_jax.driver.config import RunConfig
@@ -18,7 +18,7 @@ from seediff_jax.driver.monitor import Monitor
 from seediff_jax.driver.work_loop import Stages
 from seediff_jax.masks.config import IGNORE_INDEX, MaskConfig
 from seediff_jax.masks.image_ops import grid_size
-from seediff_jax.masks.method_names import method_name
+from seediff_jax.masks.own_methods import method_name
 from seediff_jax.masks.seeds import find_seeds
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.programs import MASKS, PairPrograms, PairRows
@@ -234,8 +234,8 @@ class PairMaker:
             start=start,
             fetch=fetch,
             write=self.write,
-            seal=self._dataset.finish,
-            complete=self.complete,
+            shards_ready=self.shards_ready,
+            finish=self._dataset.finish,
             watch=monitor.watch,
         )
 
@@ -275,8 +275,8 @@ class PairMaker:
             self._is_needed[[sample.index for sample in done]] = False
         return len(done), failures
 
-    def complete(self, first: int, written: int) -> Iterable[int]:
-        """Returns the shard of a block, if that shard is complete now."""
+    def shards_ready(self, first: int, written: int) -> Iterable[int]:
+        """Returns the shard of a block if it now has all its samples."""
         shard = self._layout.shard_of(first)
         self._missing[shard] -= written
         return [shard] if written and not self._missing[shard] else []

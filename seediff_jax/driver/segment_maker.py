@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from seediff_jax.dataset.encoding import Sample
-from seediff_jax.dataset.formats.metrics import COUNTS, label_counts
-from seediff_jax.dataset.metric import confusion_matrix
+from seediff_jax.dataset.formats.metrics_json import COUNTS, label_counts
+from seediff_jax.dataset.iou import confusion_matrix
 from seediff_jax.driver.sample_maker import PairMaker, Round, class_mask, take_rows
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX
 from seediff_jax.pipeline.programs import PairRows

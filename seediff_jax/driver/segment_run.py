@@ -5,13 +5,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from seediff_jax.dataset.formats.metrics import METRICS
+from seediff_jax.dataset.formats.metrics_json import METRICS
 from seediff_jax.dataset.image_files import ImageFiles
-from seediff_jax.dataset.settings_file import (
-    COMMAND,
-    read_settings,
-    require_resumable,
-)
+from seediff_jax.dataset.resume import require_resumable
+from seediff_jax.dataset.settings_file import COMMAND, read_settings
 from seediff_jax.driver.config import ModelSource, RunConfig, RunSettings
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder

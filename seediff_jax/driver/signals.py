@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from seediff_jax.driver.output import exit_now
+from seediff_jax.driver.stdio import exit_now
 
 STOPPED, INTERRUPTED = 75, 130
 """Exit statuses after SIGTERM or SIGHUP (EX_TEMPFAIL: give the command again), and after Ctrl-C."""

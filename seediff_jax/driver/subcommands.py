@@ -11,7 +11,7 @@ from absl import flags
 
 from seediff_jax.driver import cli
 from seediff_jax.driver.config import HostSettings, Task
-from seediff_jax.driver.stored_run import read_stored_run
+from seediff_jax.driver.stored_command import read_command
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
 from seediff_jax.masks.config import MaskConfig
@@ -184,7 +184,7 @@ def _regenerate(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -
 
 def _run_again(folder: Folder, values: flags.FlagValues, carry_out: CarryOut, task: Task) -> int:
     work = cli.read_settings(values, HostSettings)
-    return carry_out(**read_stored_run(folder, work), task=task)
+    return carry_out(**read_command(folder, work), task=task)
 
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {

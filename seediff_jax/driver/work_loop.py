@@ -1,14 +1,13 @@
-"""The loop of a run on one host: devices, encoding and disk at work at the same time.
+"""The loop of a run on one host, which keeps devices, encoding and disk busy at the same time.
 
-main thread        start a round on the devices, at most `depth` rounds ahead of the queue
+main thread        starts a round on the devices, at most `depth` rounds ahead of the queue
 `depth` threads    wait for a round, copy it to the host, queue its blocks
-`workers` threads  encode a block, write it
-one thread         seal shards that are complete
+`workers` threads  encode a block and write it
+one thread         finishes shards that have all their samples
 
-A device has its next round before it is done with the last, and waits only where encoding or the
-disk is slower: then the queue is full, and no place becomes free. Each round has a thread that
-waits for it, so that it is known when a device is done, full queue or not. No thread of this module
-knows what a model is.
+A device gets its next round before it has done the last one. It waits only if encoding or the disk
+is slower, because then the queue stays full. Each round has its own waiting thread, so the monitor
+learns when a device is done even if the queue is full. This module knows nothing of models.
 """
 
 import dataclasses
@@ -19,10 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 DEPTH = 2
-"""Rounds between start and queue: one that is made, and one that is ready to follow."""
+"""Rounds between start and queue: one that is running, and one that is ready to follow."""
 
 _DISK_WAITERS = 2
-"""Threads, beside one a core, that encode while others wait for the disk."""
+"""Threads in addition to one per core, which encode while others wait for the disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +29,20 @@ class Stages:
     """What a loop does with its blocks; each function may raise, which ends the loop.
 
     Attributes:
-        start: begins to make the blocks of a round and returns at once, with what `fetch` needs.
-        fetch: waits for a round and copies it to the host; one content a block.
-        write: encodes and writes a block; returns how many samples, and those that failed.
-        seal: seals a shard.
-        complete: shards that a block completes, of which so many samples were written.
-        watch: told of every block, and of the number of samples that were written and that failed.
+        start: starts the blocks of a round and returns at once, with a handle for `fetch`.
+        fetch: waits for a round and copies it to the host; returns one content per block.
+        write: encodes and writes a block; returns the number of samples and those that failed.
+        shards_ready: the shards that have all their samples after this number of samples of a block
+            was written.
+        finish: finishes a shard.
+        watch: is told of every block the number of samples that were written and that failed.
     """
 
     start: Callable[[Sequence[int]], Any]
     fetch: Callable[[Any], Sequence[Any]]
     write: Callable[[int, Any], tuple[int, list[Any]]]
-    seal: Callable[[int], None]
-    complete: Callable[[int, int], Iterable[int]]
+    shards_ready: Callable[[int, int], Iterable[int]]
+    finish: Callable[[int], None]
     watch: Callable[[int, int], None]
 
 
@@ -63,7 +63,7 @@ class WorkLoop:
     def run(
         self, rounds: Iterable[Sequence[int]], should_stop: Callable[[int], bool]
     ) -> tuple[list[Any], bool]:
-        """Makes blocks until the rounds are over or one is told to stop; waits for all in flight.
+        """Makes blocks until the rounds are over or `should_stop`; waits for all in flight.
 
         Args:
             rounds: first indices of the blocks of each round.
@@ -82,7 +82,7 @@ class WorkLoop:
         stopped = False
 
         def attempt(task: Callable[..., Any], *arguments: Any) -> Any:
-            """The task's result; None where it, or another one before, raised."""
+            """The result of the task; None if it or an earlier one raised."""
             if errors:
                 return None
             try:
@@ -95,10 +95,10 @@ class WorkLoop:
             written, bad = self._stages.write(first, content)
             with lock:
                 failed.extend(bad)
-                complete = list(self._stages.complete(first, written))
+                ready = list(self._stages.shards_ready(first, written))
             self._stages.watch(written, len(bad))
-            for shard in complete:
-                sealer.submit(attempt, self._stages.seal, shard)
+            for shard in ready:
+                finisher.submit(attempt, self._stages.finish, shard)
 
         def fetch(blocks: Sequence[int], handle: Any) -> None:
             pairs = attempt(lambda: [*zip(blocks, self._stages.fetch(handle), strict=True)])
@@ -109,7 +109,7 @@ class WorkLoop:
             on_their_way.release()
 
         with (
-            ThreadPoolExecutor(1, "seal") as sealer,
+            ThreadPoolExecutor(1, "finish") as finisher,
             ThreadPoolExecutor(self._workers, "write") as writers,
             ThreadPoolExecutor(self._depth, "fetch") as fetcher,
         ):
@@ -123,10 +123,10 @@ class WorkLoop:
                     fetcher.submit(fetch, blocks, self._stages.start(blocks))
             except BaseException as error:
                 errors.insert(0, error)
-            # In the order in which work is handed on.
+            # In the order of the stages.
             fetcher.shutdown()
             writers.shutdown()
-            sealer.shutdown()
+            finisher.shutdown()
         if errors:
             raise errors[0]
         return failed, stopped

@@ -1,6 +1,6 @@
-"""MaskConfig: the settings of masks, with the published values of every method; fixed labels.
+"""MaskConfig: the settings of masks; the mask methods with their published values; fixed labels.
 
-Loads neither JAX nor NumPy, so that the command line can list the settings at once.
+Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from seediff_jax.errors import UserError
-from seediff_jax.masks.method_names import method_name, parse_methods, require_methods
+from seediff_jax.masks.own_methods import method_name, parse_methods, require_methods
 from seediff_jax.settings import check_settings, setting
 
 BACKGROUND = 0
@@ -37,20 +37,22 @@ class Method(NamedTuple):
     """A way from attention to a soft mask.
 
     Attributes:
-        function: `module:function`, as of a method of one's own, see `masks.methods`.
+        function: `module:function`, as for a user's own method, see `masks.own_methods`.
         published: its published values.
         needs_self_attention: whether it reads self-attention.
     """
 
     function: str
-    published: Published = Published(1, 0.5, None)
+    published: Published
     needs_self_attention: bool = True
 
 
 METHODS = {
-    "seediff": Method("seediff_jax.masks.methods:soft_mask"),
+    "seediff": Method("seediff_jax.masks.methods:soft_mask", Published(1, 0.5, None)),
     "cross_attention": Method(
-        "seediff_jax.masks.methods:cross_attention_mask", needs_self_attention=False
+        "seediff_jax.masks.methods:cross_attention_mask",
+        Published(1, 0.5, None),
+        needs_self_attention=False,
     ),
     "exponentiation": Method(
         "seediff_jax.masks.methods:exponentiation_mask", Published(4, 0.6, 0.5)
@@ -60,10 +62,10 @@ METHODS = {
 
 
 def method_of(method: str | Callable[..., Any]) -> Method:
-    """What is known of a method; one's own has the published values of seediff."""
+    """Looks a method up; a user's own method has the published values of seediff."""
     if isinstance(method, str) and method in METHODS:
         return METHODS[method]
-    return Method(method, needs_self_attention=False)
+    return Method(method, METHODS["seediff"].published, needs_self_attention=False)
 
 
 _SEEDIFF = (
@@ -81,8 +83,9 @@ class Thresholds(NamedTuple):
     """Thresholds of label maps, which compiled programs take as arguments.
 
     Attributes:
-        threshold: a pixel belongs to a class above it.
-        uncertain: pixels from here up to the last threshold are ignored; equal to it, none is.
+        threshold: a pixel belongs to a class if its soft mask is above it.
+        uncertain: pixels from this value up to the final threshold are ignored; if both are equal,
+            none is.
         refined: replaces `threshold` after refinement.
     """
 
@@ -93,7 +96,7 @@ class Thresholds(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskConfig:
-    """How masks are made of attention; hashable, a static argument of `jax.jit`.
+    """How masks are made from attention; hashable, a static argument of `jax.jit`.
 
     See the help of each field, `seediff --help` or docs/flags.md.
 
@@ -126,12 +129,12 @@ class MaskConfig:
     )
     background: bool = setting(
         True,
-        "Remove from seediff masks what resembles the background at the finer levels.",
+        "At the finer levels, remove from seediff masks what resembles the background.",
         needs=_SEEDIFF,
     )
     threshold: float | None = setting(
         None,
-        "A pixel belongs to a class above this value of its soft mask; by default the published "
+        "A pixel belongs to a class if its soft mask is above this value; by default the published "
         "value of the method.",
         least=0,
         most=1,
@@ -139,22 +142,22 @@ class MaskConfig:
     )
     uncertain: float | None = setting(
         None,
-        "Pixels from this value up to the threshold become 255, ignore; by default none, except "
-        "with exponentiation at its published threshold.",
+        "Pixels from this value up to the threshold become 255, which means ignore. By default "
+        "there are none, except with exponentiation at its published threshold.",
         least=0,
         most=1,
         traced=True,
     )
     refine_iterations: int = setting(
         0,
-        "Number of steps of pixel-adaptive refinement, which moves the edges of masks to the edges "
-        "of the image.",
+        "Number of steps of pixel-adaptive refinement, which moves the edges of masks to edges in "
+        "the image.",
         least=0,
         most=2**31 - 1,
     )
     refined_threshold: float = setting(
         REFINED_THRESHOLD,
-        "Replaces the threshold after refinement.",
+        "Threshold after refinement, in place of --threshold.",
         least=0,
         most=1,
         traced=True,
@@ -162,7 +165,7 @@ class MaskConfig:
     )
     dilations: tuple[int, ...] = setting(
         (1,),
-        "Distances in pixels of the neighbours in refinement, as in 1,2,4.",
+        "Distances in pixels to the neighbours that refinement compares, as in 1,2,4.",
         least=1,
         most=16384,
         needs=_REFINEMENT,
@@ -190,7 +193,7 @@ class MaskConfig:
 
     @property
     def only_method(self) -> str | Callable[..., Any]:
-        """The method; raises a UserError where there are several."""
+        """The method; raises a UserError if there are several."""
         if len(self.methods) > 1:
             raise UserError(
                 f"method={','.join(map(method_name, self.methods))}: only one is possible here"
@@ -198,14 +201,14 @@ class MaskConfig:
         return self.method
 
     def each(self) -> tuple["MaskConfig", ...]:
-        """The same settings for every method alone."""
+        """One config per method, with the same settings."""
         return tuple(dataclasses.replace(self, method=method) for method in self.methods)
 
     @property
     def resolved(self) -> Published:
-        """`power`, `threshold` and `uncertain`, with the published values in place of None.
+        """`power`, `threshold` and `uncertain`, with published values in place of None.
 
-        Of several methods, those of the first.
+        For several methods, the published values are those of the first.
         """
         published = method_of(self.methods[0]).published
         power = published.power if self.power is None else self.power
@@ -215,9 +218,9 @@ class MaskConfig:
         return Published(power, published.threshold, uncertain)
 
     def recorded(self) -> dict[str, Any]:
-        """What settings.json tells in place of None: of one method, the published values.
+        """Values that settings.json records in place of None: the published ones of one method.
 
-        Several methods have their own, so there None stays.
+        Several methods have different ones, so None is recorded for them.
         """
         return self.resolved._asdict() if len(self.methods) == 1 else {}
 

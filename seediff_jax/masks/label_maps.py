@@ -71,7 +71,7 @@ def make_masks(
         images: colours in 0..255.
         attention_maps: float32, `cross_attention` with one column per class.
         thresholds: of float32 `[]`, from `MaskConfig.thresholds`.
-        config: static; its thresholds are not read, see `static_part`.
+        config: static; its thresholds are not read, see `settings.static_part`.
     """
     image_size = images.shape[1:3]
     threshold, uncertain, refined_threshold = thresholds
@@ -79,7 +79,7 @@ def make_masks(
     def one_class(cross_attention, self_attention):
         seeds = find_seeds(seed_map(cross_attention))
         soft = class_soft_mask(cross_attention, self_attention, image_size, config)
-        # The column of padding is 0; a method of one's own may make anything of it.
+        # Columns of padding are 0; a user's own method may turn them into anything.
         soft = jnp.where(jnp.any(cross_attention != 0), soft, 0)
         return soft, jnp.sum(seeds, dtype=jnp.int32)
 

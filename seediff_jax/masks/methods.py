@@ -16,7 +16,7 @@ from seediff_jax.errors import UserError
 from seediff_jax.masks.config import METHODS, MaskConfig, method_of
 from seediff_jax.masks.expansion import expand, require_levels, spread
 from seediff_jax.masks.image_ops import grid_size, min_max, resize_cubic
-from seediff_jax.masks.method_names import load_method, method_name
+from seediff_jax.masks.own_methods import load_method, method_name
 from seediff_jax.masks.seeds import find_seeds, seed_map
 
 

@@ -19,7 +19,7 @@ from seediff_jax.dataset.strips import ClassStages, method_strip
 from seediff_jax.errors import listed, quoted
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.masks.label_maps import finite_masks, make_masks
-from seediff_jax.masks.method_names import method_name
+from seediff_jax.masks.own_methods import method_name
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.method_check import require_kept_fits, require_method
 from seediff_jax.pipeline.pair import Pair

@@ -8,8 +8,8 @@ import numpy as np
 
 from seediff_jax.errors import UserError, shown
 from seediff_jax.masks.config import METHODS, MaskConfig, method_of
-from seediff_jax.masks.method_names import method_name
 from seediff_jax.masks.methods import class_soft_mask
+from seediff_jax.masks.own_methods import method_name
 from seediff_jax.models.capture import check_capture, kept_bytes, layer_sizes
 from seediff_jax.models.model import Model
 from seediff_jax.sampling.config import SamplingConfig

@@ -1,6 +1,6 @@
 """Writes samples of a finished dataset to a new one, as they are or with other parts.
 
-    Finished, indices -> Copier.copy, sample by sample -> Dataset -> finalize
+    Finished, indices -> Copier.copy, sample by sample -> Dataset -> complete_run
 
 The new dataset is like that of a run: `verify` and all readers take it. Its samples are numbered
 anew; `source_index` of a record is the number in the run that made it.
@@ -12,19 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from seediff_jax.dataset.complete import MANIFEST, complete_counts, complete_run, mark_incomplete
 from seediff_jax.dataset.encoding import PARTS, EncodedSample, Sample, encode
-from seediff_jax.dataset.finalize import MANIFEST, complete_counts, finalize, mark_incomplete
 from seediff_jax.dataset.formats.names import kept_parts
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.lock import hold_lock
 from seediff_jax.dataset.read_back import PartSource
-from seediff_jax.dataset.settings_file import FILTERS, require_resumable, write_settings
-from seediff_jax.dataset.shards import (
-    Dataset,
-    make_formats,
+from seediff_jax.dataset.resume import (
+    find_existing,
     remove_leftovers,
-    scratch_folder,
+    require_resumable,
+    unfinished_shards,
 )
+from seediff_jax.dataset.settings_file import FILTERS, write_settings
+from seediff_jax.dataset.shards import Dataset, make_formats, scratch_folder
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder
 from seediff_jax.review.finished import Finished
@@ -134,16 +135,16 @@ def write_copy(copier: Copier, folder: Folder, settings: Mapping[str, Any]) -> N
         remove_leftovers(folder)
         with scratch_folder(folder, "filter") as scratch:
             dataset = Dataset(folder, layout, formats, scratch)
-            exists = dataset.scan()
+            exists = find_existing(folder, layout)
             if exists.all() and complete_counts(folder) is not None:
                 return
             mark_incomplete(folder)
             parts = {part for each in formats for part in each.parts}
             for samples in copier.samples(exists, parts, scratch):
                 dataset.write(samples)
-            for shard in dataset.unfinished_shards(dataset.scan()):
+            for shard in unfinished_shards(folder, layout, find_existing(folder, layout)):
                 dataset.finish(shard)
-            finalize(dataset, settings["class_names"], str(settings.get("model")))
+            complete_run(dataset, settings["class_names"], str(settings.get("model")))
 
 
 def _require_apart(source: Folder, folder: Folder) -> None:

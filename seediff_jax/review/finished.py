@@ -12,10 +12,10 @@ from PIL import Image
 
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.dataset.checksums import FAILED, DamagedFile, parse_record, read_checked
+from seediff_jax.dataset.complete import COMPLETE, FAILED_LIST, read_complete
 from seediff_jax.dataset.encoding import decode_png
-from seediff_jax.dataset.finalize import COMPLETE, FAILED_LIST, read_complete
 from seediff_jax.dataset.formats import Format
-from seediff_jax.dataset.formats.names import ATTENTION, METHODS
+from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.read_back import PartSource, part_sources, recover_parts
 from seediff_jax.dataset.settings_file import read_dataset_settings
@@ -145,9 +145,9 @@ class Finished:
         Raises:
             UserError: they are damaged.
         """
-        if METHODS not in record["sha256"]:
+        if OTHER_METHODS_PART not in record["sha256"]:
             return None
-        content = self.read_parts(record, (METHODS,), sources)[METHODS]
+        content = self.read_parts(record, (OTHER_METHODS_PART,), sources)[OTHER_METHODS_PART]
         with self.decoding(record):
             stacked = decode_png(content)
             return stacked.reshape(len(record["other_methods"]), -1, stacked.shape[1])
@@ -160,7 +160,7 @@ class Finished:
         Raises:
             UserError: it is missing or damaged.
         """
-        content = self.read_parts(record, (ATTENTION,), sources)[ATTENTION]
+        content = self.read_parts(record, (ATTENTION_PART,), sources)[ATTENTION_PART]
         with self.decoding(record):
             maps = AttentionMaps.load(io.BytesIO(content))
             shape, count = maps.cross_attention.shape, len(record["class_ids"])

@@ -14,7 +14,13 @@ from PIL import Image
 from seediff_jax.dataset.encoding import PARTS, encode
 from seediff_jax.dataset.formats import FORMATS, Format
 from seediff_jax.dataset.formats.base import json_text
-from seediff_jax.dataset.formats.names import ATTENTION, KEEPING, METHODS, kept_parts, require_place
+from seediff_jax.dataset.formats.names import (
+    ATTENTION_PART,
+    KEEPING,
+    OTHER_METHODS_PART,
+    kept_parts,
+    require_place,
+)
 from seediff_jax.dataset.formats.voc import is_val
 from tests.helpers.format_runs import CLASS_NAMES, OPTIONS, SAMPLES, tree, write_run
 
@@ -59,7 +65,7 @@ def test_parts_are_parts_of_the_encoding_and_shards_need_some_of_them(name, soft
     kept = {"soft_masks": soft, "seed_maps": True, "keep_attention": True}
     kept["mask_method"] = ["seediff", "cross_attention"]
     form = FORMATS[name](CLASS_NAMES, kept_parts(kept))
-    assert ({ATTENTION, METHODS} <= {*form.parts}) == (name in KEEPING)
+    assert ({ATTENTION_PART, OTHER_METHODS_PART} <= {*form.parts}) == (name in KEEPING)
     assert set(form.shard_parts) <= set(form.parts) <= set(PARTS)
     assert set(form.sample_files(7).values()) <= set(form.parts)
     assert set(form.sample_files(7).values()) | set(form.shard_parts) == set(form.parts)
@@ -67,12 +73,12 @@ def test_parts_are_parts_of_the_encoding_and_shards_need_some_of_them(name, soft
 
 def test_only_some_formats_have_a_place_for_more_than_image_and_mask():
     for formats in (["files"], ["voc", "webdataset"]):
-        require_place(formats, [ATTENTION])
+        require_place(formats, [ATTENTION_PART])
     require_place(["voc"], [])
     with pytest.raises(
         ValueError, match=r"formats=voc,coco has no place for methods\.png; add one"
     ):
-        require_place(["voc", "coco"], [METHODS])
+        require_place(["voc", "coco"], [OTHER_METHODS_PART])
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seediff_jax.dataset.formats.metrics import Metrics, label_counts
+from seediff_jax.dataset.formats.metrics_json import Metrics, label_counts
 from seediff_jax.dataset.image_files import ImageFiles
-from seediff_jax.dataset.metric import confusion_matrix
+from seediff_jax.dataset.iou import confusion_matrix
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from seediff_jax.dataset.checksums import FAILED, add_checksum
-from seediff_jax.dataset.finalize import complete_counts, mark_incomplete
+from seediff_jax.dataset.complete import complete_counts, mark_incomplete
 from seediff_jax.dataset.journal import Journal
-from seediff_jax.dataset.shards import remove_leftovers
+from seediff_jax.dataset.resume import find_existing, remove_leftovers
 from tests.helpers.crashes import killed_at, tree
 from tests.helpers.letter_runs import BAD, Place, Run, encoded
 
@@ -45,9 +45,9 @@ def test_a_finished_folder_holds_every_file_of_every_moment(place):
     assert lines(folder, "failed.jsonl") == [
         add_checksum({"index": BAD, FAILED: "latents are not finite"})
     ]
-    sealed = ["00000.json", "00000.jsonl", "00001.json", "00001.jsonl"]
+    finished = ["00000.json", "00000.jsonl", "00001.json", "00001.jsonl"]
     unfilled = ["00002.journal", "00002.jsonl", "00002.open.json"]
-    assert folder.names("shards") == [*sealed, *unfilled, "closed.json"]
+    assert folder.names("shards") == [*finished, *unfilled, "closed.json"]
     counts = {"num_images": 8, "samples": 7, "failed": 1, "empty": 0}
     assert counts.items() <= json.loads(folder.read("shards/closed.json")).items()
 
@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_loses_only_the_block_that_was_being_written(place)
             place.run(folder, Run())
         if calls[-1] != "killed":
             break
-        exists = place.dataset(folder, Run().layout).scan()
+        exists = find_existing(folder, Run().layout)
         blocks = [entry for entry in (0, 3, 6) if exists[entry : entry + 3].all()]
         assert exists.sum() == sum(len(exists[entry : entry + 3]) for entry in blocks)
         assert blocks == [0, 3, 6][: len(blocks)]
@@ -178,7 +178,7 @@ def test_an_error_of_a_file_that_cannot_be_written_leaves_what_was_written(place
         patch.setattr(type(folder), "write_all", _full)
         with pytest.raises(OSError, match="No space left"):
             dataset.write([encoded(2)])
-    assert dataset.scan().tolist() == [True, True, *[False] * 6]
+    assert find_existing(folder, dataset.layout).tolist() == [True, True, *[False] * 6]
 
 
 def _full(*_):
@@ -189,7 +189,7 @@ def test_a_folder_with_samples_beyond_those_asked_for_is_refused(place):
     folder = place.finished(Run())
     message = "has samples up to 7, beyond num_images=7; ask for at least as many"
     with pytest.raises(ValueError, match=message):
-        place.dataset(folder, Run(num_images=7).layout).scan()
+        find_existing(folder, Run(num_images=7).layout)
 
 
 @pytest.mark.parametrize("num_images", [1, 5])
@@ -197,8 +197,8 @@ def test_a_finished_shard_beyond_num_images_is_refused(place, num_images):
     folder = place.finished(Run(num_images=6))
     message = f"has samples up to 5, beyond num_images={num_images}"
     with pytest.raises(ValueError, match=message):
-        place.dataset(folder, Run(num_images=num_images).layout).scan()
-    assert place.dataset(folder, Run(num_images=6).layout).scan().all()
+        find_existing(folder, Run(num_images=num_images).layout)
+    assert find_existing(folder, Run(num_images=6).layout).all()
 
 
 def test_a_run_grows_by_steps_to_the_bytes_of_a_run_at_once(place):
@@ -219,7 +219,7 @@ def test_samples_of_a_damaged_journal_are_made_again_by_the_same_command(place):
     message = r"00000\.journal/000001\+1 was damaged .* and is removed; run the same command"
     with pytest.raises(ValueError, match=message):
         place.run(folder, Run(batch_size=1))
-    exists = place.dataset(folder, Run().layout).scan()
+    exists = find_existing(folder, Run().layout)
     assert np.flatnonzero(exists).tolist() == [0, 2]
     place.run(folder, Run())
     assert tree(folder) == tree(place.finished(Run()))
@@ -237,7 +237,7 @@ def test_a_failed_sample_counts_as_done_and_has_no_file(place):
     folder = place.folder()
     dataset = place.dataset(folder, Run().layout)
     dataset.write([encoded(3), encoded(BAD), encoded(5)])
-    assert np.flatnonzero(dataset.scan()).tolist() == [3, 4, 5]
+    assert np.flatnonzero(find_existing(folder, dataset.layout)).tolist() == [3, 4, 5]
     assert folder.names("image") == ["000003.txt", "000005.txt"]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from seediff_jax.dataset.checksums import add_checksum, json_line, json_with_checksum
 from seediff_jax.dataset.encoding import PARTS
-from seediff_jax.dataset.formats.names import ATTENTION
+from seediff_jax.dataset.formats.names import ATTENTION_PART
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.plan import (
     CLASS_PIXEL_BYTES,
@@ -34,7 +34,7 @@ VOC = ("voc/JPEGImages/{}.jpg", "voc/SegmentationClass/{}.png")
 
 
 def test_every_part_has_a_typical_size():
-    assert {*PIXEL_BYTES, *CLASS_PIXEL_BYTES, *METHOD_PIXEL_BYTES, ATTENTION} == {*PARTS}
+    assert {*PIXEL_BYTES, *CLASS_PIXEL_BYTES, *METHOD_PIXEL_BYTES, ATTENTION_PART} == {*PARTS}
 
 
 def test_typical_bytes_are_those_of_the_parts_of_all_formats():

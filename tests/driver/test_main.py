@@ -9,7 +9,7 @@ import pytest
 
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.config import default_output
-from seediff_jax.driver.flag_texts import parse_loras, parse_scheduler_options
+from seediff_jax.driver.flag_parsers import parse_loras, parse_scheduler_options
 from seediff_jax.main import define_flags, main, make_config, read_command_line
 from tests.helpers.small_runs import command, error_line
 
@@ -102,7 +102,7 @@ def test_a_file_in_place_of_the_folder_of_the_log_is_refused(inputs, tmp_path, c
 )
 def test_only_one_thing_is_done_at_a_time(inputs, tmp_path, capsys, no_model, options, named):
     assert main(command(inputs, tmp_path / "out", *options)) == 2
-    assert f"{named} are different things to do; give one at a time" in error_line(capsys)
+    assert f"{named} are different tasks; give one of them" in error_line(capsys)
 
 
 @pytest.mark.parametrize("debug", [False, True])
@@ -115,7 +115,7 @@ def test_an_error_of_a_device_is_one_line_and_a_traceback_where_it_is_asked_for(
     monkeypatch.setattr(make_dataset, "load_model", load_model)
     assert main(command(inputs, tmp_path / "out", *["--debug"] * debug)) == 2
     *before, last = capsys.readouterr().err.splitlines()
-    assert last.startswith("seediff: JAX failed: INTERNAL: the link is down; the same command")
+    assert last.startswith("seediff: JAX failed: INTERNAL: the link is down; run the same command")
     assert ("Traceback (most recent call last):" in before) == debug
     assert debug or not before
 
@@ -196,7 +196,7 @@ def test_help_lists_every_flag(capsys):
     assert main(["seediff", "--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"{name}" in text for name in define_flags())
-    assert "--[no]background=true" in text and "ddim, pndm, euler, " in text
+    assert "--background / --nobackground (default: on)" in text and "ddim, pndm, euler, " in text
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.shapes.render import render_scene
 from seediff_jax import SegmentConfig, load_model, segment
-from seediff_jax.dataset.metric import class_iou, mean_iou, sum_matrices
+from seediff_jax.dataset.iou import class_iou, mean_iou, sum_matrices
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.signals import STOPPED
 from seediff_jax.main import main

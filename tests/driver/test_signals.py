@@ -128,7 +128,7 @@ def test_another_thread_may_run_a_program_without_signals():
 
 ABORTED = """
 import ctypes, os, signal, threading, time
-from seediff_jax.driver.output import exit_now
+from seediff_jax.driver.stdio import exit_now
 from seediff_jax.driver.signals import abort_delayed
 def abort():
     print("fatal", flush=True)

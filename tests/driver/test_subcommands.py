@@ -8,7 +8,7 @@ import pytest
 from seediff_jax.dataset.settings_file import COMMAND, read_settings, write_settings
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.config import HostSettings, Task
-from seediff_jax.driver.stored_run import read_stored_run
+from seediff_jax.driver.stored_command import read_command
 from seediff_jax.driver.subcommands import SUBCOMMANDS
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
@@ -55,7 +55,7 @@ def test_settings_of_a_folder_are_those_of_the_command_that_wrote_it(tmp_path, o
     settings = make_config(line).settings()
     folder = open_folder(tmp_path / "set")
     write_settings(folder, json.loads(json.dumps(settings)) | {"scheduler": "that of the model"})
-    read = CommandLine(**read_stored_run(folder, HostSettings()), task=Task())
+    read = CommandLine(**read_command(folder, HostSettings()), task=Task())
     assert make_config(read).settings() == settings
     assert read.prompts == line.prompts and read.sampling == line.sampling
     assert dataclasses.replace(read.source, loras=line.source.loras) == line.source
@@ -68,9 +68,7 @@ def test_a_folder_of_before_class_ids_was_a_setting_goes_on_with_its_own_ids(tmp
     stored = json.loads(json.dumps(settings)) | {"scheduler": "that of the model"}
     del stored["command"]["class_ids"]
     write_settings(open_folder(tmp_path / "set"), stored)
-    read = CommandLine(
-        **read_stored_run(open_folder(tmp_path / "set"), HostSettings()), task=Task()
-    )
+    read = CommandLine(**read_command(open_folder(tmp_path / "set"), HostSettings()), task=Task())
     assert make_config(read).class_names == tuple(stored["class_names"]) == VOC_CLASSES
 
 
@@ -120,14 +118,14 @@ def test_prompts_that_have_changed_since_are_refused(inputs, tmp_path, capsys, m
 def test_folders_that_do_not_keep_the_command_are_refused(tmp_path):
     folder = open_folder(tmp_path / "set")
     with pytest.raises(UserError, match="is not a seediff dataset: it does not exist"):
-        read_stored_run(folder, HostSettings())
+        read_command(folder, HostSettings())
     settings = make_config(line_of()).settings()
     write_settings(folder, settings | {COMMAND: None})
     with pytest.raises(UserError, match="does not say what its prompts were made of"):
-        read_stored_run(folder, HostSettings())
+        read_command(folder, HostSettings())
     write_settings(folder, settings | {"num_steps": "many"})
     with pytest.raises(UserError, match="cannot be used: num_steps=many must be a whole number"):
-        read_stored_run(folder, HostSettings())
+        read_command(folder, HostSettings())
     assert read_settings(folder)["num_steps"] == "many"
 
 

@@ -166,7 +166,7 @@ def test_verifying_something_else_is_one_line(tmp_path, capsys):
     assert "is not a seediff dataset: it does not exist" in error_line(capsys)
 
 
-# Of the sealed shard, and of the open one; with the batch size of the run, whatever is given.
+# Of a full shard, and of the open one; with the batch size of the run, whatever is given.
 @pytest.mark.parametrize(("index", "batch_size"), [(0, 2), (4, 3)])
 def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, index, batch_size):
     before = tree(made)
@@ -251,7 +251,7 @@ def test_at_a_given_rate_time_disk_and_memory_are_told_without_weights(
 def test_at_a_given_rate_disk_is_that_of_the_samples_that_are_there(inputs, made, capsys, compiled):
     before = tree(made)
     assert main(run(inputs, made, "--plan", "--rate=1", "--num_images=8")) == 0
-    # The sealed shard of the first three samples.
+    # The full shard of the first three samples.
     own = [len(before[f"{part}/{i:06d}.png"]) for part in OWN_PARTS for i in range(3)]
     shared = [len(before[n]) for n in ("webdataset/shard-00000.tar", "shards/00000.jsonl")]
     sample = (sum(own) + sum(shared)) / 3 / 1024

@@ -14,13 +14,13 @@ class Recorder:
     """Stages that note what happens; a block's content is its number."""
 
     def __init__(self, **replaced):
-        self.written, self.sealed, self.seen = [], [], []
+        self.written, self.finished, self.seen = [], [], []
         stages = {
             "start": lambda blocks: blocks,
             "fetch": lambda handle: handle,
             "write": self.write,
-            "seal": self.sealed.append,
-            "complete": lambda first, written: [first // 10] if first % 10 == 3 else [],
+            "finish": self.finished.append,
+            "shards_ready": lambda first, written: [first // 10] if first % 10 == 3 else [],
             "watch": lambda written, failed: self.seen.append((written, failed)),
         }
         self.stages = Stages(**stages | replaced)
@@ -35,12 +35,12 @@ def never(_):
     return False
 
 
-def test_every_block_is_written_and_complete_shards_are_sealed():
+def test_every_block_is_written_and_shards_with_all_samples_are_finished():
     recorder = Recorder()
     rounds = [[0, 1], [2, 3], [], [12, 13]]
     failed, stopped = WorkLoop(recorder.stages).run(rounds, never)
     assert sorted(recorder.written) == [0, 1, 2, 3, 12, 13]
-    assert sorted(recorder.sealed) == [0, 1]
+    assert sorted(recorder.finished) == [0, 1]
     assert failed == ["bad 12"] and not stopped
     assert sorted(recorder.seen) == [(2, 0)] * 5 + [(2, 1)]
 
@@ -138,7 +138,7 @@ def test_a_stop_lets_what_is_in_flight_be_written():
     assert stopped and sorted(recorder.written) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("stage", ["start", "fetch", "write", "seal", "complete", "watch"])
+@pytest.mark.parametrize("stage", ["start", "fetch", "write", "finish", "shards_ready", "watch"])
 def test_an_error_of_any_stage_ends_the_loop_and_is_raised(stage):
     def fail(*_):
         raise OSError(28, "No space left on device", "image.png")

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.segmenter.augment import augment, distort, resize_pair
 from experiments.segmenter.config import LAPTOP
-from seediff_jax.dataset.metric import class_iou, confusion_matrix, mean_iou, sum_matrices
+from seediff_jax.dataset.iou import class_iou, confusion_matrix, mean_iou, sum_matrices
 from seediff_jax.errors import UserError
 
 _SMALL = dataclasses.replace(LAPTOP, num_labels=3, crop=32, batch_size=8, steps=4)

@@ -22,7 +22,7 @@ from experiments.segmenter.evaluate import load_run
 from experiments.segmenter.loading import load_batches
 from experiments.segmenter.predict import evaluate, predict
 from experiments.training.run_folder import require_settings
-from seediff_jax.dataset.metric import mean_iou
+from seediff_jax.dataset.iou import mean_iou
 from seediff_jax.errors import UserError
 from tests.helpers.segmenter_runs import LEARNING, SMALL, TINY, TinyNet, squares
 

@@ -218,7 +218,7 @@ if __name__ == "__main__":
     if (request := _serve(Path(sys.argv[1]))) is not None:
         _become(request)
         _disturb(request)
-        from seediff_jax.driver.output import run_program
+        from seediff_jax.driver.stdio import run_program
         from seediff_jax.main import main
 
         sys.argv = request["argv"]

@@ -4,11 +4,12 @@ import dataclasses
 import itertools
 
 from seediff_jax.dataset.checksums import FAILED
+from seediff_jax.dataset.complete import complete_counts, complete_run, mark_incomplete
 from seediff_jax.dataset.encoding import EncodedSample
-from seediff_jax.dataset.finalize import complete_counts, finalize, mark_incomplete
 from seediff_jax.dataset.formats import Format
 from seediff_jax.dataset.layout import ShardLayout
-from seediff_jax.dataset.shards import Dataset, remove_leftovers
+from seediff_jax.dataset.resume import find_existing, remove_leftovers, unfinished_shards
+from seediff_jax.dataset.shards import Dataset
 from seediff_jax.files.folder import open_folder
 
 BAD = 4
@@ -76,7 +77,7 @@ class Place:
     def run(self, folder, run, blocks=None):
         """Does what the driver does, in one thread; stops after `blocks` blocks."""
         dataset = self.dataset(folder, run.layout)
-        exists = dataset.scan()
+        exists = find_existing(folder, run.layout)
         counts = complete_counts(folder)
         if exists.all() and counts is not None and counts["num_images"] == run.num_images:
             return
@@ -90,9 +91,9 @@ class Place:
             if exists[run.layout.indices(shard)].all():
                 dataset.finish(shard)
         if blocks is None:
-            for shard in dataset.unfinished_shards(dataset.scan()):
+            for shard in unfinished_shards(folder, run.layout, find_existing(folder, run.layout)):
                 dataset.finish(shard)
-            finalize(dataset, [], "a model")
+            complete_run(dataset, [], "a model")
 
     def forget(self):
         """Empties the memory filesystem, which is slow when it is full."""

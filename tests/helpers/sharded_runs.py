@@ -3,7 +3,7 @@
 import json
 
 from seediff_jax.dataset.layout import ShardLayout
-from seediff_jax.dataset.shards import Dataset
+from seediff_jax.dataset.resume import find_existing
 from seediff_jax.files.folder import open_folder
 from tests.helpers.crashes import tree
 
@@ -18,7 +18,7 @@ def files(folder):
 def samples_of(folder):
     """Indices of the samples that are there."""
     layout = ShardLayout(IMAGES, SHARD_SIZE, 1)
-    return set(Dataset(open_folder(folder), layout, [], folder).scan().nonzero()[0].tolist())
+    return set(find_existing(open_folder(folder), layout).nonzero()[0].tolist())
 
 
 def written(log_dir):

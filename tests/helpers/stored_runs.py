@@ -6,13 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from seediff_jax.dataset.checksums import FAILED
+from seediff_jax.dataset.complete import complete_counts, complete_run, mark_incomplete
 from seediff_jax.dataset.encoding import EncodedSample, encode
-from seediff_jax.dataset.finalize import complete_counts, finalize, mark_incomplete
 from seediff_jax.dataset.formats import FORMATS
 from seediff_jax.dataset.formats.names import kept_parts
 from seediff_jax.dataset.layout import ShardLayout
-from seediff_jax.dataset.settings_file import FORM, require_resumable, write_settings
-from seediff_jax.dataset.shards import Dataset, make_formats, remove_leftovers
+from seediff_jax.dataset.resume import (
+    find_existing,
+    remove_leftovers,
+    require_resumable,
+    unfinished_shards,
+)
+from seediff_jax.dataset.settings_file import FORM, write_settings
+from seediff_jax.dataset.shards import Dataset, make_formats
 from seediff_jax.files.folder import open_folder
 from tests.helpers.format_runs import CLASS_NAMES, METHODS, make_sample
 
@@ -64,7 +70,7 @@ def run(place, formats=tuple(FORMATS), num_images=NUM_IMAGES, stop_at=None):
     made = make_formats(formats, CLASS_NAMES, kept_parts(settings(formats)))
     with tempfile.TemporaryDirectory() as scratch:
         dataset = Dataset(folder, layout, made, Path(scratch))
-        missing = np.flatnonzero(~dataset.scan()).tolist()
+        missing = np.flatnonzero(~find_existing(folder, layout)).tolist()
         counts = complete_counts(folder)
         if not missing and counts is not None and counts["num_images"] == num_images:
             return []
@@ -73,7 +79,7 @@ def run(place, formats=tuple(FORMATS), num_images=NUM_IMAGES, stop_at=None):
             if index == stop_at:
                 return missing[: missing.index(index)]
             dataset.write([encoded(index, made)])
-        for shard in dataset.unfinished_shards(dataset.scan()):
+        for shard in unfinished_shards(folder, layout, find_existing(folder, layout)):
             dataset.finish(shard)
-        finalize(dataset, CLASS_NAMES, "a model")
+        complete_run(dataset, CLASS_NAMES, "a model")
     return missing

@@ -12,8 +12,8 @@ import pytest
 from seediff_jax.checkpoints.load import make_model
 from seediff_jax.errors import UserError
 from seediff_jax.masks.config import MaskConfig
-from seediff_jax.masks.method_names import own_method_sources
 from seediff_jax.masks.methods import class_soft_mask
+from seediff_jax.masks.own_methods import own_method_sources
 from seediff_jax.pipeline import generate as generate_module
 from seediff_jax.pipeline.generate import generate
 from seediff_jax.pipeline.method_check import require_method

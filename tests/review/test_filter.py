@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from seediff_jax.dataset.encoding import PARTS
-from seediff_jax.dataset.settings_file import read_settings, require_resumable
+from seediff_jax.dataset.resume import require_resumable
+from seediff_jax.dataset.settings_file import read_settings
 from seediff_jax.dataset.shards import Dataset
 from seediff_jax.dataset.verify import verify
 from seediff_jax.errors import UserError

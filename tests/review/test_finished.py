@@ -113,7 +113,7 @@ def test_facts_of_another_kind_are_one_line(tmp_path, monkeypatch, capsys, odd):
 
     with monkeypatch.context() as patch:
         patch.setattr(stored_runs, "encoded", altered)
-        patch.setattr("seediff_jax.dataset.finalize._draw_sheet", lambda *_: None)
+        patch.setattr("seediff_jax.dataset.complete._draw_sheet", lambda *_: None)
         stored_runs.run(tmp_path / "set", ("files",))
     assert main(["seediff", "report", str(tmp_path / "set")]) == 2
     line = capsys.readouterr().err

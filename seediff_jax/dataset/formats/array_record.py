@@ -13,7 +13,7 @@ from PIL import Image
 
 from seediff_jax.dataset.encoding import EncodedSample, decode_png
 from seediff_jax.dataset.formats.base import Format, Recover, json_text, scratch_file
-from seediff_jax.dataset.formats.names import METHODS
+from seediff_jax.dataset.formats.names import OTHER_METHODS_PART
 
 
 class ArrayRecord(Format):
@@ -85,8 +85,9 @@ def parse_record(content: bytes) -> dict[str, Any]:
         if part in parts:
             with np.load(io.BytesIO(parts[part])) as arrays:
                 sample |= arrays
-    if METHODS in parts:
-        sample["other_masks"] = decode_png(parts[METHODS]).reshape(-1, *sample["mask"].shape)
+    if OTHER_METHODS_PART in parts:
+        stacked = decode_png(parts[OTHER_METHODS_PART])
+        sample["other_masks"] = stacked.reshape(-1, *sample["mask"].shape)
     if "soft.png" in parts:
         with Image.open(io.BytesIO(parts["soft.png"])) as stacked:
             maps = np.asarray(stacked).reshape(-1, *sample["mask"].shape)

@@ -17,11 +17,10 @@ SOFT = ("npz", "png")
 KEEPING = ("files", "webdataset", "array_record")
 """Formats that have place for soft masks, seed maps and attention."""
 
-ATTENTION = "attention.npz"
+ATTENTION_PART = "attention.npz"
 """Part with the attention of a sample, in float16."""
 
-
-METHODS = "methods.png"
+OTHER_METHODS_PART = "methods.png"
 """Part with the masks of a run's further methods, from top to bottom."""
 
 
@@ -31,8 +30,8 @@ def kept_parts(settings: Mapping[str, Any]) -> tuple[str, ...]:
     wanted = {
         f"soft.{soft}": soft,
         "seeds.npz": settings.get("seed_maps"),
-        ATTENTION: settings.get("keep_attention"),
-        METHODS: not isinstance(settings.get("mask_method", ""), str),
+        ATTENTION_PART: settings.get("keep_attention"),
+        OTHER_METHODS_PART: not isinstance(settings.get("mask_method", ""), str),
     }
     return tuple(part for part, is_kept in wanted.items() if is_kept)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from seediff_jax.dataset.encoding import EncodedSample
 from seediff_jax.dataset.formats.base import Format, Recover, json_text, scratch_file, stem
-from seediff_jax.dataset.formats.names import ATTENTION, METHODS
+from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
 
 # Decoders that turn every picture into RGB would apply a palette; so the mask is grey.
 _ENDINGS = {
@@ -18,8 +18,8 @@ _ENDINGS = {
     "soft.npz": "soft.npz",
     "soft.png": "soft.png",
     "seeds.npz": "seeds.npz",
-    ATTENTION: ATTENTION,
-    METHODS: METHODS,
+    ATTENTION_PART: ATTENTION_PART,
+    OTHER_METHODS_PART: OTHER_METHODS_PART,
 }
 
 

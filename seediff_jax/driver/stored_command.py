@@ -1,4 +1,4 @@
-"""The settings of a run, read back from the folder that it wrote: no flag needs to be repeated."""
+"""Reads the flags of a run back from the folder that it wrote, so that nobody repeats them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,15 +14,15 @@ from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.settings import settings_of
 
 
-def read_stored_run(folder: Folder, work: HostSettings) -> dict[str, Any]:
-    """Reads what the command line of a run said.
+def read_command(folder: Folder, work: HostSettings) -> dict[str, Any]:
+    """Reads the settings that the command line of a run gave.
 
     Args:
         folder: that the run wrote.
-        work: settings, which the folder does not keep.
+        work: settings of devices and hosts, which the folder does not keep.
 
     Returns:
-        "source", "prompts", "sampling", "masks" and "run": a dataclass of settings each.
+        "source", "prompts", "sampling", "masks" and "run", each a dataclass of settings.
 
     Raises:
         UserError: it is not the folder of a run that generates images, or of an older release that

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from seediff_jax.dataset.formats.base import Format, Read, Records, scratch_file
-from seediff_jax.dataset.metric import mean_iou, name_ious
+from seediff_jax.dataset.iou import mean_iou, name_ious
 
 METRICS = "metrics.json"
 COUNTS = "label_counts"

@@ -1,7 +1,7 @@
-"""What a program says to people: it never fails for that, and a run never waits for it.
+"""stdout and stderr that never end a run and never hold it up.
 
-A terminal that is stopped, a pipe that nobody reads or a full disk takes no more text. A thread
-per stream writes, so that only this thread waits.
+A stopped terminal, a pipe that nobody reads and a full disk take no more text. Each stream has a
+thread that writes, so that only this thread waits.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ _MOST_LINES = 1000
 _LAST_SECONDS = 1.0
 
 
-class Told:
-    """A stream for people: what it cannot take is dropped, and never an error.
+class BestEffortStream:
+    """stdout or stderr; text that cannot be written is dropped without an error.
 
     Attributes:
-        waits: whether who writes waits until there is room, as for the reader of a long list.
-        is_within_line: whether the last line has no end yet, as that of a progress bar.
+        waits: whether `write` waits until there is room, as for the reader of a long list.
+        is_within_line: whether the last line has no line break yet, as with a progress bar.
     """
 
     waits = True
@@ -35,18 +35,18 @@ class Told:
         threading.Thread(target=self._pass_on, daemon=True).start()
 
     def write(self, text: str) -> int:
-        """Takes a text."""
+        """Queues a text for writing."""
         self.is_within_line = bool(text) and not text.endswith("\n")
         with contextlib.suppress(queue.Full):
             self._texts.put(text.encode(self._stream.encoding, "backslashreplace"), self.waits)
         return len(text)
 
     def flush(self) -> None:
-        """Waits until all is written; not for long, where a run must go on."""
+        """Waits until all is written, but only briefly where a run must go on."""
         self.drain(None if self.waits else _LAST_SECONDS)
 
     def drain(self, seconds: float | None) -> None:
-        """Waits until all is written, or so long."""
+        """Waits until all is written, at most so many seconds; None has no limit."""
         with self._texts.all_tasks_done:
             self._texts.all_tasks_done.wait_for(lambda: not self._texts.unfinished_tasks, seconds)
 
@@ -71,17 +71,17 @@ class Told:
 def run_program(main: Callable[[Sequence[str]], int]) -> None:
     """Runs `main` on the command line of the process and ends the process with its status.
 
-    Whatever becomes of stdout and stderr, the status is that of the work.
+    Errors of stdout and stderr do not change the status.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # Else the next file that is opened would take the place of the closed stream.
+            # Otherwise the next file to be opened would get the number of the closed stream.
             os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")
-        setattr(sys, name, Told(stream))
+        setattr(sys, name, BestEffortStream(stream))
     status = main(sys.argv)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -89,12 +89,12 @@ def run_program(main: Callable[[Sequence[str]], int]) -> None:
 
 
 def never_wait() -> None:
-    """Lets no text wait for its reader from now on, of this process or of its libraries."""
-    if not isinstance(sys.stderr, Told):
+    """From now on, neither this process nor its libraries wait for a reader of stdout or stderr."""
+    if not isinstance(sys.stderr, BestEffortStream):
         return  # not the program's own process
-    Told.waits = False
-    # Libraries in C++ write to stderr themselves. Opened once more, this pipe does not wait, and
-    # it still does for others that have it.
+    BestEffortStream.waits = False
+    # Libraries in C++ write to stderr themselves. Opening the pipe again makes it non-blocking for
+    # this process alone; other processes that share it still wait.
     with contextlib.suppress(OSError):
         if stat.S_ISFIFO(os.fstat(2).st_mode):
             again = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK)
@@ -103,10 +103,10 @@ def never_wait() -> None:
 
 
 def exit_now(text: str, status: int) -> NoReturn:
-    """Writes a line to stderr, if that takes one, and ends the process at once."""
+    """Writes a line to stderr if possible, and ends the process at once."""
     with contextlib.suppress(Exception):
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, Told):
+            if isinstance(stream, BestEffortStream):
                 stream.drain(_LAST_SECONDS)
             else:
                 stream.flush()

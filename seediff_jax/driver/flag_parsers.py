@@ -1,4 +1,4 @@
-"""Reads the texts of flags that are no plain numbers, words or lists."""
+"""Parsers of flags whose value is not a plain number, word or list."""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""Methods of one's own: functions, or their names as `package.module:function`. Loads no JAX."""
+"""Mask methods that users write: functions, or names like `package.module:function`.
+
+Does not load JAX.
+"""
 
 import hashlib
 import importlib
@@ -27,7 +30,7 @@ def parse_methods(text: str) -> MethodLike | tuple[MethodLike, ...]:
 
 
 def require_methods(methods: Sequence[MethodLike], known: Collection[str]) -> None:
-    """Raises a UserError unless they are functions or names as they have to be, each once."""
+    """Raises a UserError unless each is a function or a valid name, and none is given twice."""
     for method in methods:
         _require_name(method, known)
     names = [method_name(method) for method in methods]
@@ -52,7 +55,7 @@ def method_name(method: MethodLike) -> str:
 
 
 def load_method(method: MethodLike) -> Callable[..., Any]:
-    """Imports a function by its name; modules of the working directory are found, too.
+    """Imports a function by its name; the working directory is searched, too.
 
     Raises:
         UserError: there is no such function, or its module cannot be imported.
@@ -73,11 +76,11 @@ def load_method(method: MethodLike) -> Callable[..., Any]:
 
 
 def own_method_sources(methods: Sequence[MethodLike]) -> dict[str, dict[str, str]]:
-    """What settings.json tells of methods of one's own, besides their names.
+    """Returns what settings.json records of users' own methods in addition to their names.
 
     Returns:
-        "mask_method_sha256", by its name the SHA-256 of the file with each function; nothing where
-        all come with the package. Other files that a function uses are not recorded.
+        "mask_method_sha256": for each of them, the SHA-256 of the file with its function. Empty
+        where all methods come with the package. Other files that a function uses are not recorded.
 
     Raises:
         UserError: there is no such function, or no file with it.
@@ -93,7 +96,7 @@ def _source_hash(method: MethodLike) -> str:
         content = Path(inspect.getsourcefile(function)).read_bytes()
     except (TypeError, OSError) as error:
         raise UserError(
-            f"method={method_name(method)} has no source file, so that nothing tells later how "
-            "masks were made; define it in a module"
+            f"method={method_name(method)} has no source file, so the dataset cannot record how "
+            "masks were made; define the function in a module"
         ) from error
     return hashlib.sha256(content).hexdigest()

@@ -8,11 +8,11 @@ import pytest
 
 PROGRAM = """
 import sys
-from seediff_jax.driver import output
+from seediff_jax.driver import stdio
 
 def main(argv):
     if "run" in argv:
-        output.never_wait()
+        stdio.never_wait()
     for number in range(5000):
         print(f"line {number} \\u2713 " + "x" * 100, file=sys.stderr)
     if "c++" in argv:
@@ -25,7 +25,7 @@ def main(argv):
     print("done")
     return 7
 
-output.run_program(main)
+stdio.run_program(main)
 """
 
 

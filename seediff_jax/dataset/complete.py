@@ -1,4 +1,4 @@
-"""What a complete run adds to its shards: lists of the whole run, and pictures for people."""
+"""Completes a run whose shards are all finished: writes the manifest, other lists and pictures."""
 
 import collections
 import io
@@ -19,7 +19,7 @@ from seediff_jax.dataset.checksums import (
     read_checked,
     read_json_with_checksum,
 )
-from seediff_jax.dataset.formats.names import METHODS
+from seediff_jax.dataset.formats.names import OTHER_METHODS_PART
 from seediff_jax.dataset.pictures import contact_sheet
 from seediff_jax.dataset.shards import COUNTS, Dataset, is_count, require_files
 from seediff_jax.files.folder import Folder, name_in_errors
@@ -27,7 +27,7 @@ from seediff_jax.files.folder import Folder, name_in_errors
 MANIFEST, FAILED_LIST = "manifest.jsonl", "failed.jsonl"
 SHEET = "contact_sheet.png"
 COMPLETE = "shards/closed.json"
-"""Written last of all: how many samples there are, and the hashes of the files of the run."""
+"""Written last: the number of samples, and the hashes of the files of the run."""
 
 _SHEET_SAMPLES = 24
 
@@ -53,7 +53,7 @@ def complete_counts(folder: Folder) -> dict[str, int] | None:
     try:
         content = read_complete(folder)
     except DamagedFile:
-        return None  # it is made again
+        return None  # the run writes it again
     return {name: content[name] for name in ("num_images", *COUNTS)}
 
 
@@ -62,8 +62,8 @@ def mark_incomplete(folder: Folder) -> None:
     folder.remove(COMPLETE)
 
 
-def finalize(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str, int]:
-    """Writes what a complete run has; all its shards are finished.
+def complete_run(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[str, int]:
+    """Writes the files of the whole run; all its shards must be finished.
 
     Returns:
         `COUNTS` of the run.
@@ -96,7 +96,7 @@ def finalize(dataset: Dataset, class_names: Sequence[str], model: str) -> dict[s
 
 
 def _write_lists(dataset: Dataset, good: Path, failed: Path) -> dict[str, int]:
-    """Writes the lines of all samples and of those that failed; returns what `finalize` does."""
+    """Writes the lines of all samples and of those that failed; returns `COUNTS`."""
     counts: collections.Counter[str] = collections.Counter()
     with (
         name_in_errors(dataset.scratch),
@@ -138,7 +138,7 @@ def _draw_sheet(
     if not first or not {"image", "mask"} <= first[0].keys():
         return None
     title = f"{count} {'image' if count == 1 else 'images'}, model {model}"
-    if METHODS.partition(".")[0] in first[0]:
+    if OTHER_METHODS_PART.partition(".")[0] in first[0]:
         title += f"; the last overlays are by {', '.join(first[0]['other_methods'])}"
     if len(first) < count:
         title += f", the first {len(first)}"
@@ -156,7 +156,7 @@ def _draw_sheet(
 def _sheet_row(folder: Folder, row: Mapping[str, Any]) -> tuple[Any, ...]:
     image, label_map = (_pixels(folder, row, part) for part in ("image", "mask"))
     others: Sequence[np.ndarray] = ()
-    if (part := METHODS.partition(".")[0]) in row:
+    if (part := OTHER_METHODS_PART.partition(".")[0]) in row:
         others = _pixels(folder, row, part).reshape(-1, *label_map.shape)
     facts = zip(row["classes"], row["area_fractions"], row["seed_counts"], strict=True)
     notes = [f"{name} {area:.1%} of the image, {seeds} seeds" for name, area, seeds in facts]
