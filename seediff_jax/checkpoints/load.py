@@ -57,7 +57,7 @@ def load_model(
             of `save_orbax`; or a model on the Hugging Face hub, "owner/model", whose needed files
             are downloaded, or taken from its cache.
         dtype: float32, bfloat16 or float16, of the weights and the computation.
-        scheduler: one of `schedulers.config.CLASS_NAMES` instead of the checkpoint's sampler, with
+        scheduler: one of `schedulers.registry.SCHEDULERS` instead of the checkpoint's sampler, with
             the checkpoint's noise schedule; needed if that sampler is not one of them.
         scheduler_options: attributes of its SchedulerConfig to change, for example
             `{"use_karras_sigmas": True}`.

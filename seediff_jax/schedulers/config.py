@@ -9,75 +9,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from seediff_jax.errors import UserError, listed, shown
-
-CLASS_NAMES = {
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "dpmsolver_multistep": "DPMSolverMultistepScheduler",
-    "lcm": "LCMScheduler",
-    "ddpm": "DDPMScheduler",
-}
-"""Kinds of scheduler and the names that diffusers gives them."""
+from seediff_jax.schedulers.registry import NO_OTHER_SIGMAS, SCHEDULERS, ZERO_SNR, Scheduler
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 """What a UNet can predict."""
 
-SIGMA_KINDS = ("euler", "euler_ancestral")
-"""Kinds whose latents are the clean latents plus noise of standard deviation sigma."""
-
-_CHOOSE_KIND = f"choose the kind of scheduler explicitly ({', '.join(CLASS_NAMES)})"
+_CHOOSE_KIND = f"choose the kind of scheduler explicitly ({', '.join(SCHEDULERS)})"
 _CHOICES = {
-    "kind": tuple(CLASS_NAMES),
+    "kind": tuple(SCHEDULERS),
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
     "prediction_type": PREDICTION_TYPES,
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "variance_type": ("fixed_small", "fixed_large"),
 }
-_CLIP = {"clip_sample", "clip_sample_range"}
-_ZERO_SNR = "rescale_betas_zero_snr"
-# Options that only some kinds have; every kind has all others.
-_OPTIONS = {
-    "ddim": {"set_alpha_to_one", _ZERO_SNR} | _CLIP,
-    "pndm": {"set_alpha_to_one", "skip_prk_steps"},
-    "euler": {"use_karras_sigmas", "final_sigmas_type", _ZERO_SNR},
-    "euler_ancestral": {_ZERO_SNR},
-    "dpmsolver_multistep": {
-        "use_karras_sigmas",
-        "final_sigmas_type",
-        "lower_order_final",
-        "euler_at_final",
-        _ZERO_SNR,
-    },
-    "lcm": {"set_alpha_to_one", "original_inference_steps", "timestep_scaling", _ZERO_SNR} | _CLIP,
-    "ddpm": {"variance_type", _ZERO_SNR} | _CLIP,
-}
 # Options that are not fields, and the values for which the sampler is the one written here.
 _REQUIRED_VALUES = {"trained_betas": (None,), "thresholding": (False,)}
-_NO_OTHER_SIGMAS = {"use_exponential_sigmas": (False,), "use_beta_sigmas": (False,)}
-_REQUIRED_VALUES_OF = {
-    "euler": _NO_OTHER_SIGMAS
-    | {
-        "interpolation_type": ("linear",),
-        "timestep_type": ("discrete",),
-        "sigma_min": (None,),
-        "sigma_max": (None,),
-    },
-    "dpmsolver_multistep": _NO_OTHER_SIGMAS
-    | {
-        "solver_order": (2,),
-        # The further values belong to other solvers; diffusers reads them as the first.
-        "algorithm_type": ("dpmsolver++", "deis"),
-        "solver_type": ("midpoint", "bh1", "bh2", "logrho"),
-        "variance_type": (None,),
-        "lambda_min_clipped": (-float("inf"),),
-        "use_lu_lambdas": (False,),
-        "use_flow_sigmas": (False,),
-        "use_dynamic_shifting": (False,),
-    },
-}
 # Options by which a class chooses among its own solvers; none changes the noise schedule.
 _SOLVER = {
     "solver_order",
@@ -87,7 +34,7 @@ _SOLVER = {
     "lambda_min_clipped",
     "use_lu_lambdas",
     "interpolation_type",
-    *_NO_OTHER_SIGMAS,
+    *NO_OTHER_SIGMAS,
 }
 # They tune thresholding, flow sigmas and dynamic shifting, which are off.
 _WITHOUT_EFFECT = {
@@ -95,19 +42,6 @@ _WITHOUT_EFFECT = {
     "sample_max_value",
     "flow_shift",
     "time_shift_type",
-}
-_DEFAULTS = {
-    "ddim": {"set_alpha_to_one": True, "clip_sample": True},
-    "euler": {"timestep_spacing": "linspace"},
-    "euler_ancestral": {"timestep_spacing": "linspace"},
-    "dpmsolver_multistep": {"timestep_spacing": "linspace"},
-    "lcm": {
-        "set_alpha_to_one": True,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-    },
-    "ddpm": {"clip_sample": True},
 }
 # A schedule is an array of all timesteps; latents have a standard deviation of 1.
 _MOST_TIMESTEPS = 10**5
@@ -120,7 +54,7 @@ class SchedulerConfig:
     """A noise schedule and its sampler, with diffusers' names; hashable, a static jit argument.
 
     Attributes:
-        kind: one of CLASS_NAMES.
+        kind: one of SCHEDULERS.
         prediction_type: what the UNet predicts, "epsilon" (noise) or "v_prediction" (velocity).
         timestep_spacing: "leading", "trailing" or "linspace" (table 2 of arXiv 2305.08891); LCM has
             its own spacing.
@@ -180,7 +114,7 @@ class SchedulerConfig:
         self._check_ranges()
         for name in _FIELDS - _options_of(self.kind):
             if (value := getattr(self, name)) != _FIELD_DEFAULTS[name]:
-                able = " or ".join(repr(kind) for kind in CLASS_NAMES if name in _options_of(kind))
+                able = " or ".join(repr(kind) for kind in SCHEDULERS if name in _options_of(kind))
                 raise UserError(f"{name}={value!r} is not supported by {self.kind!r}; use {able}")
 
     def _check_ranges(self):
@@ -217,7 +151,7 @@ class SchedulerConfig:
         file's defaults for them depend on the kind. Options that the kind lacks get their defaults,
         except that `rescale_betas_zero_snr=True` is refused.
         """
-        lost = _FIELDS - _options_of(kind) - {_ZERO_SNR}
+        lost = _FIELDS - _options_of(kind) - {ZERO_SNR}
         defaults = {name: _FIELD_DEFAULTS[name] for name in lost}
         return dataclasses.replace(self, kind=kind, **defaults)
 
@@ -242,7 +176,13 @@ _FIELDS = set(_FIELD_DEFAULTS)
 
 def _options_of(kind: str) -> set[str]:
     """Fields of SchedulerConfig that diffusers' class of this kind has."""
-    return _FIELDS - set().union(*_OPTIONS.values()) | _OPTIONS.get(kind, set())
+    particular = set().union(*(made.options for made in SCHEDULERS.values()))
+    return _FIELDS - particular | _row(kind).options
+
+
+def _row(kind: str) -> Scheduler:
+    """The row of a kind; an empty one where SchedulerConfig will refuse the kind."""
+    return SCHEDULERS.get(kind, Scheduler("", frozenset()))
 
 
 def scheduler_config(
@@ -252,7 +192,7 @@ def scheduler_config(
 ) -> SchedulerConfig:
     """Reads the contents of diffusers' `scheduler_config.json`; `source` names it in errors.
 
-    `kind` (one of CLASS_NAMES) replaces the scheduler of the file, which may then be any scheduler
+    `kind` (one of SCHEDULERS) replaces the scheduler of the file, which may then be any scheduler
     of diffusers with a `beta_schedule`: options that `kind` has are kept, others dropped, and so
     are those by which another class chooses among its own solvers. A missing option gets diffusers'
     default for the resulting scheduler, so `set_alpha_to_one` is True for DDIM and False for PNDM,
@@ -260,11 +200,12 @@ def scheduler_config(
     because it would ruin latents.
     """
     class_name = json.get("_class_name")
-    named = next((kind for kind, name in CLASS_NAMES.items() if name == class_name), None)
+    named = next((kind for kind, made in SCHEDULERS.items() if made.class_name == class_name), None)
     if kind is None and named is None:
+        known = ", ".join(made.class_name for made in SCHEDULERS.values())
         raise UserError(
             f"{source}: scheduler {shown(repr(class_name), 60)} is not supported, only "
-            f"{', '.join(CLASS_NAMES.values())}; {_CHOOSE_KIND} to use one of them in its place"
+            f"{known}; {_CHOOSE_KIND} to use one of them in its place"
         )
     if named is None and "beta_schedule" not in json:
         raise UserError(
@@ -274,7 +215,7 @@ def scheduler_config(
     strict, kind = kind is None, kind or named
     if kind != named:
         json = {name: value for name, value in json.items() if name not in _SOLVER}
-    defaults = dict(_DEFAULTS.get(kind, {}))
+    defaults = dict(_row(kind).defaults)
     if kind != named:
         defaults.pop("clip_sample", None)
     try:
@@ -288,25 +229,25 @@ def scheduler_json(config: SchedulerConfig) -> dict[str, Any]:
     """Returns the contents of diffusers' `scheduler_config.json` with the options of its kind."""
     options = _options_of(config.kind)
     values = {name: value for name, value in vars(config).items() if name in options}
-    return {"_class_name": CLASS_NAMES[config.kind], **values}
+    return {"_class_name": SCHEDULERS[config.kind].class_name, **values}
 
 
 def _known_options(json: Mapping[str, Any], kind: str, strict: bool) -> dict[str, Any]:
     """Options of `kind` in the file; the others are refused if strict, else dropped."""
     options = {name: value for name, value in json.items() if not name.startswith("_")}
-    required = _REQUIRED_VALUES | _REQUIRED_VALUES_OF.get(kind, {})
+    required = _REQUIRED_VALUES | _row(kind).required
     for name, values in required.items():
         if options.pop(name, values[0]) not in values:
             advice = ""
             if name not in _REQUIRED_VALUES:
-                others = ", ".join(other for other in CLASS_NAMES if other != kind)
+                others = ", ".join(other for other in SCHEDULERS if other != kind)
                 advice = f"; change it in the file, or choose another kind of scheduler ({others})"
             given = shown(repr(json[name]), 60)
             raise UserError(f"{name}={given} is not supported, only {values[0]!r}{advice}")
-    elsewhere = set().union(*_REQUIRED_VALUES_OF.values())
+    elsewhere = set().union(*(made.required for made in SCHEDULERS.values()))
     unknown = sorted(options.keys() - _FIELDS - elsewhere - _WITHOUT_EFFECT)
     if unknown and strict:
         raise UserError(f"unknown options {listed(unknown)}; {_CHOOSE_KIND} to drop them")
     # The schedule belongs to the model: a kind that does not support it must refuse it.
-    known = _options_of(kind) | {_ZERO_SNR}
+    known = _options_of(kind) | {ZERO_SNR}
     return {name: value for name, value in options.items() if name in known}

@@ -22,15 +22,13 @@ import numpy as np
 from flax import struct
 
 from seediff_jax.array_typing import Array
-from seediff_jax.schedulers.config import SIGMA_KINDS, SchedulerConfig
+from seediff_jax.schedulers.config import SchedulerConfig
 from seediff_jax.schedulers.noise_schedule import (
     host_alphas_cumprod,
     require_signal,
     spaced_timesteps,
 )
-
-STOCHASTIC_KINDS = ("euler_ancestral", "lcm", "ddpm")
-"""Kinds of scheduler that add fresh noise in every update."""
+from seediff_jax.schedulers.registry import SCHEDULERS
 
 _KARRAS_RHO = 7
 _LCM_DATA_VARIANCE = 0.25
@@ -103,7 +101,7 @@ def _make_table(
 ) -> MixingSteps:
     """Adds what follows from the noise levels of the calls, their `alphas`, and rounds it."""
     signal, noise = np.sqrt(alphas), np.sqrt(1 - alphas)
-    input_scales = signal if config.kind in SIGMA_KINDS else np.ones(len(alphas))
+    input_scales = signal if SCHEDULERS[config.kind].holds_sigmas else np.ones(len(alphas))
     if config.prediction_type == "v_prediction":
         clean_weights = np.stack([signal * input_scales, -noise], axis=1)
     else:
@@ -125,7 +123,7 @@ def _spaced_sigmas(config: SchedulerConfig, num_steps: int) -> tuple[np.ndarray,
     if config.rescale_betas_zero_snr:
         alphas[-1] = 2.0**-24  # as in diffusers, so that sigma is finite
     table, places = np.sqrt((1 - alphas) / alphas), np.arange(len(alphas))
-    is_euler = config.kind in SIGMA_KINDS
+    is_euler = SCHEDULERS[config.kind].holds_sigmas
     # Rounded before they are used, because diffusers interpolates at rounded timesteps.
     timesteps = spaced_timesteps(config, num_steps).astype(np.float32)
     sigmas = np.interp(timesteps, places, table)
@@ -229,4 +227,4 @@ MIXING_STEPS = {
     "lcm": _lcm_steps,
     "ddpm": _ddpm_steps,
 }
-"""For each kind, the function that lists the UNet calls of a run; see `make_steps`."""
+"""For each kind of `registry.SCHEDULERS`: lists the UNet calls of a run, see `make_steps`."""

@@ -12,7 +12,8 @@ from flax import struct
 
 from seediff_jax.array_typing import Array, Float, Int, typechecked
 from seediff_jax.errors import UserError
-from seediff_jax.schedulers.config import SIGMA_KINDS, SchedulerConfig
+from seediff_jax.schedulers.config import SchedulerConfig
+from seediff_jax.schedulers.registry import SCHEDULERS
 
 
 @struct.dataclass
@@ -64,7 +65,7 @@ def spaced_timesteps(config: SchedulerConfig, num_steps: int) -> np.ndarray:
     extra = 1 if config.kind == "dpmsolver_multistep" else 0
     if config.timestep_spacing == "linspace":
         ascending = np.linspace(0, count - 1, num_steps + extra)[extra:]
-        ascending = ascending if config.kind in SIGMA_KINDS else ascending.round()
+        ascending = ascending if SCHEDULERS[config.kind].holds_sigmas else ascending.round()
     elif config.timestep_spacing == "leading":
         stride = count // (num_steps + extra)
         ascending = np.arange(extra, num_steps + extra) * stride + config.steps_offset

@@ -7,7 +7,7 @@ starts from standard normal noise times `initial_noise_scale`. Stochastic sample
 noise.
 
 There are two families of updates: `ddim_pndm` mixes noise predictions, `data_prediction` mixes
-predictions of the clean latents.
+predictions of the clean latents. `registry` lists the schedulers and says how to add one.
 """
 
 import jax.numpy as jnp
@@ -15,10 +15,9 @@ import numpy as np
 
 from seediff_jax.array_typing import Array, Float, typechecked
 from seediff_jax.errors import UserError
-from seediff_jax.schedulers.config import SIGMA_KINDS, SchedulerConfig
+from seediff_jax.schedulers.config import SchedulerConfig
 from seediff_jax.schedulers.data_prediction import (
     MIXING_STEPS,
-    STOCHASTIC_KINDS,
     MixingSteps,
     init_mixing_state,
     initial_sigma,
@@ -32,6 +31,7 @@ from seediff_jax.schedulers.ddim_pndm import (
     make_ddim_pndm_steps,
 )
 from seediff_jax.schedulers.noise_schedule import NoiseSchedule
+from seediff_jax.schedulers.registry import SCHEDULERS
 
 _DDIM_PNDM = ("ddim", "pndm")
 
@@ -77,17 +77,17 @@ def make_steps(config: SchedulerConfig, num_steps: int) -> Steps | MixingSteps:
 
 def is_stochastic(config: SchedulerConfig) -> bool:
     """Tells whether `scheduler_step` needs fresh noise."""
-    return config.kind in STOCHASTIC_KINDS
+    return SCHEDULERS[config.kind].is_stochastic
 
 
 def initial_noise_scale(config: SchedulerConfig, num_steps: int) -> float:
     """Returns the factor from standard normal noise to the first latents."""
-    return initial_sigma(config, num_steps) if config.kind in SIGMA_KINDS else 1.0
+    return initial_sigma(config, num_steps) if SCHEDULERS[config.kind].holds_sigmas else 1.0
 
 
 def scale_input(config: SchedulerConfig, latents: Array, step: Steps | MixingSteps) -> Array:
     """Scales latents to the UNet's input; only the Euler samplers hold them in another scale."""
-    return step.input_scales * latents if config.kind in SIGMA_KINDS else latents
+    return step.input_scales * latents if SCHEDULERS[config.kind].holds_sigmas else latents
 
 
 def init_scheduler_state(config: SchedulerConfig, latents: Array) -> State:
@@ -118,8 +118,8 @@ def scheduler_step(
         noise: float32, standard normal, drawn for this call; only for stochastic samplers.
     """
     if (noise is not None) != is_stochastic(config):
-        given = "no noise" if noise is None else "noise"
-        raise ValueError(f"{given} given; {', '.join(STOCHASTIC_KINDS)} need it, others take none")
+        needed = "needs fresh noise" if noise is None else "takes no noise"
+        raise ValueError(f"{config.kind!r} {needed}")
     noise_pred = noise_pred.astype(jnp.float32)
     if config.kind in _DDIM_PNDM:
         return ddim_pndm_step(config, schedule, state, latents, noise_pred, step)

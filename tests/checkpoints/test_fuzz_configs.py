@@ -11,7 +11,8 @@ from seediff_jax.checkpoints.diffusers_folder import write_folder, write_model_c
 from seediff_jax.checkpoints.model_config import read_model_config
 from seediff_jax.checkpoints.sources import read_params
 from seediff_jax.files.strict_json import read_json
-from seediff_jax.schedulers.config import CLASS_NAMES, scheduler_config, scheduler_json
+from seediff_jax.schedulers.config import scheduler_config, scheduler_json
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.fuzzing import FEW_OR_THOUSANDS, require_refusal, texts, try_all
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
@@ -30,9 +31,12 @@ CONFIGS_OF_XL = (
     "tokenizer_2/tokenizer_config.json",
 )
 # With the options that diffusers writes and that have no effect here.
-SCHEDULERS = [
-    {**scheduler_json(scheduler_config({"_class_name": name})), "lambda_min_clipped": -np.inf}
-    for name in CLASS_NAMES.values()
+SCHEDULER_FILES = [
+    {
+        **scheduler_json(scheduler_config({"_class_name": made.class_name})),
+        "lambda_min_clipped": -np.inf,
+    }
+    for made in SCHEDULERS.values()
 ]
 TOKENIZER = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 
@@ -117,5 +121,5 @@ def test_weights_of_a_changed_config_are_refused_by_name_or_read(folder):
 
 @FEW_OR_THOUSANDS
 def test_schedulers_are_refused_by_name_or_written_back_equal(tmp_path, examples):
-    damaged = st.sampled_from(SCHEDULERS).flatmap(texts)
+    damaged = st.sampled_from(SCHEDULER_FILES).flatmap(texts)
     try_all(lambda text: check_scheduler(tmp_path / "config.json", text), damaged, examples)

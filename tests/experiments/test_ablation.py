@@ -12,7 +12,7 @@ from experiments.stickers.scenes import TrainingRenderer, read_sprites, render_s
 from experiments.stickers.sprites import CLASSES, TRAINING_SETS
 from experiments.training.plots import Bar, draw_bars
 from seediff_jax import MaskConfig
-from seediff_jax.schedulers.config import CLASS_NAMES
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.sticker_runs import SIDE, draw_pairs, make_small_model, write_sprites
 
 _ROWS = (
@@ -109,7 +109,7 @@ def test_every_row_has_a_name_of_its_own_and_a_sampler_that_exists():
     names = [row.name for row in ablation.ROWS]
     assert len({*names}) == len(names)
     kinds = {row.sampling.scheduler for row in ablation.ROWS} - {None}
-    assert kinds <= set(CLASS_NAMES)
+    assert kinds <= set(SCHEDULERS)
 
 
 def _result(name, group, rendered, generated):

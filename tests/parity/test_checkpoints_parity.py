@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 
 from seediff_jax.checkpoints.load import load_model, make_model, save_model
 from seediff_jax.models.model import decode_latents, encode_images, encode_text, predict_noise
-from seediff_jax.schedulers.config import CLASS_NAMES
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.random_models import (
     LENGTH,
     normal,
@@ -28,10 +28,10 @@ UNET = {
     "transformer_layers_per_block": [2, 1],
 }
 DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "prediction_type": "v_prediction"}
-SCHEDULERS = {"PNDM": {}, "DDIM": DDIM | {"skip_prk_steps": False}}
+SCHEDULER_FILES = {"PNDM": {}, "DDIM": DDIM | {"skip_prk_steps": False}}
 
 
-@pytest.fixture(scope="module", params=SCHEDULERS)
+@pytest.fixture(scope="module", params=SCHEDULER_FILES)
 def pair(request, tmp_path_factory):
     """Returns our model, and the pipeline that diffusers loads from its folder."""
     folder = tmp_path_factory.mktemp("model")
@@ -40,7 +40,7 @@ def pair(request, tmp_path_factory):
         unet=UNET,
         vae={"scaling_factor": 0.3},
         text={"hidden_act": "gelu"},
-        scheduler=SCHEDULERS[request.param],
+        scheduler=SCHEDULER_FILES[request.param],
     )
     model = make_model(config, random_params(config), model_id="made")
     save_model(model, folder / "saved")
@@ -86,7 +86,7 @@ def test_diffusers_reads_the_same_tokenizer_and_scheduler(pair):
     ids = pipeline.tokenizer(prompts, padding="max_length", max_length=LENGTH).input_ids
     np.testing.assert_array_equal(model.tokenizer.encode(prompts), ids)
     config, scheduler = model.scheduler_config, pipeline.scheduler
-    assert type(scheduler).__name__ == CLASS_NAMES[config.kind]
+    assert type(scheduler).__name__ == SCHEDULERS[config.kind].class_name
     options = ["beta_start", "beta_end", "beta_schedule", "prediction_type", "steps_offset"]
     for option in [*options, "set_alpha_to_one", "timestep_spacing", "num_train_timesteps"]:
         assert scheduler.config[option] == getattr(config, option)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from seediff_jax.schedulers.config import CLASS_NAMES, scheduler_config
+from seediff_jax.schedulers.config import scheduler_config
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.diffusers_schedulers import (
     SHAPE,
     STABLE_DIFFUSION,
@@ -24,7 +25,7 @@ KARRAS_TOLERANCE = 1e-3
 
 
 def json_of(kind, **options):
-    return STABLE_DIFFUSION | {"_class_name": CLASS_NAMES[kind]} | options
+    return STABLE_DIFFUSION | {"_class_name": SCHEDULERS[kind].class_name} | options
 
 
 @PREDICTIONS

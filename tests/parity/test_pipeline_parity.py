@@ -13,7 +13,7 @@ from seediff_jax.pipeline.generate import generate
 from seediff_jax.prompts.tokenizer import class_token_mask
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.noise import initial_latents, step_noise
-from seediff_jax.schedulers.config import CLASS_NAMES
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.diffusers_schedulers import own_noise
 from tests.helpers.torch_models import blocks, capture_probs, random_pipeline, to_torch
 
@@ -60,7 +60,7 @@ def pair(request, tmp_path_factory):
     save_model(model, folder / "ours")
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "ours", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
-    assert pipeline.scheduler.__class__.__name__ == CLASS_NAMES[request.param]
+    assert pipeline.scheduler.__class__.__name__ == SCHEDULERS[request.param].class_name
     return pipeline, model
 
 

@@ -10,7 +10,8 @@ import torch
 
 from seediff_jax.schedulers import noise_schedule
 from seediff_jax.schedulers import step as schedulers
-from seediff_jax.schedulers.config import CLASS_NAMES, scheduler_config, scheduler_json
+from seediff_jax.schedulers.config import scheduler_config, scheduler_json
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.diffusers_schedulers import (
     SHAPE,
     STABLE_DIFFUSION,
@@ -84,20 +85,20 @@ def test_trailing_spacing_omits_the_timestep_minus_one_that_diffusers_adds():
     assert reference.timesteps.tolist() == [*steps.timesteps.tolist(), -1]
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_defaults_are_those_of_diffusers(kind):
-    written = scheduler_json(scheduler_config({"_class_name": CLASS_NAMES[kind]}))
-    reference = getattr(diffusers, CLASS_NAMES[kind])().config
+    written = scheduler_json(scheduler_config({"_class_name": SCHEDULERS[kind].class_name}))
+    reference = getattr(diffusers, SCHEDULERS[kind].class_name)().config
     assert {"prediction_type", "beta_schedule", "timestep_spacing"} < written.keys()
     del written["_class_name"]
     assert written == {name: reference[name] for name in written}
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_the_default_file_of_diffusers_survives_reading_and_writing(kind):
     """diffusers drops an unexpected key with a warning only."""
-    reference = getattr(diffusers, CLASS_NAMES[kind])()
-    config = scheduler_config(dict(reference.config) | {"_class_name": CLASS_NAMES[kind]})
+    reference = getattr(diffusers, SCHEDULERS[kind].class_name)()
+    config = scheduler_config(dict(reference.config) | {"_class_name": SCHEDULERS[kind].class_name})
     written = scheduler_json(config)
     assert written.keys() - {"_class_name"} <= inspect.signature(type(reference)).parameters.keys()
     again = type(reference).from_config(written).config
@@ -108,14 +109,14 @@ def _options(config):
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize("other", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_choosing_another_scheduler_equals_from_config_of_diffusers(kind, other):
     file = getattr(diffusers, other)(beta_schedule="scaled_linear", steps_offset=1).config
     # diffusers ignores defaults of the other scheduler; older files do not contain them.
     set_by_file = {"_class_name": other, "beta_schedule": "scaled_linear", "steps_offset": 1}
     config = scheduler_config(set_by_file, kind=kind)
-    reference = getattr(diffusers, CLASS_NAMES[kind]).from_config(file).config
+    reference = getattr(diffusers, SCHEDULERS[kind].class_name).from_config(file).config
     # clip_sample differs on purpose: a default would clip latents that were never clipped
     for name in scheduler_json(config).keys() - {"_class_name", "clip_sample"}:
         assert getattr(config, name) == reference[name], name

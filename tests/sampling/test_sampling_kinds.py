@@ -13,7 +13,7 @@ from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.noise import initial_latents, step_noise
 from seediff_jax.sampling.sampler import require_finite, sample
-from seediff_jax.schedulers.config import CLASS_NAMES
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.random_models import quick_jit, random_params, relative_difference, small_config
 
 PROMPTS, CLASSES = ["a cat", "a dog", "a cow"], [["cat"], ["dog"], ["cow"]]
@@ -43,7 +43,7 @@ def run(model, rows, num_steps=3):
     return program(model, PairInputs(*inputs(model, rows)), **SETTINGS)
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_images_are_finite_and_attention_is_a_mean_over_the_calls(model, kind):
     samples = run(of_kind(model, kind), [0, 1])
     require_finite(samples, np.arange(2))

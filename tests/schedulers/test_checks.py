@@ -10,7 +10,8 @@ import pytest
 from seediff_jax.errors import UserError
 from seediff_jax.schedulers import noise_schedule
 from seediff_jax.schedulers import step as schedulers
-from seediff_jax.schedulers.config import CLASS_NAMES, SchedulerConfig, scheduler_config
+from seediff_jax.schedulers.config import SchedulerConfig, scheduler_config
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.scheduler_runs import BETAS
 
 SPACINGS = ("leading", "trailing", "linspace")
@@ -39,7 +40,7 @@ def last_latents(config, num_steps):
     return latents
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize("betas", [BETAS, UNDERFLOW], ids=["usual", "underflow"])
 def test_every_choice_of_options_gives_finite_samples_or_is_refused(kind, betas):
     outcomes = set()

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from seediff_jax.schedulers.config import (
-    CLASS_NAMES,
     SchedulerConfig,
     scheduler_config,
     scheduler_json,
 )
+from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.published_configs import SD1_SCHEDULER
 
 EULER_JSON = {
@@ -232,12 +232,12 @@ def test_options_of_another_solver_are_refused(change, message):
     ],
 )
 def test_options_that_make_another_sampler_are_refused(options, message):
-    json = {"_class_name": CLASS_NAMES[options.pop("kind")]} | options
+    json = {"_class_name": SCHEDULERS[options.pop("kind")].class_name} | options
     with pytest.raises(ValueError, match=message):
         scheduler_config(json)
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 @pytest.mark.parametrize(
     "stored",
     [
@@ -258,7 +258,7 @@ def test_an_override_keeps_the_noise_of_any_other_class(stored, kind):
     }
     config = scheduler_config(stored | noise, kind=kind)
     assert {name: getattr(config, name) for name in noise} == noise
-    plain = scheduler_config({"_class_name": CLASS_NAMES[kind]} | noise)
+    plain = scheduler_config({"_class_name": SCHEDULERS[kind].class_name} | noise)
     assert dataclasses.replace(config, clip_sample=plain.clip_sample) == plain
 
 
@@ -300,8 +300,8 @@ def test_options_are_changed_by_their_names_and_unknown_ones_refused():
         config.with_options({"use_karras_sigmas": "yes"})
 
 
-@pytest.mark.parametrize("kind", CLASS_NAMES)
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_written_configs_read_back_equal(kind):
-    config = scheduler_config({"_class_name": CLASS_NAMES[kind], "beta_end": 0.012})
+    config = scheduler_config({"_class_name": SCHEDULERS[kind].class_name, "beta_end": 0.012})
     config = dataclasses.replace(config, prediction_type="v_prediction", steps_offset=1)
     assert scheduler_config(scheduler_json(config)) == config
