@@ -1,7 +1,7 @@
-"""A page for browsers that draws images with their masks, on this machine.
+"""Serves a page for the browser that generates images with their masks, on this machine.
 
-Another threshold, method or refinement changes the mask at once: attention is kept, and nothing is
-sampled again. The page shows the command line that makes the same.
+Another threshold, method or refinement changes the mask at once: the attention is kept, so nothing
+is sampled again. The page shows the command line that makes the same image and mask.
 
   seediff-demo
   seediff-demo --model=/models/stable-diffusion-v1-4 --dtype=bfloat16 --port=7861
@@ -30,10 +30,10 @@ class DemoSettings:
     port: int = setting(7860, "Port of the page on this machine.", least=0, most=65535)
     host: str = setting(
         LOOPBACK,
-        "Address to listen on. Others than 127.0.0.1 let everyone in who reaches it: the page has "
-        "no password.",
+        "Address to listen on. The page has no password, so any address but 127.0.0.1 opens it to "
+        "everyone who can reach this machine.",
     )
-    num_steps: int = setting(50, "Number of denoising steps at first.", least=1, most=100)
+    num_steps: int = setting(50, "Initial number of denoising steps.", least=1, most=100)
 
     def __post_init__(self):
         check_settings(self)

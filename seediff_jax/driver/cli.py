@@ -1,4 +1,4 @@
-"""What the command-line programs share: flags out of settings, --help, and errors in one line."""
+"""What all command-line programs share: flags made from settings, --help, one-line errors."""
 
 import dataclasses
 import os
@@ -28,10 +28,10 @@ USER_ERROR = 2
 """Exit status after an error in one line."""
 
 SOME_FAILED = 3
-"""Exit status of a complete run of which some samples failed."""
+"""Exit status of a complete run with failed samples."""
 
 CACHE = "~/.cache/seediff_jax/xla"
-"""Where compiled programs are kept when neither the user nor the environment says where."""
+"""Where compiled programs are kept unless a flag or the environment names another place."""
 
 Config = TypeVar("Config")
 Groups = Mapping[str, type]
@@ -42,11 +42,11 @@ Groups = Mapping[str, type]
 class Diagnostics:
     """How errors are shown."""
 
-    debug: bool = setting(False, "Print the traceback of errors too.", stored=False)
+    debug: bool = setting(False, "Also print the traceback of an error.", stored=False)
 
 
 def define_flags(groups: Groups) -> flags.FlagValues:
-    """Defines a flag for each setting, apart from absl's global flags."""
+    """Defines a flag for each setting, in a set of flags of its own."""
     values = flags.FlagValues()
     values.set_gnu_getopt()  # flags may follow other arguments
     for config_type in groups.values():
@@ -58,17 +58,17 @@ def define_flags(groups: Groups) -> flags.FlagValues:
 
 def _define_flag(values: flags.FlagValues, config_type: type, name: str, made: Setting) -> None:
     kind, default = _kind(config_type, name, made), _default(config_type, name, made)
+    help = made.help
     if made.choices and kind != "bool":
-        help = f"{made.help.rstrip('.')}: {', '.join(made.choices)}."
-    else:
-        help = made.help
+        number = "Any" if kind == "list" else "One"
+        help += f" {number} of: {', '.join(made.choices)}."
     # Ranges and choices are checked where the config is made, for Python and flags alike.
     getattr(flags, f"DEFINE_{kind}")(made.flag, default, help, flag_values=values)
     values[made.flag].help = help  # absl appends a line to that of repeated flags
 
 
 def _kind(config_type: type, name: str, made: Setting) -> str:
-    """The kind of absl's flag."""
+    """Which of absl's DEFINE functions makes the flag."""
     if is_tuple(config_type, name):
         return "multi_string" if made.repeated else "list"
     if made.parse is not None:
@@ -89,7 +89,7 @@ def _default(config_type: type, name: str, made: Setting) -> Any:
 def read_settings(
     values: flags.FlagValues, config_type: Callable[..., Config], **more: Any
 ) -> Config:
-    """Makes a dataclass of settings out of parsed flags.
+    """Makes a dataclass of settings from parsed flags.
 
     Args:
         values: from `define_flags`.
@@ -137,8 +137,8 @@ def run_command(
 ) -> int:
     """Parses a command line, does the work and returns the exit status.
 
-    UserError, OSError and exhausted memory are one line on stderr; any other exception is a fault
-    of the program and is raised.
+    UserError, OSError and exhausted memory are one line on stderr; any other exception is a bug
+    and is raised.
 
     Args:
         program: its name in errors.
@@ -168,7 +168,7 @@ def run_command(
 
 
 def explain(error: BaseException, groups: Groups) -> tuple[int, str] | None:
-    """Returns the exit status and the line of an error; None for a fault of the program."""
+    """Returns the exit status and the line of an error; None for a bug of the program."""
     match error:
         case KeyboardInterrupt():
             return INTERRUPTED, f"interrupted; {AGAIN} to resume"
@@ -179,7 +179,7 @@ def explain(error: BaseException, groups: Groups) -> tuple[int, str] | None:
 
 
 def exit_status(failed: int | None) -> int:
-    """The exit status of a run, of which so many samples failed; None where it was stopped."""
+    """The exit status of a run with this number of failed samples; None for a stopped run."""
     if failed is None:
         return STOPPED
     return SOME_FAILED if failed else 0
@@ -232,7 +232,7 @@ def _require_values(argv: Sequence[str], values: flags.FlagValues) -> None:
 
 
 def _message(error: BaseException) -> str | None:
-    """What users read of an error; None where it is a fault of the program."""
+    """The message of an error for users; None for a bug of the program."""
     match error:
         case flags.Error():
             return f"{error} (--help lists the flags)"
@@ -249,7 +249,7 @@ def _message(error: BaseException) -> str | None:
         if "RESOURCE_EXHAUSTED" in str(error):
             return "the device's memory is too small; try a smaller --batch_size or bfloat16"
         first = str(error).strip().partition("\n")[0]
-        return f"JAX failed: {first}; the same command can be given again, and --debug tells where"
+        return f"JAX failed: {first}; run the same command again, or add --debug for a traceback"
     return None
 
 
@@ -267,11 +267,11 @@ def _complain(text: str) -> None:
 
 
 def use_compilation_cache(folder: str | None) -> None:
-    """Keeps compiled programs in a folder or bucket; where that fails it only costs time.
+    """Keeps compiled programs in a folder or bucket; a failure to do so only costs time.
 
     Args:
-        folder: path or URL; "" keeps none. None is what JAX_COMPILATION_CACHE_DIR says, or else
-            CACHE.
+        folder: path or URL; "" keeps none. None stands for JAX_COMPILATION_CACHE_DIR, or for
+            CACHE where that is not set.
     """
     import jax
 
@@ -294,14 +294,14 @@ def use_compilation_cache(folder: str | None) -> None:
 
 
 def keep_signals() -> None:
-    """Keeps JAX from taking SIGTERM for itself, for hosts that agree by themselves when to stop."""
+    """Keeps JAX from handling SIGTERM, because the hosts agree on their own when to stop."""
     import jax
 
     jax.config.update("jax_enable_preemption_service", False)
 
 
 def require_devices() -> None:
-    """Checks that JAX finds the devices that it is asked for; call it within `hosts.joined`.
+    """Checks that JAX finds the devices it is asked for; call it within `hosts.joined`.
 
     Raises:
         UserError: JAX_PLATFORMS names a platform that this machine lacks.
@@ -324,16 +324,19 @@ def require_devices() -> None:
 
 
 def help_text(values: flags.FlagValues, doc: str, groups: Groups) -> str:
-    """A program's description and, group by group, a paragraph per flag."""
+    """A program's description, then one paragraph per flag, in groups."""
     parts = [f"{doc.rstrip()}\n\nFlags, with their defaults."]
     for title, config_type in groups.items():
         paragraphs = []
         for made in settings_of(config_type).values():
             if made.flag:
                 flag = values[made.flag]
-                name = f"[no]{flag.name}" if flag.boolean else flag.name
+                name = f"--{flag.name}{_default_text(flag)}"
+                if flag.boolean:
+                    default = "on" if flag.default else "off"
+                    name = f"--{flag.name} / --no{flag.name} (default: {default})"
                 text = textwrap.indent(textwrap.fill(flag.help, 92), " " * 6)
-                paragraphs.append(f"  --{name}{_default_text(flag)}\n{text}")
+                paragraphs.append(f"  {name}\n{text}")
         if paragraphs:
             parts.append(f"{title}:\n\n" + "\n".join(paragraphs))
     return "\n\n".join(parts)
@@ -344,7 +347,7 @@ def _default_text(flag: flags.Flag) -> str:
 
 
 def flags_page(title: str, doc: str, groups: Groups) -> str:
-    """The page of the docs that lists all flags: a table per group."""
+    """The page of the docs that lists all flags, with one table per group."""
     parts = [f"# {title}\n\n{doc}\n"]
     for heading, config_type in {**groups, "Errors": Diagnostics}.items():
         parts.append(f"\n## {heading}\n{flags_table(config_type)}")
@@ -352,7 +355,7 @@ def flags_page(title: str, doc: str, groups: Groups) -> str:
 
 
 def flags_table(config_type: type) -> str:
-    """A table of the flags of a group for a page of the docs, after a blank line."""
+    """A table of the flags of one group for a page of the docs, after a blank line."""
     values = define_flags({"": config_type})
     rows = ["\n| flag | default | meaning |\n|---|---|---|\n"]
     for made in settings_of(config_type).values():

@@ -1,11 +1,11 @@
-"""RunConfig: everything that a run of the driver is asked to make, checked before any model work.
+"""RunConfig: all settings of a run, checked before any model is loaded.
 
     flags -> ModelSource, RunSettings, Task; SamplingConfig, MaskConfig, PromptSource
-    PromptPlan + all of them -> RunConfig -> the settings that pin its samples down
+    PromptPlan + all of them -> RunConfig -> the settings that determine its samples
 
-Host only, and quick to import: JAX, NumPy and the networks are not needed to refuse a flag. The
-plan says which prompt image i shows, and the image depends on `rng_seed` and i alone; so the number
-of images, the batch size and the folder are not settings of a sample.
+Quick to import, so that a bad flag is refused at once: it loads neither JAX nor NumPy. The plan
+says which prompt image i shows, and the noise of image i depends only on `rng_seed` and i. The
+number of images, the batch size and the folder are therefore not settings of a sample.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ from seediff_jax.prompts.embedded_models import DEFAULT_MODEL, EMBEDDED_MODELS
 from seediff_jax.prompts.settings import PromptSource
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.segment_config import SegmentConfig
-from seediff_jax.schedulers.config import CLASS_NAMES, PREDICTION_TYPES
+from seediff_jax.schedulers.config import PREDICTION_TYPES
+from seediff_jax.schedulers.registry import SCHEDULERS
 from seediff_jax.settings import check_settings, setting, stored_settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
-    """The model to load, and what is changed of it; see `load_model`."""
+    """The model to load, and changes to it; see `load_model`."""
 
     model: str = setting(
         DEFAULT_MODEL,
@@ -63,28 +64,29 @@ class ModelSource:
     tokenizer: str | None = setting(
         None,
         "Folder or hub id to take the tokenizer from; by default the model's own, or for a "
-        ".safetensors file that of openai/clip-vit-large-patch14. It replaces both tokenizers of "
-        "Stable Diffusion XL; a single one takes both places.",
+        ".safetensors file that of openai/clip-vit-large-patch14. For XL, which has two "
+        "tokenizers, both are replaced; if the folder has only one, it is used for both.",
         path=True,
     )
     vae: str | None = setting(
         None,
-        "VAE instead of the model's own: a .safetensors file, or the folder of a VAE or a model.",
+        "VAE to use in place of the model's own: a .safetensors file, or the folder of a VAE or a "
+        "model.",
         path=True,
     )
     scheduler: str | None = setting(
-        None, "Sampler; by default the model's own.", choices=tuple(CLASS_NAMES), stored=False
+        None, "Sampler; by default the model's own.", choices=tuple(SCHEDULERS), stored=False
     )
     scheduler_options: Mapping[str, Any] = setting(
         dict,
-        "Options of the sampler to change, in the words of diffusers, separated by commas, as in "
+        "Options of the sampler to change, with the names of diffusers, as in "
         "use_karras_sigmas=true,timestep_spacing=trailing.",
         parse=parse_scheduler_options,
     )
     prediction_type: str | None = setting(
         None,
-        "What the UNet predicts; by default what the model says. A .safetensors file of Stable "
-        "Diffusion 2.x may not say it.",
+        "What the UNet predicts; by default what the model's files say. A .safetensors file of "
+        "Stable Diffusion 2.x may not say it.",
         choices=PREDICTION_TYPES,
         stored=False,
     )
@@ -99,9 +101,9 @@ class ModelSource:
     dtype: str = setting("float32", "Precision of the networks.", choices=DTYPES)
     capture: str | None = setting(
         None,
-        "Attention layers to record: published, coarse (without the finest level), later_half (of "
-        "the UNet calls), two_levels (for the seeds) or a JSON file with lists of layers; by "
-        "default the model's own.",
+        "Which attention is recorded: published (the layers of the paper), coarse (without the "
+        "finest level), later_half (only the second half of the UNet calls), two_levels (seeds "
+        "from two levels), or a JSON file with lists of layers; by default the model's choice.",
         path=True,
     )
 
@@ -129,28 +131,28 @@ class OutputSettings:
 
     rng_seed: int = setting(
         0,
-        "Seed of all noise; image i depends on the seed and on i alone.",
+        "Seed of the noise. The noise of image i depends only on the seed and on i.",
         flag="seed",
         least=0,
         most=LAST_SEED,
     )
     output: str | None = setting(
         None,
-        "Folder or URL to write; by default outputs/ and the model's name.",
+        "Folder or URL to write to; by default outputs/NAME, with the name of the model.",
         stored=False,
         path=True,
     )
     formats: tuple[str, ...] = setting(
-        ("files",), "What to write, separated by commas.", flag="format", choices=FORMAT_NAMES
+        ("files",), "Formats to write, separated by commas.", flag="format", choices=FORMAT_NAMES
     )
     soft_masks: str | None = setting(
-        None, "Keep soft masks too, as arrays or as 16-bit images.", choices=SOFT
+        None, "Also write soft masks, as arrays or as 16-bit images.", choices=SOFT
     )
-    seed_maps: bool = setting(False, "Keep the seed maps too.")
+    seed_maps: bool = setting(False, "Also write seed maps.")
     keep_attention: bool = setting(
         False,
-        "Keep the attention too, in float16, from which `seediff remask` makes other masks: 36 MB "
-        "an image of Stable Diffusion 1 at 512 x 512, see --plan.",
+        "Also write the attention, in float16; `seediff remask` makes other masks from it. It "
+        "takes 36 MB per image of Stable Diffusion 1 at 512 x 512; --plan prints the size.",
     )
     shard_size: int = setting(1000, "Number of images per shard file.", least=1, most=10**6)
 
@@ -168,7 +170,7 @@ class HostSettings:
 
     batch_size: int | None = setting(
         4,
-        "Number of images at a time on each device; auto chooses the most that fit.",
+        "Number of images per batch on each device; auto chooses the largest that fits.",
         least=1,
         most=4096,
         stored=False,
@@ -177,8 +179,8 @@ class HostSettings:
     )
     mesh: MeshShape = setting(
         ALL_DEVICES,
-        "How devices share the work: data is samples, model splits weights that are too large for "
-        "one device, as in data:-1,model:2.",
+        "How devices share the work: the axis data divides samples, the axis model divides weights "
+        "that are too large for one device, as in data:-1,model:2. -1 takes all other devices.",
         stored=False,
         parse=parse_mesh,
         text="data:-1",
@@ -188,37 +190,42 @@ class HostSettings:
     )
     log_dir: str | None = setting(
         None,
-        "Local folder for a log of JSON lines and curves for TensorBoard; by default none.",
+        "Local folder for a log as JSON lines and TensorBoard curves; by default there is none.",
         stored=False,
         path=True,
     )
     profile: bool = setting(
         False,
-        "Write a JAX profile of one round of the run to --log_dir.",
+        "Write a JAX profile of one round to --log_dir.",
         stored=False,
         needs=("log_dir=FOLDER, the folder to write it to", lambda run: run.log_dir is not None),
     )
     compilation_cache: str | None = setting(
         None,
-        "Folder or URL that keeps compiled programs between runs; empty keeps none. By default "
-        "JAX_COMPILATION_CACHE_DIR, or else ~/.cache/seediff_jax/xla.",
+        "Folder or URL that keeps compiled programs between runs; an empty value keeps none. By "
+        "default JAX_COMPILATION_CACHE_DIR, or ~/.cache/seediff_jax/xla if that is not set.",
         stored=False,
         path=True,
         may_be_empty=True,
     )
     coordinator: str | None = setting(
         None,
-        "host:port of process 0; TPU pods, GKE, Slurm and Open MPI need none of these three.",
+        "host:port of process 0. Give --coordinator, --num_processes and --process_id together; "
+        "they are not needed on TPU pods, GKE, Slurm and Open MPI.",
         stored=False,
     )
     num_processes: int | None = setting(
         None, "Number of processes of the run.", least=1, most=10**6, stored=False
     )
     process_id: int | None = setting(
-        None, "Which of the processes this is, from 0.", least=0, most=10**6, stored=False
+        None, "Number of this process, from 0.", least=0, most=10**6, stored=False
     )
     start_timeout: int = setting(
-        300, "Seconds that hosts wait for one another at first.", least=1, most=86400, stored=False
+        300,
+        "Seconds that hosts wait for one another at the start.",
+        least=1,
+        most=86400,
+        stored=False,
     )
 
 
@@ -227,7 +234,7 @@ class RunSettings(HostSettings, OutputSettings):
     """A run's own settings.
 
     Raises:
-        UserError: a value is out of range, or settings need one another.
+        UserError: a value is out of range, or a setting lacks another one that it needs.
     """
 
     def __post_init__(self):
@@ -251,31 +258,33 @@ class RunSettings(HostSettings, OutputSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to do with the dataset; by default its missing images are made.
+    """What to do with the dataset; by default the run makes its missing samples.
 
     Raises:
-        UserError: the settings ask for different things.
+        UserError: more than one task is given.
     """
 
     plan: bool = setting(
-        False, "Print what would be made, how long it takes and what it needs; make nothing."
+        False, "Only print what the run would make, how long it takes and what it needs."
     )
     rate: float | None = setting(
         None,
-        "Images per second on each device, for --plan, which otherwise measures it.",
+        "Images per second on each device, for --plan; by default it is measured.",
         least=1e-9,
         most=1e9,
         needs=("plan=true, which uses the rate", lambda task: task.plan),
     )
     verify: bool = setting(
-        False, "Read all of --output again and list what is missing, damaged or changed."
+        False, "Read all files of --output and list those that are missing, damaged or changed."
     )
     repair: bool = setting(
-        False, "The same, and remove what is damaged, so that the run's command makes it again."
+        False,
+        "Like --verify, and delete damaged files. Run the original command afterwards to make "
+        "them again.",
     )
     regenerate: int | None = setting(
         None,
-        "Make the sample of this index again and compare it with the stored one.",
+        "Make the sample with this index again and compare it with the stored one.",
         least=0,
         most=LAST_INDEX,
     )
@@ -287,20 +296,21 @@ class Task:
         chosen["regenerate"] = self.regenerate is not None
         names = [f"--{name}" for name, is_chosen in chosen.items() if is_chosen]
         if len(names) > 1:
-            raise UserError(f"{' and '.join(names)} are different things to do; give one at a time")
+            raise UserError(f"{' and '.join(names)} are different tasks; give one of them")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(ModelSource, RunSettings):
-    """What to generate, with which settings, and where to put it.
+    """What a run makes, with which settings, and where it writes.
 
     Attributes:
         plan: the prompts with their classes, and the order in which the images show them.
         class_names: of the whole run; the class at position k has the id k + 1 in every mask.
-        num_images: images in the finished folder.
+        num_images: images in the complete folder.
         sampling: settings of the images; a SegmentConfig where images are given.
         masks: settings of the masks.
-        prompts: what the plan was made of, for settings.json; None where a program made it.
+        prompts: settings that the plan was made from, for settings.json; None where Python code
+            made the plan.
         images: the ImageFiles to segment, image i by prompt i; None to generate images.
     """
 
@@ -319,7 +329,7 @@ class RunConfig(ModelSource, RunSettings):
 
     @property
     def kept_parts(self) -> tuple[str, ...]:
-        """Parts of a sample that are kept besides image and mask."""
+        """Parts of a sample that are kept in addition to image and mask."""
         return kept_parts(stored_settings(self) | stored_settings(self.masks))
 
     @property
@@ -354,14 +364,14 @@ class RunConfig(ModelSource, RunSettings):
         }
 
     def _command(self) -> dict[str, Any] | None:
-        """Flags of which the other settings keep the result alone, see `driver.stored_command`."""
+        """Flags that cannot be derived from the other settings; `stored_command` reads them."""
         if self.prompts is None:
             return None
         names = ("scheduler", "prediction_type")
         return stored_settings(self.prompts) | {name: getattr(self, name) for name in names}
 
     def settings_with(self, model: "Model") -> dict[str, Any]:
-        """All settings of a sample, as JSON values: those known before and the model's."""
+        """All settings of a sample, as JSON values: `settings` and those of the model."""
         from seediff_jax.driver.arithmetic import precision_settings, rounding_settings
 
         config_hash = hashlib.sha256(repr(model.config).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Makes prompts from templates: {class} is the name of a class, {subclass} one of its kinds.
+"""Makes prompts from templates: {class} becomes the name of a class, {subclass} one of its kinds.
 
-{classes} is the list of all classes of an image. Host only. The word that fills {subclass} names
-the class, so its tokens are those of the class; `with_subclasses` makes the synonyms that say so.
+{classes} becomes the list of all classes of an image. Host only. A word in place of {subclass}
+counts as a mention of the class; `with_subclasses` makes the synonyms for that.
 """
 
 import os
@@ -26,21 +26,22 @@ def make_prompts(
     subclasses: Mapping[str, Sequence[str]] = SUBCLASSES,
     synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> list[PromptRecord]:
-    """Fills templates: one after the other, class by class, sub-class by sub-class.
+    """Fills each template with each class, in this order.
 
-    A template with {subclass} makes one prompt per word of a class, in their order; any other
-    makes one per class. "a {class}" becomes "an aeroplane" before a vowel.
+    A template with {subclass} makes one prompt per word of the class; any other template makes one
+    prompt per class. Articles fit: "a {class}" becomes "an aeroplane".
 
     Args:
         classes: names.
         templates: one or several texts with {class}, {subclass} or both.
-        subclasses: class -> words for its kinds; a class without an entry is its only kind.
-        synonyms: see `MentionFinder`; the masks of these prompts need `with_subclasses` of the
-            same arguments.
+        subclasses: class -> words for its kinds. For a class without an entry, its own name is the
+            only word.
+        synonyms: see `MentionFinder`. To find the classes in these prompts, give it the result of
+            `with_subclasses` for the same arguments.
 
     Raises:
-        UserError: for classes that are empty or not different, a template that has another field
-            or none, or a prompt that does not name its class.
+        UserError: a class is empty or given twice, a template has another field or none, or a
+            prompt does not mention its class.
     """
     names = require_classes(classes, "make_prompts")
     templates = [templates] if isinstance(templates, str) else list(templates)
@@ -65,9 +66,9 @@ def with_subclasses(
     subclasses: Mapping[str, Sequence[str]] = SUBCLASSES,
     synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, tuple[str, ...]]:
-    """Returns `synonyms` extended for the prompts of `make_prompts`.
+    """Returns `synonyms` with the words that `make_prompts` puts in place of {subclass}.
 
-    A class that fills {subclass} also has the words of its kinds.
+    Takes the arguments of `make_prompts`. Without a template with {subclass}, nothing is added.
     """
     found = {name: tuple(words) for name, words in (synonyms or {}).items()}
     templates = [templates] if isinstance(templates, str) else templates
@@ -86,8 +87,8 @@ def read_templates(path: str | os.PathLike[str]) -> list[str]:
     """Reads one template per line; blank lines, and lines that begin with #, are skipped.
 
     Raises:
-        UserError: with file and line number, for a line that is not a template or not UTF-8; or for
-            a file without a template.
+        UserError: a line is not a template or not UTF-8, or the file has no template. The message
+            names the file and the line.
     """
     templates = []
     for place, template in read_entries(Path(path)):
@@ -118,7 +119,7 @@ def list_classes(template: str, classes: Sequence[str]) -> str:
 
 
 def template_fields(template: str) -> Iterator[str]:
-    """Yields the fields of a template as written, with their formats."""
+    """Yields the fields of a template as they are written, with their format specifiers."""
     for _, name, form, conversion in string.Formatter().parse(template):
         if name is not None:
             yield name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")

@@ -1,4 +1,4 @@
-"""Settings of the commands that read a finished dataset. Loads no other library."""
+"""Settings of the commands that read a complete dataset. Loads no other library."""
 
 import dataclasses
 
@@ -9,32 +9,32 @@ from seediff_jax.settings import check_settings, setting
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Criteria:
-    """What a sample has to be like. All its classes have to meet the criteria.
+    """Criteria for samples to keep. All classes of a sample must meet them.
 
     Raises:
         UserError: a value is out of range, or settings contradict each other.
     """
 
-    min_score: float | None = setting(None, "Smallest score of a class.", least=0, most=1)
+    min_score: float | None = setting(None, "Smallest score of each class.", least=0, most=1)
     quantile: float | None = setting(
         None,
-        "Share of the samples to keep, the best of those that meet the other criteria. The score "
-        "of a sample is that of its worst class.",
+        "Share of samples to keep: the best of those that meet the other criteria. The score of a "
+        "sample is the score of its worst class.",
         least=0,
         most=1,
     )
     per_class: bool = setting(
         False,
-        "Keep this share of the samples of each class, so that difficult classes remain.",
+        "Apply --quantile to each class alone, so that difficult classes remain.",
         needs=("quantile=SHARE, as in quantile=0.75", lambda asked: asked.quantile is not None),
     )
     min_area: float | None = setting(
-        None, "Smallest area of a class, as a share of the image.", least=0, most=1
+        None, "Smallest area of each class, as a fraction of the image.", least=0, most=1
     )
     max_area: float | None = setting(
-        None, "Largest area of a class, as a share of the image.", least=0, most=1
+        None, "Largest area of each class, as a fraction of the image.", least=0, most=1
     )
-    drop_empty: bool = setting(False, "Drop samples with a class that has no pixels.")
+    drop_empty: bool = setting(False, "Drop samples in which a class has no pixels.")
 
     def __post_init__(self):
         check_settings(self)
@@ -51,17 +51,17 @@ class ReportSettings:
 
     output: str | None = setting(
         None,
-        "A .html file with everything in it, or a folder for a page with its thumbnails beside it; "
-        "by default report.html in the dataset or, of more than 500 samples, its folder report.",
+        "A .html file with everything in it, or a folder for a page and its thumbnails. By default "
+        "report.html in the dataset, or the folder report for more than 500 samples.",
         path=True,
     )
     worst: int | None = setting(
         None,
-        "Number of samples to show, those of the smallest scores; by default all.",
+        "Number of samples to show, lowest scores first; by default all.",
         least=1,
         most=10**6,
     )
-    thumbnail: int = setting(192, "Longer edge of a thumbnail in pixels.", least=16, most=1024)
+    thumbnail: int = setting(192, "Longer edge of the thumbnails in pixels.", least=16, most=1024)
 
     def __post_init__(self):
         check_settings(self)
@@ -69,18 +69,18 @@ class ReportSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FilterOutput:
-    """Where the samples that pass the filter go."""
+    """Where the kept samples go."""
 
     output: str | None = setting(
         None,
-        "New folder or URL for a dataset of the samples that are kept, or a .txt file for their "
-        "indices; by default they are only counted.",
+        "New folder or URL for a dataset of the kept samples, or a .txt file for their indices. By "
+        "default they are only counted.",
         stored=False,
         path=True,
     )
     formats: tuple[str, ...] | None = setting(
         None,
-        "Formats of the new dataset, separated by commas; by default those of the old one.",
+        "Formats of the new dataset, separated by commas; by default those of the source.",
         flag="format",
         choices=FORMAT_NAMES,
         needs=(
@@ -97,10 +97,10 @@ class FilterOutput:
 class RemaskOutput:
     """Where the samples with other masks go."""
 
-    output: str | None = setting(None, "New folder or URL to write.", stored=False, path=True)
+    output: str | None = setting(None, "New folder or URL to write to.", stored=False, path=True)
     formats: tuple[str, ...] | None = setting(
         None,
-        "Formats of the new dataset, separated by commas; by default those of the old one.",
+        "Formats of the new dataset, separated by commas; by default those of the source.",
         flag="format",
         choices=FORMAT_NAMES,
     )

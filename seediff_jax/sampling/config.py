@@ -17,7 +17,7 @@ _GUIDANCE = (
 
 
 class SizeCondition(NamedTuple):
-    """What Stable Diffusion XL is told of an image's size, in pixels; other models ignore it.
+    """The sizes in pixels that Stable Diffusion XL takes as input; other models ignore them.
 
     It was trained on the sizes of its images before scaling and cropping, and draws images that
     look as if they had been of these sizes (arXiv 2307.01952, section 2.2).
@@ -65,8 +65,8 @@ class SamplingConfig:
     )
     guidance_scale: float = setting(
         7.5,
-        "Weight of the prompt against the negative prompt; up to 1 there is no guidance, and the "
-        "prompt alone is denoised at half the cost.",
+        "Weight of the prompt against the negative prompt. At 1 or below there is no guidance, "
+        "which halves the cost of a step.",
         least=0,
         traced=True,
     )
@@ -81,36 +81,35 @@ class SamplingConfig:
     )
     guidance_interval: tuple[float, ...] = setting(
         (0.0, 1.0),
-        "Part of the run, from and to, in which there is guidance (arXiv 2404.07724); outside of "
-        "it the prompt alone is denoised at half the cost. 0.2,0.8 leaves out the first and the "
-        "last fifth of the UNet calls.",
+        "Part of the run that has guidance (arXiv 2404.07724), as its start and end in 0..1; the "
+        "other steps cost half. 0.2,0.8 leaves out the first and the last fifth of the UNet calls.",
         least=0,
         most=1,
         needs=_GUIDANCE,
     )
-    negative_prompt: str = setting("", "What to guide away from.", traced=True, needs=_GUIDANCE)
+    negative_prompt: str = setting("", "Prompt to guide away from.", traced=True, needs=_GUIDANCE)
     height: int | None = setting(
         None,
-        "Height of the images in pixels; by default the size the model was trained for.",
+        "Height of the images in pixels; by default the one the model was trained for.",
         least=1,
         most=16384,
     )
     width: int | None = setting(
         None,
-        "Width of the images in pixels; by default the size the model was trained for.",
+        "Width of the images in pixels; by default the one the model was trained for.",
         least=1,
         most=16384,
     )
     size_condition: SizeCondition = setting(
-        IMAGE_SIZE, "Size that Stable Diffusion XL is told.", flag="", traced=True
+        IMAGE_SIZE, "Sizes that Stable Diffusion XL takes as input.", flag="", traced=True
     )
     attention: str = setting(
         "auto",
         "How attention is computed: by XLA, by flash attention on a TPU, or by cuDNN on an NVIDIA "
-        "GPU. auto takes what suits each layer; results differ by rounding.",
+        "GPU. auto chooses for each layer. The results differ only by rounding.",
         choices=ATTENTION,
     )
-    dry_run: bool = setting(False, "Do everything except the UNet calls: images are decoded noise.")
+    dry_run: bool = setting(False, "Do everything except the UNet calls; images are decoded noise.")
 
     def __post_init__(self):
         check_settings(self)

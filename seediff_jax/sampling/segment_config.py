@@ -29,51 +29,53 @@ class SegmentConfig:
 
     timesteps: tuple[int, ...] = setting(
         (100,),
-        "Noise levels of the UNet calls, 0 to 999 for most models; the attention of several is "
-        "averaged, as in 50,100,200.",
+        "Noise levels of the UNet calls, 0 to 999 for most models. With several, as in 50,100,200, "
+        "the UNet is called for each and the attention is averaged.",
         least=0,
         most=10**6,
         traced=True,
     )
     mirror: bool = setting(
-        False, "Call the UNet for the mirrored image too, and average the attention of both."
+        False, "Also call the UNet for the mirrored image, and average the attention of both."
     )
     template: str = setting(
         LIST_TEMPLATE,
-        'Prompt of an image; {classes} becomes "a cat and an aeroplane".',
+        'Prompt of an image, in which {classes} becomes, for example, "a cat and an aeroplane".',
         traced=True,
     )
     height: int | None = setting(
         None,
-        "Height in pixels to which images are resized for the networks; by default the size the "
+        "Height in pixels to which images are resized for the networks; by default the one the "
         "model was trained for.",
         least=1,
         most=16384,
     )
     width: int | None = setting(
         None,
-        "Width in pixels to which images are resized for the networks; by default the size the "
+        "Width in pixels to which images are resized for the networks; by default the one the "
         "model was trained for.",
         least=1,
         most=16384,
     )
     tile_side: int | None = setting(
         None,
-        "Cut an image with an edge above this number of pixels into square tiles of this side, "
-        "and segment these too; by default no image is cut.",
+        "Side in pixels of square tiles. An image with a longer edge is also cut into tiles, which "
+        "are segmented in addition to the whole image; by default no image is cut.",
         least=8,
         most=16384,
         traced=True,
     )
     tile_overlap: float = setting(
         0.25,
-        "Least share of a tile's side that neighbours share.",
+        "Smallest overlap of neighbouring tiles, as a fraction of the side.",
         least=0,
         most=0.9,
         traced=True,
         needs=("tile_side=PIXELS", lambda config: config.tile_side is not None),
     )
-    attention: str = setting("auto", "How attention is computed, as of seediff.", choices=ATTENTION)
+    attention: str = setting(
+        "auto", "How attention is computed, as for seediff.", choices=ATTENTION
+    )
 
     guidance_scale: ClassVar[float] = 1.0
     guidance_rescale: ClassVar[float] = 0.0

@@ -212,11 +212,11 @@ def test_a_prompt_file_of_dataset_diffusion_has_its_own_classes(tmp_path):
     [
         (
             {"prompts": "p.txt", "templates": ["a {class}"]},
-            "--template makes prompts, .* already has them; give only one",
+            "--template and --prompts exclude each other; give one",
         ),
         (
             {"prompts": "p.txt", "subclasses": "k.txt"},
-            "--subclasses makes prompts, .* already has them; give only one",
+            "--subclasses and --prompts exclude each other; give one",
         ),
         (
             {"classes": ["dog"], "subclasses": "k.txt", "templates": ["a {class} {{subclass}}"]},
