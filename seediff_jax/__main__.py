@@ -1,4 +1,4 @@
-"""Starts `seediff`; hears signals before it imports anything else, which takes a second."""
+"""Starts `seediff`. It handles signals before it imports other modules, which takes a second."""
 
 from seediff_jax.driver import signals
 

@@ -1,4 +1,4 @@
-"""The contract between the UNet, which fills AttentionMaps, and the mask kernels, their readers."""
+"""AttentionMaps: what the UNet records and the mask kernels read."""
 
 import os
 from collections.abc import Mapping

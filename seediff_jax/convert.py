@@ -1,4 +1,4 @@
-"""Writes a model that can be loaded as a folder of its own, with LoRAs merged.
+"""Writes any model that can be loaded, with its LoRAs merged, as a folder of diffusers or orbax.
 
 python -m seediff_jax.convert --model=v1-5.safetensors --lora=style.safetensors:0.8 --output=styled
 python -m seediff_jax.convert --model=shapes --format=orbax --output=models/shapes
@@ -28,10 +28,8 @@ FORMATS = ("diffusers", "orbax")
 class ConvertSettings:
     """What to write."""
 
-    output: str | None = setting(
-        None, "Folder to write; it must not exist, or be empty.", path=True
-    )
-    format: str = setting("diffusers", "Kind of folder; orbax is the one of JAX.", choices=FORMATS)
+    output: str | None = setting(None, "Folder to write; it must be new or empty.", path=True)
+    format: str = setting("diffusers", "Kind of folder; orbax is a format of JAX.", choices=FORMATS)
 
     def __post_init__(self):
         check_settings(self)
@@ -68,7 +66,7 @@ def _work(values: flags.FlagValues) -> None:
             save_orbax(model, output)
         else:
             save_model(model, output, dtype=source.dtype)
-    print(f"{source.model} is in {output} as a folder of {settings.format}")
+    print(f"wrote {source.model} to {output} as a folder of {settings.format}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""UserError, and how long or strange text is shown in a message."""
+"""UserError, and functions that make long or strange text fit into a message."""
 
 import difflib
 import importlib.util

@@ -1,8 +1,8 @@
 """Writes a dataset of images with pixel masks, generated from text prompts by SeeDiff.
 
-Without flags it writes one image of every class of the embedded model. An output folder
-that a run with the same settings began is completed, never redone; --num_images, --batch_size and
---compilation_cache may differ: they change no image beyond rounding.
+Without flags it writes one image of each class of the embedded model. If the output folder holds a
+run with the same settings, that run continues; --num_images, --batch_size and --compilation_cache
+may differ, because they change images at most by rounding.
 
   seediff
   seediff "a photo of a cat and a boat"
@@ -10,7 +10,7 @@ that a run with the same settings began is completed, never redone; --num_images
   seediff --model=/models/stable-diffusion-v1-4 --classes=voc --num_images=2000 --output=outputs/voc
   seediff --model=/models/stable-diffusion-v1-4 --prompts=prompts.jsonl --dtype=bfloat16
 
-Masks of images that are there:
+Masks of existing images:
 
   seediff segment --images=FOLDER --classes=cat,dog
 
@@ -77,7 +77,7 @@ def flags_page() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """All settings of a command line, each checked alone and against the others of its group."""
+    """All settings of a command line; each group is checked."""
 
     source: ModelSource
     prompts: PromptSource
@@ -88,7 +88,7 @@ class CommandLine:
 
 
 def read_command_line(values: flags.FlagValues) -> CommandLine:
-    """Reads parsed flags; loads no library for that.
+    """Reads parsed flags, without loading other libraries.
 
     Raises:
         UserError: a value is out of range, or settings contradict each other.

@@ -1,7 +1,7 @@
-"""Masks of given images: finds classes by the attention of a few noised UNet calls.
+"""Makes masks of existing images from the attention of a few UNet calls on their noised latents.
 
-Without --output it writes to outputs/ and the name of the folder of images. An output folder that a
-run with the same settings began is completed, never redone. With --truth it tells the mean IoU.
+Without --output it writes to outputs/NAME, with the name of the folder of images. If the output
+folder holds a run with the same settings, that run continues. With --truth it prints the mean IoU.
 
   seediff segment --images=photos --classes=cat,boat
   seediff segment --images=photos --image_classes=classes.txt --timesteps=50,100,200 --mirror

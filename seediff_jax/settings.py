@@ -22,26 +22,26 @@ Config = TypeVar("Config")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What the field of a setting carries as metadata.
+    """The metadata of a field that is a setting.
 
     Attributes:
         help: a sentence or two for --help and docs/flags.md.
-        least: the smallest number that is allowed.
-        most: the largest number that is allowed.
-        choices: the values that are allowed; of a tuple, the elements, each once.
-        flag: name of the flag and of the entry in settings.json; None is the name of the field,
-            "" is for a setting that only Python can give.
+        least: the smallest allowed number.
+        most: the largest allowed number.
+        choices: the allowed values; for a tuple, the allowed elements, each at most once.
+        flag: name of the flag and of the entry in settings.json. None stands for the name of the
+            field; "" means that only Python code can give the setting.
         traced: whether compiled programs take the value as an argument. Another value of a setting
             that is not traced compiles another program.
-        stored: whether settings.json has it, because samples depend on it.
+        stored: whether settings.json has the value, because samples depend on it.
         repeated: whether a tuple is given by repeating its flag, not with commas.
-        path: whether the value is the path of a file or folder, or a URL; of a tuple, those
-            elements that begin with "~" or name a .txt or .safetensors file are.
+        path: whether the value is the path of a file or folder, or a URL. In a tuple, only elements
+            that begin with "~" or name a .txt or .safetensors file are paths.
         parse: turns the text of the flag into the value.
-        may_be_empty: whether "" or () is a value of its own where None is the default.
-        needs: what else must be set for the value to have an effect: words, as in "shuffle=true",
-            and a function that tells it of a config.
-        text: the text of the flag that stands for the default value, where `parse` is given.
+        may_be_empty: whether "" or () is a value of its own if None is the default.
+        needs: what else must be set for the value to have an effect: a text such as "shuffle=true",
+            and a function that checks a config for it.
+        text: the text of the flag for the default value, if `parse` is given.
     """
 
     help: str

@@ -3,7 +3,7 @@
     RunConfig -> make_dataset, with SimulatedDevice in place of PairPrograms -> figures
 
 All else is the driver's own: prompts are tokenised, rounds started, results fetched when they are
-due, encoded, written, finished and finalized.
+due, encoded, written, its shards finished and the run completed.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from flax import struct
 from PIL import Image
 
 from seediff_jax.checkpoints.load import load_model
-from seediff_jax.dataset import complete_run
+from seediff_jax.dataset.complete import complete_run
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.models.model import Model
@@ -193,14 +193,14 @@ def run_driver(
         moments.setdefault("first_round", now())
         watch(asked)
 
-    def finalize_folder(*arguments: Any) -> dict[str, int]:
+    def complete_folder(*arguments: Any) -> dict[str, int]:
         moments["written"] = now()
-        return complete_run.complete_run(*arguments)
+        return complete_run(*arguments)
 
     with (
         mock.patch.object(make_dataset, "load_model", load_simulated_model),
         mock.patch.object(make_dataset, "PairPrograms", make_device),
-        mock.patch.object(make_dataset, "complete_run", finalize_folder),
+        mock.patch.object(make_dataset, "complete_run", complete_folder),
     ):
         make_dataset.make_dataset(config)
     log = Path(config.log_dir, "host-0000.jsonl")

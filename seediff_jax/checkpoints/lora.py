@@ -3,7 +3,7 @@
     merged = weight of the layer + strength * scale * up @ down
 
 The scale is alpha / rank, or alpha / sqrt(rank) (rsLoRA, arXiv 2312.03732). A file is refused
-unless all of it fits the model, because a part of a LoRA draws something else.
+unless all of it fits the model, because a part of a LoRA would draw something else.
 
     lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight       kohya
     lora_unet_input_blocks_1_1_proj_in.lora_down.weight                 kohya, original layout
@@ -12,8 +12,8 @@ unless all of it fits the model, because a part of a LoRA draws something else.
     unet.down_blocks.0.attentions.0.proj_in.lora.down.weight            diffusers before peft
     ...attn1.processor.to_q_lora.down.weight                            the first of diffusers
 
-For every spelling, a layer is found by its path with "_" in place of ".", so that no name has to be
-split by guessing.
+In all spellings, a layer is found by its path with "_" in place of ".". So no name has to be split,
+which would be ambiguous.
 """
 
 import dataclasses

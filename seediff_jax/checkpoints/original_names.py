@@ -1,4 +1,4 @@
-"""Name tables: a tensor's diffusers name -> its place in the original layout of Stable Diffusion.
+"""Translates names of diffusers into those of the original layout of Stable Diffusion.
 
 The files of CompVis and Stability AI number the layers of the UNet consecutively, count the levels
 of the VAE's decoder from fine to coarse, write its attention as 1 x 1 convolutions, and fuse the

@@ -1,9 +1,9 @@
 """Converts weights one by one, in a fixed order, and hashes them.
 
-    rows of a tensor -> float32 -> [ largest, hash ] -> dtype, Linen's layout, memory of its own
+    rows of a tensor -> float32 -> [ largest, hash ] -> dtype, Linen's layout, new memory
 
-A tensor is processed in blocks that fit into the caches: memory is read once and written once.
-Several threads work on one tensor each; nearly all of it runs without Python's lock.
+A tensor is processed in blocks that fit into the caches, so memory is read once and written once.
+Several threads work on one tensor each; nearly all of the work runs without Python's lock.
 """
 
 import collections

@@ -2,8 +2,8 @@
 
 The safetensors library reads and checks the header: every tensor lies inside the file, and tensors
 neither overlap nor leave gaps. The tensors are read here, a few rows at a time into a buffer that
-fits into a processor's cache: no second copy of a tensor is in memory, as it would be with a mapped
-file, and a file that shrinks while it is read is an error and not a SIGBUS.
+fits into a processor's cache. A mapped file would hold a second copy of each tensor in memory, and
+would end the process with SIGBUS if the file shrinks while it is read; here that is an error.
 
 Pickle files are never opened: opening one can run any code.
 """

@@ -1,4 +1,4 @@
-"""Where a model comes from: the embedded one, a folder, a single file, or the Hugging Face hub.
+"""Where a model comes from: an embedded model, a folder, a single file, or the Hugging Face hub.
 
 name -> find_source -> folder or file -> read_source_config -> read_source_weights
 """

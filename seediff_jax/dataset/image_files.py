@@ -1,6 +1,6 @@
-"""Folders of images, and of their true masks, that a run reads.
+"""Reads folders of images and of their true masks.
 
-An image and its truth have the same name but for the ending. Host only.
+An image and its true mask have the same name except for the ending. Host only.
 """
 
 import concurrent.futures

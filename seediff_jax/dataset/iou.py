@@ -1,8 +1,8 @@
 """Mean IoU as PASCAL VOC's toolkit defines it: one confusion matrix over the whole set.
 
-IoU of a class = TP / (truth + predicted - TP). Pixels whose truth is 255 count nowhere. The mean
-is taken over all classes with background; a class that neither truth nor prediction shows anywhere
-in the set has no IoU and is left out, as mmsegmentation does.
+IoU of a class = TP / (truth + predicted - TP). Pixels whose truth is 255 are not counted. The mean
+is over all classes and the background. A class that occurs in no truth and no prediction of the set
+has no IoU and is left out of the mean, as in mmsegmentation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_labels: int) 
         int64 `[n, n]`, one row per label of the truth, one column per predicted label.
 
     Raises:
-        UserError: the shapes differ, or there is a label that is none.
+        UserError: the shapes differ, or a label is out of range.
     """
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.shape != predicted.shape:
@@ -44,7 +44,7 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, num_labels: int) 
 
 
 def sum_matrices(pairs: Iterable[tuple[np.ndarray, np.ndarray]], num_labels: int) -> np.ndarray:
-    """The confusion matrix of a set of (truth, predicted), whose sizes may differ."""
+    """The confusion matrix of a set of pairs (truth, predicted), whose sizes may differ."""
     total = np.zeros((num_labels, num_labels), np.int64)
     for truth, predicted in pairs:
         total += confusion_matrix(truth, predicted, num_labels)
@@ -66,6 +66,6 @@ def mean_iou(confusion: np.ndarray) -> float:
 
 
 def name_ious(names: Sequence[str], confusion: np.ndarray) -> dict[str, float | None]:
-    """Label -> IoU, None where the class has none: as JSON can hold it."""
+    """IoU by label, with None in place of NaN, which JSON lacks."""
     values = class_iou(confusion).tolist()
     return {name: None if np.isnan(v) else v for name, v in zip(names, values, strict=True)}

@@ -1,11 +1,11 @@
-"""The journal of a shard: its finished samples, until all are there and the shard is finished.
+"""The journal of a shard keeps its samples until all exist and the shard is finished.
 
     shards/00012.journal/012004+4     samples 12004 to 12007: their records, and the parts of them
                                       that go into files of the shard
 
-A file is written when its samples are done, and never changed: a run that is killed loses only the
-samples in flight. The names alone tell which samples are there. A file begins with the CRC-32 of
-the rest, because what is read from it goes into files whose hashes are taken afterwards.
+A file is written when its samples are made, and never changed: a run that is killed loses only the
+samples in flight. The names of the files say which samples exist. A file begins with the CRC-32 of
+the rest, because the files of the shard are made from it, and their hashes are computed afterwards.
 """
 
 import re
@@ -30,7 +30,7 @@ class Journal:
     Args:
         folder: of the dataset.
         shard: its number.
-        indices: that the shard has when it is full; files of others are passed over.
+        indices: of the samples of the full shard; files with other indices are ignored.
     """
 
     def __init__(self, folder: Folder, shard: int, indices: range):
@@ -43,16 +43,16 @@ class Journal:
         return sorted(entry for entry in found if entry)
 
     def unknown_names(self) -> list[str]:
-        """Lists what is in the journal's folder and is not a file of this journal."""
+        """Lists names in the journal's folder that are not files of this journal."""
         names = self._folder.names(self.path)
         return [n for n in names if not self._parse_name(n) and not n.endswith(TEMPORARY)]
 
     def indices(self) -> set[int]:
-        """Returns the indices of the samples that are there."""
+        """Returns the indices of the samples in the journal."""
         return {first + k for first, count in self.entries() for k in range(count)}
 
     def count(self) -> int:
-        """Counts the samples that are there, by the names of files alone."""
+        """Counts the samples in the journal; reads only the names of files."""
         count = after = 0
         for first, length in self.entries():
             count += max(first + length - max(first, after), 0)
@@ -60,7 +60,7 @@ class Journal:
         return count
 
     def contents(self, samples: Sequence[EncodedSample]) -> dict[str, bytes]:
-        """Makes the files that hold samples, one for each run of successive indices.
+        """Makes the files for samples, one for each range of successive indices.
 
         Returns:
             Content by name.
@@ -73,7 +73,7 @@ class Journal:
         return {self.name(run[0].index, len(run)): _pack(run) for run in runs}
 
     def add(self, samples: Sequence[EncodedSample]) -> None:
-        """Writes finished samples."""
+        """Writes samples."""
         if samples:
             self._folder.write_all({}, self.contents(samples))
 
@@ -93,7 +93,7 @@ class Journal:
             after = first + count
 
     def compact(self) -> None:
-        """Rewrites the journal in files that do not depend on how it came to be."""
+        """Rewrites the journal, so that its files do not depend on the order of the work."""
         kept, chunk = set(), []
         for sample in self.samples():
             if chunk and not _belongs_to(sample, chunk):

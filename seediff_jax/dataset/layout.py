@@ -4,13 +4,13 @@
     shard  0 0 0 0 0 0 1 1 1 1 ...     shard_size 6
     block  0 0 0 0 4 4 6 6 6 6 ...     batch_size 4, named by their first index
 
-A device makes one block at a time. Blocks begin at fixed places, whatever is still missing:
-rounding may depend on the place in a batch, and so a run that was stopped ends with the same bits
-as one that was not. A block that the end of a shard or of the run cuts short is made in full, too.
+A device makes one block at a time. Blocks begin at fixed indices, whatever is missing: rounding may
+depend on the place in a batch, and a run that was stopped must end with the same bits as one that
+was not. A block that is cut short by the end of a shard or of the run is made in full, too.
 
-    00012.journal     samples of shard 12 that are finished
+    00012.journal     samples of shard 12 while it is not finished
     00012.jsonl       one line per sample of the shard
-    00012.json        summary of the shard, written last; 00012.open.json where it is not full
+    00012.json        summary of the shard, written last; 00012.open.json if it is not full
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """One run at a time in a folder.
 
-On a disk the lock is that of the operating system (flock), which ends with the process that holds
-it, however that ended. Where there is none, in a bucket and on some network filesystems, the holder
-keeps changing a file; a second run that sees it change is refused, and takes over where it stands
-still. No clock is compared with another one.
+On a disk the operating system has the lock (flock), so it ends with the process that holds it,
+however that ends. Buckets and some network filesystems have no such lock: there the holder keeps
+changing a file. A second run that sees the file change is refused; if the file does not change, the
+second run takes over. Clocks of two machines are never compared.
 """
 
 import errno

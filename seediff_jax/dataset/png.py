@@ -1,8 +1,8 @@
 """Encodes pixels as PNG, several times as fast as Pillow does.
 
 Pillow tries every filter of the PNG standard on every row, which takes most of its time. Here all
-rows have the average filter, whose files of photographs are 2 % larger, and Intel's ISA-L packs
-them. Other libraries read the files as any other PNG.
+rows have the average filter, which makes files of photographs 2 % larger, and Intel's ISA-L
+compresses them. The files are ordinary PNG files.
 """
 
 import struct

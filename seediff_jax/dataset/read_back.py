@@ -1,4 +1,4 @@
-"""Reads parts of finished samples back from the files of a dataset, in whatever format they are."""
+"""Reads parts of samples back from the files of a dataset, whatever their format."""
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence

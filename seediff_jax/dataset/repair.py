@@ -1,7 +1,7 @@
-"""Repairs a dataset folder: removes what is damaged, so that the run's command makes it again.
+"""Repairs a dataset folder: removes damaged files, so that the run's command makes them again.
 
-A finished shard goes back to its journal without the damaged samples. What the journal has to hold
-of the others is read back from the files of the shard, and kept where its hash is the right one.
+A finished shard becomes a journal again, without the damaged samples. The parts of the others are
+read back from the files of the shard, and kept if their hashes are right.
 """
 
 import tempfile

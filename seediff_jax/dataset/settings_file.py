@@ -1,7 +1,7 @@
-"""settings.json, which marks a dataset folder and determines its samples.
+"""Reads and writes settings.json, which marks a dataset folder and determines its samples.
 
-A copy is kept in `shards`, and both have checksums: a million samples must not be lost with one
-file.
+`shards` has a copy, and both have checksums, so that one damaged file does not make a million
+samples useless.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from seediff_jax.files.text import join_lines
 
 SETTINGS, COPY = "settings.json", "shards/settings.json"
 FORM = 2
-"""Form of the folder: settings are in settings.json alone, not in every line of the manifest."""
+"""Version of the folder's form: 2 has the settings only in settings.json, not in every record."""
 VERSIONS = "software"
-"""Setting that may differ when a run is resumed: versions of the libraries that do arithmetic."""
+"""Setting that may differ when a run resumes: versions of the libraries that do arithmetic."""
 PRECISION = "precision"
 """Settings of JAX and its compilers that are not the default, see `driver.arithmetic`."""
 FILTERS = "filters"
-"""Setting of a dataset that was copied from another one, by criteria: a list of what was asked."""
+"""Setting of a filtered copy of a dataset: the list of criteria."""
 COMMAND = "command"
-"""Setting that may differ, too: flags of the run's command that follow from no other setting."""
+"""Setting that may also differ: flags of the run that cannot be derived from other settings."""
 
 _NEEDED = {"seediff_jax_version", "class_names"}
 

@@ -1,4 +1,4 @@
-"""Strips: how the mask of a class came about, in a row of named pictures."""
+"""Strips: a row of captioned pictures with the stages of the mask of a class."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
     summaries, lines, journals -> files of samples, of shards, of the run -> problems
 
-Everything is compared with hashes that were taken before it was written, except for `strip.png`,
+Every file is compared with the hash that was computed before it was written, except `strip.png`,
 which is only for people. Host only; needs no model.
 """
 

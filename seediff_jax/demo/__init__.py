@@ -1,1 +1,1 @@
-"""A page for browsers: prompts, live mask settings, and the stages of masks."""
+"""The demo, a page for the browser: prompts, live mask settings, and the stages of masks."""

@@ -1,8 +1,8 @@
-"""Studio: samples, masks and downloads of the demo; knows nothing of the page.
+"""Studio: makes the samples, masks and downloads of the demo; independent of the page.
 
     prompt, classes -> [ sample ] -> Sampled -> [ mask ] -> Result -> pictures, zip, command line
 
-A Sampled keeps its attention, so that other masks of it sample nothing.
+A Sampled keeps its attention, so other masks need no sampling.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Settings of JAX and its compilers that change samples, wherever they come from.
+"""Settings of JAX and its compilers that change samples, from flags and from the environment.
 
-Noise depends on none of them (`sampling.noise`), products and sums do. A run records those that are
-not the default; all its hosts must have the same, and so must a run that resumes it.
+Noise depends on none of them (`sampling.noise`), but products and sums do. A run records those that
+are not the default. All its hosts must have the same ones, and so must a run that resumes it.
 """
 
 import os

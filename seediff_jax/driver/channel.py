@@ -1,14 +1,14 @@
-"""The hosts of a run beside JAX: each has a TCP connection to host 0, a line of JSON per message.
+"""The hosts' own channel: each has a TCP connection to host 0, with one line of JSON per message.
 
-    hello -> welcome, met      who is here
-    facts -> same              what a host is about to do, which must be the same on all
-    stop -> hold, begun, last  the last round of all, one that every host can still reach
-    end -> end                 why one host ends, and so all do
+    hello -> welcome, met      which hosts have arrived
+    facts -> same              what a host is about to do; it must be the same on all hosts
+    stop -> hold, begun, last  the last round, one that every host can still reach
+    end -> end                 why one host ends; then all of them end
     bye                        a host is done; its connection may close
-    beat                       both sides run, though they have nothing else to say
+    beat                       a sign of life when there is nothing else to send
 
-JAX alone notices a lost host after its heartbeats, ends in many lines, and compares nothing. Host 0
-listens on the port of JAX's coordinator, and gives it up to JAX once all hosts have come.
+Without it, JAX notices a lost host late, ends with many lines, and does not compare the hosts. Host
+0 listens on the port of JAX's coordinator, and gives the port to JAX once all hosts have arrived.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The hosts of a run: how they find one another, agree, stop together, and what ends them all."""
+"""The hosts of a run: they find one another, agree on the run, stop together and end together."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Host 0's side of the channel: who is here, whether all do the same, which round is the last."""
+"""Host 0's side of the channel: counts and compares the hosts, and chooses the last round."""
 
 import contextlib
 import json

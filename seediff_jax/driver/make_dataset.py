@@ -1,6 +1,6 @@
-"""From a RunConfig to a finished dataset folder, on all devices of all hosts.
+"""Runs a RunConfig on all devices of all hosts, until its dataset folder is complete.
 
-RunConfig -> load_model -> PairPrograms -+
+RunConfig -> load_model -> PairPrograms --+
 find_existing -> blocks of this host -----+-> WorkLoop -> Dataset.finish -> complete_run
 """
 

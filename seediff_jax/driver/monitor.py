@@ -1,6 +1,6 @@
-"""What a run says of itself while it works: a progress bar, a log, curves, a profile.
+"""Reports the progress of a run: a progress bar, a log, curves, a profile.
 
-log_dir/host-0000.jsonl            a line every few seconds: what is done, how fast
+log_dir/host-0000.jsonl            a line every few seconds: number of samples, speed
 log_dir/host-0000/events...        the same for TensorBoard
 log_dir/plugins/profile/           what the devices did in one round, for TensorBoard
 """

@@ -1,4 +1,4 @@
-"""Describes a run before it starts: its images, their split over hosts, and what it needs."""
+"""Describes a run before it starts: its images, their split over hosts, time and memory."""
 
 import collections
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Makes single blocks: to compare a sample with what is stored, or to measure a trial round."""
+"""Makes single blocks: to compare a sample with the stored one, or to measure a trial round."""
 
 import dataclasses
 import io

@@ -1,4 +1,4 @@
-"""Makes the samples of a run: rounds of blocks on the devices, and what is written of each."""
+"""Makes the samples of a run: rounds of blocks on the devices, then records and encoded parts."""
 
 import dataclasses
 import logging

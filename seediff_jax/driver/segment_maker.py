@@ -1,4 +1,4 @@
-"""Makes the masks of given images: PairMaker with images that are read instead of generated."""
+"""Makes the masks of given images: a PairMaker that reads images instead of generating them."""
 
 import dataclasses
 from typing import Any

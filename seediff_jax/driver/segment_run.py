@@ -1,4 +1,4 @@
-"""A run of `seediff segment`: its RunConfig, the check of its images, and its mean IoU."""
+"""A run of `seediff segment`: makes its RunConfig, checks its images, prints its mean IoU."""
 
 import json
 from pathlib import Path

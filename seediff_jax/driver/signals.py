@@ -1,8 +1,8 @@
 """Signals that end a program: SIGTERM and SIGHUP, after which it can be resumed, and SIGINT.
 
-Python's main thread hears of a signal between two of its instructions: minutes later, where XLA
-compiles. So a thread listens, which is woken at once, and does what the program has asked for.
-This module is imported before all others and loads none that takes time.
+Python's main thread handles a signal between two of its instructions, which may be minutes later
+while XLA compiles. So a thread of its own waits for signals, wakes at once, and does what the
+program has asked for. This module is imported before all others, and imports no slow module.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a folder on a disk and one in a bucket have in common."""
+"""The interface of folders on disks and in buckets, and what they share."""
 
 import abc
 import errno

@@ -1,9 +1,8 @@
 """JSON from files of unknown origin: an object, or a UserError that names the file.
 
-In addition to what is not JSON this refuses what Python's parser takes without a word (NaN, numbers
-beyond float64, a key that is given twice) or fails on in another way (deep nesting), and files too
-long to be a config. Infinity is refused unless the caller asks for it: diffusers writes it into the
-files of a scheduler.
+It also refuses what Python's parser accepts silently (NaN, numbers beyond float64, a key that is
+given twice), deep nesting, on which the parser fails in another way, and files too long to be a
+config. Infinity is refused unless the caller allows it: diffusers writes it into scheduler files.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Lines of text files that people write: UTF-8 with or without a mark, any line ending."""
+"""Reads lines of text files that people write: UTF-8 with or without a BOM, any line ending."""
 
 import codecs
 import contextlib

@@ -3,8 +3,8 @@
     seeds [n0], self_attention {side: [n, n]} -> soft mask [side, side]
 
 The seeds spread over the seed level by the affinity of its locations. Each finer level upsamples
-the map and removes what resembles the background. A level of an image that is not a square is keyed
-by its height; its width follows from the number of its locations.
+the map and removes what resembles the background. If the image is not square, the key of a level is
+its height; its width follows from the number of its locations.
 
 Kernels are written for one example and one class; `jax.vmap` adds classes and batch, without
 copying the attention of an image per class.

@@ -1,9 +1,9 @@
-"""From recorded attention to the soft mask of a class: SeeDiff, two baselines, one's own method.
+"""From recorded attention to the soft mask of a class: SeeDiff, two baselines, users' own methods.
 
     cross_attention [layers, n0], self_attention {side: [n, n]}, image_side -> soft mask [H, W]
 
-All methods have this form and read the same recorded attention, so one sampling run serves a
-comparison. Written for one example and one class; `jax.vmap` adds classes and batch.
+All methods have this form and read the same recorded attention, so methods can be compared on one
+sampling run. Written for one example and one class; `jax.vmap` adds classes and batch.
 """
 
 import inspect

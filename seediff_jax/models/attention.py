@@ -1,4 +1,4 @@
-"""Attention: plain, causal, and with its head-summed probabilities recorded.
+"""Attention: plain, causal, or with a record of its probabilities summed over heads.
 
     query, key, value -> choose (attention_choice) -> XLA, flash (tpu_attention) or cuDNN
 

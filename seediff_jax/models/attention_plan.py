@@ -1,4 +1,4 @@
-"""Which implementation of attention every layer of a UNet uses: known before anything is compiled.
+"""Tells before compilation which implementation of attention each layer of a UNet uses.
 
 ModelConfig, size of the latents, Place -> calls of attention -> choose -> counts
 """

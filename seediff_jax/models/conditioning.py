@@ -1,4 +1,4 @@
-"""What a UNet reads besides latents and text: timestep, guidance, pooled text and sizes.
+"""Inputs of a UNet in addition to latents and text: timestep, guidance, pooled text and sizes.
 
 Stable Diffusion XL (arXiv 2307.01952, section 2.2) adds pooled text and the sizes of the image to
 the embedding of the timestep; latent consistency models (arXiv 2310.04378, section 4.2) add the

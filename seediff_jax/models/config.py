@@ -1,8 +1,8 @@
 """Frozen model configs, read from the JSON files of a diffusers folder.
 
 A config has everything that changes the program; it is hashable, so `jax.jit` takes it as a static
-argument. Every key of a JSON file is understood, known to have no effect at its value, or an error
-that names it: a checkpoint never runs as something it is not.
+argument. Every key of a JSON file is read, known to have no effect at its value, or refused, so
+a checkpoint never runs as another model.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
-"""Dataclasses from parsed JSON: every key is understood, without effect, or an error.
+"""Dataclasses from parsed JSON: every key is read, known to have no effect, or an error.
 
-Numbers have limits, so that no config makes a program that cannot end: every layer takes time to
-trace, and a width of 10**9 is quickly written. The limits are several times the largest Stable
-Diffusion.
+Numbers have limits, because a damaged config with a width of 10**9 would trace or compile without
+end. The limits are several times the values of the largest Stable Diffusion.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The whole data flow: prompts and class names in, images with their masks out.
+"""`generate`, the whole data flow: prompts and class names in, images with their masks out.
 
     prompts, classes -> tokens -> [ sample ] -> images, AttentionMaps -> [ make_masks ] -> Pairs
 

@@ -1,4 +1,4 @@
-"""Compiles the two programs from shapes alone: what a batch costs, before it runs.
+"""Compiles the two programs from shapes alone, to know the memory of a batch before it runs.
 
     mesh, model, batch size -> abstract arrays -> PairPrograms, lowered -> compiled -> memory
 

@@ -1,11 +1,11 @@
-"""The devices of a run: their mesh, and how weights lie on it.
+"""The devices of a run: their mesh, and how weights are divided over it.
 
-    --mesh=data:-1,model:2     data: samples, which have nothing to do with one another
+    --mesh=data:-1,model:2     data: samples, which are independent of one another
                                model: weights, for models that do not fit on one device
 
 Samples are split by hand (`jax.shard_map`), so that no program can have a collective on the data
 axis; weights on the model axis by the compiler. Kernels never see the mesh. With several hosts the
-mesh spans the devices of all of them, and every host feeds and reads its own rows alone.
+mesh spans the devices of all of them, and each host feeds and reads only its own rows.
 """
 
 from collections.abc import Sequence

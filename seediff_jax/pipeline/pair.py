@@ -1,4 +1,4 @@
-"""Pair: one image of Pairs with its masks, on the host, for notebooks and for people."""
+"""Pair: one image of Pairs with its masks, on the host, for notebooks."""
 
 import base64
 import dataclasses

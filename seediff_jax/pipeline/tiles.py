@@ -1,9 +1,9 @@
-"""Images of any size for networks of one size: crops on the way in, whole masks on the way out.
+"""Images of any size for networks of one size: cuts images into crops, joins the masks of crops.
 
     image -> the whole image, and tiles where it is large -> crops of the networks' size
     soft masks of the crops -> soft masks of the image -> label map
 
-NumPy and Pillow alone, since a compiled program for every size of image would take more time.
+Uses only NumPy and Pillow, because compiling a program for each image size would take longer.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Reads files of names with words: classes with synonyms or sub-classes, images with classes.
+"""Reads files with lists of words per name: synonyms or sub-classes of classes, classes of images.
 
     # one class per line, words after a colon
     sofa: couch, settee

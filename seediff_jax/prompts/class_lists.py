@@ -1,4 +1,4 @@
-"""Class names of the data sets, and the words that name a class; data without logic.
+"""Class names of the data sets, and synonyms of classes; only data, no logic.
 
 Names are in the order of the official ids. The tables are looked up by `names.name_key`:
 spelling, plural and capitals need no entry, "pottedplant" is COCO's "potted plant" too.

@@ -1,4 +1,4 @@
-"""PromptPlan: which prompt the image of an index shows; it depends on the index alone. Host only.
+"""PromptPlan: which prompt an image shows, which depends only on its index. Host only.
 
     index -> turn = index // images_per_prompt -> place in the order -> record
 

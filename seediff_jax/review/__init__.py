@@ -1,1 +1,1 @@
-"""Judges a finished dataset: statistics of its samples, a filtered copy, a report for browsers."""
+"""Reviews a complete dataset: statistics of its samples, a filtered copy, a report."""

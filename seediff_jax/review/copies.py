@@ -1,9 +1,9 @@
-"""Writes samples of a finished dataset to a new one, as they are or with other parts.
+"""Copies samples of a complete dataset to a new one, unchanged or with other parts.
 
     Finished, indices -> Copier.copy, sample by sample -> Dataset -> complete_run
 
-The new dataset is like that of a run: `verify` and all readers take it. Its samples are numbered
-anew; `source_index` of a record is the number in the run that made it.
+The new dataset is like that of a run: `verify` and all readers accept it. Its samples have new
+indices; `source_index` of a record is the index in the run that made it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Which samples of a finished dataset are good enough: scores, areas, and shares of the best."""
+"""Selects samples of a complete dataset by scores, areas and quantiles."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Writes the samples of a finished dataset that are good enough to a new one, or lists them.
+"""Writes the good samples of a complete dataset to a new one, or lists them.
 
     records -> ClassFacts -> select -> indices, or parts of samples -> a new dataset
 

@@ -1,4 +1,4 @@
-"""Opens a finished dataset for reading: its settings, counts, and the records of its samples."""
+"""Opens a complete dataset for reading: its settings, counts, and the records of its samples."""
 
 import contextlib
 import dataclasses

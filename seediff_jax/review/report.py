@@ -1,10 +1,10 @@
-"""Writes a page for browsers on which a finished dataset can be judged.
+"""Writes a page for the browser to judge a complete dataset.
 
     records -> rows of all samples, or of the worst; histograms per class -> report.html
-    images and masks -> thumbnails, within the page or, of many samples, beside it
+    images and masks -> thumbnails, within the page or, for many samples, in files next to it
 
-The page needs no network and no other file than its thumbnails; it shows text as text, never as
-markup. The dataset is only read, unless the report goes there.
+The page needs no network and no files but its thumbnails. It shows text as text, never as markup.
+The dataset is only read, unless the report is written into it.
 """
 
 import base64

@@ -1,6 +1,6 @@
 """SamplingConfig: the settings of sampling.
 
-Loads neither JAX nor NumPy, so that the command line can list the settings at once.
+Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@
     rng_seed, indices -> noise ---------+                    |
     token_ids -> text_embeddings ----------------------------+-> AttentionMaps, mean over the calls
 
-So DiffSegmenter (arXiv 2309.02773) and others read a diffusion model; here the maps go through the
-mask kernels that generated images go through. Seed, indices, tokens and timesteps are traced.
+DiffSegmenter (arXiv 2309.02773) and others read attention in this way. Here the mask kernels for
+generated images turn it into masks. Seed, indices, tokens and timesteps are traced.
 """
 
 import functools

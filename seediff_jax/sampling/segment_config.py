@@ -1,6 +1,6 @@
 """SegmentConfig: the settings of the noised UNet calls that read the attention of given images.
 
-Loads neither JAX nor NumPy, so that the command line can list the settings at once.
+Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ class SegmentConfig:
     See the help of each field, `seediff segment --help` or docs/segment.md.
 
     Attributes:
-        guidance_scale: the UNet is called for the prompt alone, as by SamplingConfig with this
-            guidance, and with these other values.
+        guidance_scale: 1, because the UNet is called without guidance. This and the other fixed
+            values stand for those of a SamplingConfig.
 
     Raises:
         UserError: a value is out of range.

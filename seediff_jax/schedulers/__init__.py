@@ -1,1 +1,1 @@
-"""Noise schedules and samplers, held to diffusers."""
+"""Noise schedules and samplers, equal to those of diffusers."""

@@ -1,7 +1,7 @@
 """SchedulerConfig: the settings of a noise schedule and its sampler, read from diffusers' JSON.
 
-Every option of the file is read, or known to have no effect, or an error that names it. diffusers'
-files also hold options of other schedulers; those have no effect.
+Every option of the file is read, is known to have no effect, or is refused by name. Files of
+diffusers also hold options of other schedulers; those have no effect.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 `make_ddim_pndm_steps` lists every UNet call of a run (PNDM makes more calls than steps) with
 everything that its update needs, including the weights of earlier noise predictions, so the loop
-needs no counter of calls.
+does not count calls.
 
 DDIM: Song et al., arXiv 2010.02502, with eta = 0. PNDM: Liu et al., arXiv 2202.09778; with
 `skip_prk_steps` only its linear multistep part, PLMS. Conventions are those of diffusers'

@@ -1,4 +1,4 @@
-"""The noise schedule: how much signal is left at each training timestep, and which ones a run uses.
+"""The noise schedule: the signal left at each training timestep, and the timesteps of a run.
 
 The table is computed on the host in NumPy, so that the samplers can compute their own tables from
 it while JAX traces.

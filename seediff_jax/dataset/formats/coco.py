@@ -1,4 +1,4 @@
-"""The annotations of COCO, of instances and of panoptic segmentation.
+"""COCO's annotation files for instance and for panoptic segmentation.
 
 Each shard has a file with one line per sample: what the annotation file says about it. When the run
 is complete, these lines are joined.

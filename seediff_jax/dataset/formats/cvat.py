@@ -1,4 +1,4 @@
-"""CVAT's format "Segmentation mask 1.1": the folders of PASCAL VOC, and a map of label colours."""
+"""CVAT's format "Segmentation mask 1.1": PASCAL VOC's folders and a list of label colours."""
 
 import contextlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The mean IoU of a run whose images have a truth; every record has the counts of its pixels."""
+"""metrics.json: the mean IoU of a run whose images have true masks, from counts in the records."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from seediff_jax.dataset.iou import mean_iou, name_ious
 
 METRICS = "metrics.json"
 COUNTS = "label_counts"
-"""Entry of a record: `[truth, predicted, pixels]` of each pair of labels of its image."""
+"""Entry of a record: `[truth, predicted, pixels]` for each pair of labels of its image."""
 
 
 class Metrics(Format):
-    """`metrics.json`: the mean IoU and that of each label, of one confusion matrix."""
+    """`metrics.json`: the mean IoU and the IoU of each label, from one confusion matrix."""
 
     name = "metrics"
 
@@ -37,13 +37,13 @@ class Metrics(Format):
 
 
 def label_counts(confusion: np.ndarray) -> list[list[int]]:
-    """A confusion matrix as a record has it, without zeros."""
+    """Turns a confusion matrix into the entry of a record, which has no zeros."""
     pairs = np.argwhere(confusion)
     return [[int(t), int(p), int(confusion[t, p])] for t, p in pairs]
 
 
 def metrics_text(labels: Sequence[str], confusion: np.ndarray, images: int) -> str:
-    """JSON: the mean IoU in 0..1, None where no label has one, and the IoU of each label."""
+    """JSON: the mean IoU in 0..1, None if no label has one, and the IoU of each label."""
     ious = name_ious(labels, confusion)
     found: dict[str, Any] = {"mean_iou": None, "images": images, "iou": ious}
     if any(value is not None for value in ious.values()):

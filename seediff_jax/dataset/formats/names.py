@@ -1,4 +1,4 @@
-"""Names of the output formats, which a command line can list without loading them."""
+"""Names of the output formats. A command line lists them without loading the formats."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,23 +9,23 @@ FORMAT_NAMES = (
     *("files", "voc", "coco", "coco_panoptic", "webdataset", "array_record"),
     *("imagefolder", "cvat"),
 )
-"""In the order in which help texts list them."""
+"""In the order of the help texts."""
 
 SOFT = ("npz", "png")
 """How soft masks can be stored."""
 
 KEEPING = ("files", "webdataset", "array_record")
-"""Formats that have place for soft masks, seed maps and attention."""
+"""Formats that can store soft masks, seed maps and attention."""
 
 ATTENTION_PART = "attention.npz"
 """Part with the attention of a sample, in float16."""
 
 OTHER_METHODS_PART = "methods.png"
-"""Part with the masks of a run's further methods, from top to bottom."""
+"""Part with the masks by the other methods of a run, from top to bottom."""
 
 
 def kept_parts(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Parts that KEEPING have besides images and masks, by settings as settings.json has them."""
+    """Parts that are stored in addition to image and mask, by values of settings.json."""
     soft = settings.get("soft_masks")
     wanted = {
         f"soft.{soft}": soft,
@@ -37,7 +37,7 @@ def kept_parts(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def require_place(formats: Sequence[str], kept: Sequence[str]) -> None:
-    """Raises a UserError unless one of the formats has a place for the parts, if there are any."""
+    """Raises a UserError unless one of the formats can store the parts, if there are any."""
     if kept and not {*formats} & {*KEEPING}:
         raise UserError(
             f"formats={','.join(formats)} has no place for {', '.join(kept)}; add one of "
