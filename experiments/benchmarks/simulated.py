@@ -2,8 +2,8 @@
 
     RunConfig -> make_dataset, with SimulatedDevice in place of PairPrograms -> figures
 
-All else is the driver's own: prompts are tokenised, rounds started, results fetched when they are
-due, encoded, written, its shards finished and the run completed.
+The rest is the driver itself: it tokenises prompts, starts rounds, fetches results when they are
+due, encodes and writes samples, finishes shards and completes the run.
 """
 
 import dataclasses
