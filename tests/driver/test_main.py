@@ -35,8 +35,8 @@ def no_model(monkeypatch):
         ("--no_such_flag=1", "no_such_flag"),
         ("dog", "--prompt=dog and --prompts="),
         ("--prompts=missing.jsonl", "missing.jsonl"),
-        ("--template=a {class}", "give only one"),
-        ("--subclasses=kinds.txt", "give only one"),
+        ("--template=a {class}", "exclude each other; give one"),
+        ("--subclasses=kinds.txt", "exclude each other; give one"),
         ("--classes=missing.txt", "missing.txt: no such file"),
         ("--images_per_prompt=0", "images_per_prompt"),
         (
