@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seediff_jax.dataset.encoding import encode_mask
-from seediff_jax.dataset.formats.names import ATTENTION
+from seediff_jax.dataset.formats.names import ATTENTION_PART
 from seediff_jax.dataset.png import encode_png
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
@@ -83,9 +83,9 @@ def test_pictures_that_are_none_are_named_with_their_sample(finished, image, mas
 )
 def test_attention_that_is_none_is_named_with_its_sample(finished, content):
     record, _ = sample()
-    record["sha256"] = {ATTENTION: hashlib.sha256(content).hexdigest()}
+    record["sha256"] = {ATTENTION_PART: hashlib.sha256(content).hexdigest()}
     with pytest.raises(UserError, match="sample 7 of .*set cannot be used: "):
-        finished.read_attention(record, [lambda record: {ATTENTION: content}])
+        finished.read_attention(record, [lambda record: {ATTENTION_PART: content}])
 
 
 @pytest.mark.parametrize(
