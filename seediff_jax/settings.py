@@ -107,7 +107,7 @@ def is_tuple(config: Any, name: str) -> bool:
 def check_settings(config: Any) -> None:
     """Checks every setting of a dataclass instance; call it from `__post_init__`.
 
-    Sequences become tuples.
+    Sequences become tuples, and whole numbers in sequences of float become float.
 
     Raises:
         UserError: a value has the wrong type, is out of range or is not one of the choices.
@@ -123,9 +123,9 @@ def check_settings(config: Any) -> None:
         if is_tuple(config, name):
             if isinstance(value, str) or not isinstance(value, Sequence):
                 raise UserError(f"{name}={_shown(value)} must be a list")
-            value = tuple(value)
-            object.__setattr__(config, name, value)
-            _check_elements(name, value, kind, made)
+            _check_elements(name, tuple(value), kind, made)
+            value = map(float, value) if kind is float else value
+            object.__setattr__(config, name, tuple(value))
         else:
             _check_value(name, value, kind, made)
 

@@ -193,6 +193,11 @@ def test_a_value_of_the_wrong_type_or_out_of_range_is_refused(options, message):
         Every(**options)
 
 
+def test_whole_numbers_in_a_list_of_floats_become_floats():
+    interval = SamplingConfig(guidance_interval=[0, 1]).guidance_interval
+    assert interval == (0.0, 1.0) and all(type(part) is float for part in interval)
+
+
 def test_lists_become_tuples_and_numbers_of_any_library_are_taken():
     import numpy as np
 
