@@ -41,7 +41,9 @@ SMALL = (4, 8)
 FREE_SHARE = 0.05
 """Share of the memory to leave free for what the compiler's figures omit."""
 
-QUICK = {"exec_time_optimization_effort": -1.0}
+# JAX 0.12 has levels alone, of which 9 is the lowest.
+_HAS_EFFORT = hasattr(jax.config, "jax_exec_time_optimization_effort")
+QUICK = {"exec_time_optimization_effort": -1.0} if _HAS_EFFORT else {"optimization_level": 9}
 """Compiler options for a program with nearly the same memory in a tenth of the time."""
 
 SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 16, "TPU v5": 32}

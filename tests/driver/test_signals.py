@@ -72,6 +72,7 @@ with first, signals.before_exit(threading.Event().wait), signals.listening(lambd
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(program, **pipes) as process:
         assert process.stdout.readline() == b"begun\n"
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=20)
     assert (process.returncode, output) == (STOPPED, b"released\n")

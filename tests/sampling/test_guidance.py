@@ -113,7 +113,8 @@ def test_masks_come_from_the_two_levels_of_stable_diffusion_xl(model):
     assert pairs.attention_maps.sides == (4, 8)
     assert pairs.soft_masks.shape == (1, 1, 32, 32)
     assert pairs.seed_counts[0, 0] > 0
-    assert pairs.soft_masks.min() == 0 and pairs.soft_masks.max() == 1
+    # Within one unit in the last place of the map that is stretched to [0, 1].
+    assert 0 <= pairs.soft_masks.min() <= 2e-7 and 1 - 2e-7 <= pairs.soft_masks.max() <= 1
 
 
 @pytest.mark.slow
