@@ -1,9 +1,10 @@
 "use strict";
-// The data: classes, and one row per sample, [index, prompt, facts, photo, layers]; facts are
-// [class id, score, area, seeds] of each class. Text reaches the page as text, never as markup.
+// The data: classes, and one row per sample, [index, prompt, facts, others, photo, layers]; facts
+// are [class id, score, area, seeds] of each class, and others the smallest score by each further
+// method. Text reaches the page as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 48;
-const [INDEX, PROMPT, FACTS, PHOTO, LAYERS] = [0, 1, 2, 3, 4];
+const [INDEX, PROMPT, FACTS, OTHERS, PHOTO, LAYERS] = [0, 1, 2, 3, 4, 5];
 const [ID, SCORE, AREA, SEEDS] = [0, 1, 2, 3];
 const classes = new Map(data.classes.map((each) => [each.id, each]));
 const get = (id) => document.getElementById(id);
@@ -137,7 +138,10 @@ function pictureOf(row, name, k) {
   });
   const figure = make("figure");
   figure.append(picture);
-  if (data.methods.length > 1) figure.append(make("figcaption", name));
+  if (data.methods.length > 1) {
+    const score = k === 0 ? least(row, SCORE, null) : row[OTHERS][k - 1];
+    figure.append(make("figcaption", `${name}: score ${score.toFixed(3)}`));
+  }
   return figure;
 }
 

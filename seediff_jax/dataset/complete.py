@@ -138,8 +138,6 @@ def _draw_sheet(
     if not first or not {"image", "mask"} <= first[0].keys():
         return None
     title = f"{count} {'image' if count == 1 else 'images'}, model {model}"
-    if OTHER_METHODS_PART.partition(".")[0] in first[0]:
-        title += f"; the last overlays are by {', '.join(first[0]['other_methods'])}"
     if len(first) < count:
         title += f", the first {len(first)}"
     try:
@@ -149,8 +147,9 @@ def _draw_sheet(
     except (KeyError, TypeError, ValueError, Image.DecompressionBombError) as error:
         reason = f"its first records cannot be drawn: {type(error).__name__} {error}"
         raise DamagedFile(folder, "shards/00000.jsonl", reason) from error
-    names = dict(enumerate(class_names, 1))
-    return contact_sheet(samples, title=title, class_names=names)
+    names, others = dict(enumerate(class_names, 1)), first[0].get("other_methods", ())
+    headings = ("image", "mask", "overlay", *others) if len(samples[0][3]) else ()
+    return contact_sheet(samples, title=title, class_names=names, headings=headings)
 
 
 def _sheet_row(folder: Folder, row: Mapping[str, Any]) -> tuple[Any, ...]:

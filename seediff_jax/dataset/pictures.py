@@ -112,19 +112,21 @@ def contact_sheet(
     *,
     title: str = "",
     class_names: Mapping[int, str] | None = None,
+    headings: Sequence[str] = (),
     columns: int = 3,
     tile: int = 160,
 ) -> Image.Image:
     """Draws samples in a grid: image, mask in colour and overlay side by side, caption below.
 
     Args:
-        rows: `(image uint8 [h, w, 3], label_map uint8 [h, w], caption)` a sample; a caption may
+        rows: `(image uint8 [h, w, 3], label_map uint8 [h, w], caption)` per sample; a caption may
             have several lines, and a line that is too long is broken. A fourth element is a
             list of more label maps, whose overlays follow.
         title: line above the grid; no line when empty.
         class_names: id -> name; each class seen in a mask is then named beside its colour, and
             255 as "ignore".
-        columns: samples a row of the grid.
+        headings: names of the pictures of a sample, which are then above each of them.
+        columns: samples per row of the grid.
         tile: longer edge of a picture in pixels.
 
     Raises:
@@ -132,7 +134,8 @@ def contact_sheet(
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one sample, got none")
-    cells = [_sample_cell(*row, class_names=class_names or {}, tile=tile) for row in rows]
+    options = {"class_names": class_names or {}, "headings": headings, "tile": tile}
+    cells = [_sample_cell(*row, **options) for row in rows]
     columns = min(columns, len(cells))
     width = max(cell.width for cell in cells)
     lines = [cells[i : i + columns] for i in range(0, len(cells), columns)]
@@ -226,6 +229,7 @@ def _sample_cell(
     others: Sequence[np.ndarray] = (),
     *,
     class_names: Mapping[int, str],
+    headings: Sequence[str],
     tile: int,
 ) -> Image.Image:
     """One sample of the contact sheet: three pictures or more, caption, colour key."""
@@ -233,16 +237,20 @@ def _sample_cell(
     pictures = (image, PALETTE[label_map], *overlays)
     tiles = [fit(picture, tile) for picture in pictures]
     font = ImageFont.load_default(15)
-    width, height = len(tiles) * (tiles[0].width + 4) - 4, tiles[0].height
+    step = tiles[0].width + 4
+    width, top = len(tiles) * step - 4, LINE * bool(headings)
     first, *notes = caption.splitlines() or [""]
     captions = [(text, INK) for text in _wrap(first, font, width)]
     captions += [(text, GREY) for note in notes for text in _wrap(note, font, width)]
     legend = _legend(label_map, class_names, font, width)
-    cell = Image.new("RGB", (width, height + 4 + LINE * (len(captions) + len(legend))), PAPER)
+    below = top + tiles[0].height + 4
+    cell = Image.new("RGB", (width, below + LINE * (len(captions) + len(legend))), PAPER)
     draw = ImageDraw.Draw(cell)
+    for k, heading in enumerate(headings):
+        draw.text((k * step, 0), heading[: _fitting(heading, font, tiles[0].width)], GREY, font)
     for k, picture in enumerate(tiles):
-        cell.paste(picture, (k * (picture.width + 4), 0))
-    top = height + 4
+        cell.paste(picture, (k * step, top))
+    top = below
     for text, colour in captions:
         draw.text((0, top), text, colour, font)
         top += LINE

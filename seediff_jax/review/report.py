@@ -189,7 +189,9 @@ def _row(record: Mapping[str, Any]) -> list[Any]:
         [class_id, score, round(area, 6), count]
         for class_id, score, area, count in zip(*columns, seeds, strict=True)
     ]
-    return [record["index"], str(record.get("prompt", "")), facts]
+    others = record.get("other_methods", {}).values()
+    least = [min(each["scores"], default=0) for each in others]
+    return [record["index"], str(record.get("prompt", "")), facts, least]
 
 
 def make_thumbnails(image: np.ndarray, masks: np.ndarray, edge: int) -> dict[str, bytes]:

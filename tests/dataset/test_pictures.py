@@ -177,6 +177,19 @@ def test_contact_sheet_puts_a_title_above():
     assert added > 0 and (np.asarray(titled)[:added] < 128).any()
 
 
+def test_contact_sheet_puts_headings_above_the_pictures_that_they_name():
+    row = (*sample(), [np.full((40, 40), 2, np.uint8)])
+    plain, headed = (
+        np.asarray(contact_sheet([row], tile=80, headings=headings))
+        for headings in ((), ("", "", "", "a method with a long name"))
+    )
+    added = headed.shape[0] - plain.shape[0]
+    np.testing.assert_array_equal(headed[MARGIN + added :], plain[MARGIN:])
+    heading = headed[MARGIN : MARGIN + added, MARGIN:].min(-1) < 255
+    assert heading[:, 3 * 84 :].any() and not heading[:, : 3 * 84].any()
+    assert not heading[:, 4 * 84 :].any()
+
+
 def test_contact_sheet_scales_landscape_pictures_by_their_longer_edge():
     image, label_map, caption = sample()
     sheet = np.asarray(contact_sheet([(image[:20], label_map[:20], caption)], tile=80))

@@ -79,8 +79,11 @@ def test_the_page_has_every_sample_with_its_facts(page, dataset):
     records = lines_of(dataset)
     assert rows.keys() == {record["index"] for record in records}
     for record in records:
-        _, prompt, facts, *_ = rows[record["index"]]
+        _, prompt, facts, others, *_ = rows[record["index"]]
         assert prompt == record["prompt"]
+        assert others == [
+            min(each["scores"], default=0) for each in record["other_methods"].values()
+        ]
         assert [fact[0] for fact in facts] == record["class_ids"]
         assert [fact[1] for fact in facts] == record["scores"]
         assert np.allclose([fact[2] for fact in facts], record["area_fractions"], atol=1e-6)
@@ -135,7 +138,7 @@ def test_the_page_needs_nothing_from_a_network(page):
 def test_thumbnails_show_the_image_its_classes_and_lines_around_them(page):
     for row in page.data["samples"]:
         image, mask = SAMPLES[row[0]].image, SAMPLES[row[0]].mask
-        heads, contents = zip(*(url.split(",") for url in row[3:]), strict=True)
+        heads, contents = zip(*(url.split(",") for url in row[4:]), strict=True)
         assert heads == ("data:image/jpeg;base64", "data:image/png;base64")
         photo, layers = (Image.open(io.BytesIO(base64.b64decode(text))) for text in contents)
         assert photo.size == mask.shape[::-1]  # smaller than a thumbnail, so not scaled
@@ -172,8 +175,8 @@ def test_many_samples_become_a_folder_with_the_thumbnails_beside_the_page(
     written = write_report(open_folder(dataset), ReportSettings(output=str(tmp_path / "all")))
     assert written == str(tmp_path / "all/index.html")
     data = Page((tmp_path / "all/index.html").read_text(encoding="utf-8")).data
-    assert data["samples"] == [row[:3] for row in page.data["samples"]]
-    for index, _, _, jpg, png in page.data["samples"]:
+    assert data["samples"] == [row[:4] for row in page.data["samples"]]
+    for index, _, _, _, jpg, png in page.data["samples"]:
         for url, ending in ((jpg, "jpg"), (png, "png")):
             path = tmp_path / f"all/thumbs/000/{index:06d}.{ending}"
             assert path.read_bytes() == base64.b64decode(url.split(",")[1])
