@@ -167,6 +167,7 @@ def _describe(config: RunConfig, pool: PairRows) -> Sample:
         token_positions=[[k] for k in ids],
         seed_counts=pool.seed_counts[index],
         scores=pool.scores[index],
+        presence=pool.presence[index],
     )
     soft, seeds = pool.soft_masks[index], pool.seed_maps[index]
     seeds = seeds.reshape(NUM_CLASSES, math.isqrt(seeds.shape[-1]), -1)

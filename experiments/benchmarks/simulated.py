@@ -114,6 +114,7 @@ def make_pool(side: int, count: int = 32) -> PairRows:
         soft_masks=soft,
         seed_maps=rng.random((*shape, _SEED_SIDE**2), np.float32),
         seed_counts=rng.integers(1, 100, shape, np.int32),
+        presence=rng.random(shape, np.float32),
         scores=rng.random(shape, np.float32),
         is_finite={stage: np.ones(count, bool) for stage in STAGES},
     )

@@ -147,10 +147,12 @@ class Studio:
             for caption, picture in stage_pictures(pair.image, pair.label_map, each)[1:]
         ]
         areas = [(pair.label_map == label).mean() for label in names]
-        rows = zip(pair.classes, areas, pair.seed_counts, strict=True)
+        rows = zip(pair.classes, areas, pair.seed_counts, pair.presence, strict=True)
         summary = "\n".join(
-            f"{name}: {area:.1%} of the image, {seeds} seeds" if area else f"{name}: not found"
-            for name, area, seeds in rows
+            f"{name}: {area:.1%} of the image, {seeds} seeds, presence {presence:.2f}"
+            if area
+            else f"{name}: not found"
+            for name, area, seeds, presence in rows
         )
         command = command_line(config)
         sample = Sample(0, pair.image, class_mask(pair.label_map, ids), record={})

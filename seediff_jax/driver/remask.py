@@ -103,7 +103,8 @@ class _Remasker(Copier):
         rows = self._rows(record["index"], image, maps)
         ids = record["class_ids"]
         mask = class_mask(rows.label_maps, ids)
-        facts = mask_facts(record, mask, rows.scores[: len(ids)])
+        count = len(ids)
+        facts = mask_facts(record, mask, rows.scores[:count], rows.presence[:count])
         old = {name: value for name, value in record.items() if name != "other_methods"}
         maps = kept_maps(rows, old | facts, self._masks, image.shape[:2])
         sample = Sample(record["index"], image, mask, **maps)

@@ -68,6 +68,7 @@ def make_record(
     token_positions: Sequence[Sequence[int]],
     seed_counts: Sequence[int],
     scores: Sequence[float],
+    presence: Sequence[float],
 ) -> dict[str, Any]:
     """Makes the manifest entry of a sample, as JSON values.
 
@@ -79,6 +80,7 @@ def make_record(
         token_positions: of each class in the prompt, or in the text that names it.
         seed_counts: of each class.
         scores: of each class, see `class_scores`.
+        presence: of each class, see `make_masks`.
     """
     ids = [class_names.index(name) + 1 for name in prompt.classes]
     record = {
@@ -88,18 +90,22 @@ def make_record(
         "class_ids": ids,
         "token_positions": [list(positions) for positions in token_positions],
     }
-    facts = mask_facts(record, mask, scores)
+    facts = mask_facts(record, mask, scores, presence)
     return record | facts | {"seed_counts": [int(count) for count in seed_counts]}
 
 
 def mask_facts(
-    record: Mapping[str, Any], mask: np.ndarray, scores: Sequence[float]
+    record: Mapping[str, Any],
+    mask: np.ndarray,
+    scores: Sequence[float],
+    presence: Sequence[float],
 ) -> dict[str, Any]:
     """The entries of a record that depend on the mask; the arguments are those of `make_record`."""
     areas = [_share(mask == class_id) for class_id in record["class_ids"]]
     return {
         "area_fractions": areas,
         "scores": [round(float(score), 4) for score in scores],
+        "presence": [round(float(value), 4) for value in presence],
         "empty": [name for name, area in zip(record["classes"], areas, strict=True) if not area],
         "ignored_fraction": _share(mask == IGNORE_INDEX),
     }
@@ -130,9 +136,9 @@ def kept_maps(
     if rows.other_label_maps is not None:
         others = np.stack([class_mask(each, ids) for each in rows.other_label_maps])
         facts = {
-            method_name(method): mask_facts(record, mask, scores[:count])
-            for method, mask, scores in zip(
-                masks.methods[1:], others, rows.other_scores, strict=True
+            method_name(method): mask_facts(record, mask, scores[:count], presence[:count])
+            for method, mask, scores, presence in zip(
+                masks.methods[1:], others, rows.other_scores, rows.other_presence, strict=True
             )
         }
         maps["other_masks"] = others
@@ -345,6 +351,7 @@ class PairMaker:
             token_positions=_token_positions(inputs)[:count],
             seed_counts=rows.seed_counts[:count],
             scores=rows.scores[:count],
+            presence=rows.presence[:count],
         )
         sampling = self._config.sampling
         size = latent_size(self._model, sampling.height, sampling.width)

@@ -77,6 +77,10 @@ _POWER = (
     lambda masks: any(each != "cross_attention" for each in masks.methods),
 )
 _REFINEMENT = ("refine_iterations=NUMBER above 0", lambda masks: masks.refine_iterations > 0)
+_PRESENCE = (
+    "a mask_method besides cross_attention, of which it is always 1",
+    lambda masks: any(each != "cross_attention" for each in masks.methods),
+)
 
 
 class Thresholds(NamedTuple):
@@ -87,11 +91,13 @@ class Thresholds(NamedTuple):
         uncertain: pixels from this value up to the final threshold are ignored; if both are equal,
             none is.
         refined: replaces `threshold` after refinement.
+        presence: classes whose presence is below it have no pixels.
     """
 
     threshold: float
     uncertain: float
     refined: float
+    presence: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +112,7 @@ class MaskConfig:
 
     method: Any = setting(
         "seediff",
-        f"Method that turns attention into a mask: {', '.join(METHODS)}, or one's own, as "
+        f"Method that turns attention into a mask: {', '.join(METHODS)}, or your own, as "
         "package.module:function, see docs/masks.md. Of several, separated by commas, the first "
         "makes the masks of the dataset, and those of the others are kept beside it.",
         flag="mask_method",
@@ -147,6 +153,15 @@ class MaskConfig:
         least=0,
         most=1,
         traced=True,
+    )
+    min_presence: float = setting(
+        0.0,
+        "Classes whose presence is below this value have no pixels, because the image may not show "
+        "them; 0 keeps all. docs/masks.md has measured values.",
+        least=0,
+        most=1,
+        traced=True,
+        needs=_PRESENCE,
     )
     refine_iterations: int = setting(
         0,
@@ -230,4 +245,4 @@ class MaskConfig:
         _, threshold, uncertain = self.resolved
         last = self.refined_threshold if self.refine_iterations else threshold
         uncertain = last if uncertain is None else uncertain
-        return Thresholds(threshold, uncertain, self.refined_threshold)
+        return Thresholds(threshold, uncertain, self.refined_threshold, self.min_presence)

@@ -15,7 +15,7 @@ from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.errors import UserError
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX, MaskConfig, Thresholds
 from seediff_jax.masks.image_ops import min_max
-from seediff_jax.masks.methods import class_soft_mask
+from seediff_jax.masks.methods import class_soft_mask, cross_attention_mask
 from seediff_jax.masks.refinement import refine
 from seediff_jax.masks.seeds import find_seeds, seed_map
 
@@ -62,8 +62,13 @@ def make_masks(
     thresholds: Thresholds,
     *,
     config: MaskConfig,
-) -> tuple[Float[Array, "b c H W"], UInt8[Array, "b H W"], Int[Array, "b c"]]:
-    """Makes soft masks, label maps and seed counts of a batch; the second compiled program.
+) -> tuple[Float[Array, "b c H W"], UInt8[Array, "b H W"], Int[Array, "b c"], Float[Array, "b c"]]:
+    """Makes soft masks, label maps, seed counts and presence of a batch; the second program.
+
+    The presence of a class is the correlation of its soft mask, before refinement, with its
+    enlarged seed map. Where an image shows a class, both lie on its object; where it does not,
+    the seeds are scattered, and self-attention spreads them elsewhere. Classes below
+    `thresholds.presence` get a soft mask of 0.
 
     May run under `jax.shard_map`, with every array split along its batch axis.
 
@@ -74,20 +79,24 @@ def make_masks(
         config: static; its thresholds are not read, see `settings.static_part`.
     """
     image_size = images.shape[1:3]
-    threshold, uncertain, refined_threshold = thresholds
+    threshold, uncertain, refined_threshold, min_presence = thresholds
 
     def one_class(cross_attention, self_attention):
         seeds = find_seeds(seed_map(cross_attention))
         soft = class_soft_mask(cross_attention, self_attention, image_size, config)
         # Columns of padding are 0; a user's own method may turn them into anything.
         soft = jnp.where(jnp.any(cross_attention != 0), soft, 0)
-        return soft, jnp.sum(seeds, dtype=jnp.int32)
+        enlarged = cross_attention_mask(cross_attention, self_attention, image_size)
+        presence = correlation(soft, enlarged)
+        if config.only_method != "cross_attention":  # whose presence is always 1
+            soft = jnp.where(presence < min_presence, 0, soft)  # what is not finite stays
+        return soft, jnp.sum(seeds, dtype=jnp.int32), presence
 
     def one_image(image, maps):
         per_class = jax.vmap(one_class, in_axes=(-1, None))
-        soft_masks, seed_counts = per_class(maps.cross_attention, maps.self_attention)
+        soft_masks, *counts = per_class(maps.cross_attention, maps.self_attention)
         if not config.refine_iterations:
-            return soft_masks, label_map(soft_masks, threshold, uncertain), seed_counts
+            return soft_masks, label_map(soft_masks, threshold, uncertain), *counts
         labels = label_map(soft_masks, threshold)
         classes = jnp.arange(1, soft_masks.shape[0] + 1, dtype=jnp.uint8)
 
@@ -97,9 +106,18 @@ def make_masks(
 
         binary = labels[None] == classes[:, None, None]
         soft_masks = jax.vmap(refined)(binary.astype(jnp.float32))
-        return soft_masks, label_map(soft_masks, refined_threshold, uncertain), seed_counts
+        return soft_masks, label_map(soft_masks, refined_threshold, uncertain), *counts
 
     return jax.vmap(one_image)(images, attention_maps)
+
+
+@typechecked
+def correlation(first: Float[Array, "*grid"], second: Float[Array, "*grid"]) -> Float[Array, ""]:
+    """Pearson's correlation of two maps, in [0, 1]; 0 if it is negative or a map is constant."""
+    first, second = first - jnp.mean(first), second - jnp.mean(second)
+    squares = jnp.sum(first**2) * jnp.sum(second**2)
+    inverse = jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return jnp.clip(jnp.sum(first * second) * inverse, 0, 1)
 
 
 @jax.jit

@@ -77,6 +77,8 @@ class Pairs:
         label_maps: uint8 `[b, H, W]`: 0 background, k + 1 the k-th class of the image, 255 ignore.
         attention_maps: what the masks were made of; `cross_attention` has one column per class.
         seed_counts: int32 `[b, c]`, seed locations of each class; 0 says that nothing was found.
+        presence: float32 `[b, c]` in [0, 1]; low values say that the image may not show the class,
+            see `make_masks`.
         texts: prompts, and the classes of each image without padding.
         token_attention: float32 `[b, layers, n0, l]`, as `cross_attention`, with one column per
             token of the prompts, for heat maps of any word.
@@ -87,6 +89,7 @@ class Pairs:
     label_maps: Array
     attention_maps: AttentionMaps
     seed_counts: Array
+    presence: Array
     texts: Texts = struct.field(pytree_node=False, default=Texts())
     token_attention: Array | None = None
 
@@ -111,6 +114,7 @@ class Pairs:
             soft_masks=np.asarray(self.soft_masks[place, :c]),
             cross_attention=np.asarray(self.attention_maps.cross_attention[place, ..., :c]),
             seed_counts=np.asarray(self.seed_counts[place, :c]),
+            presence=np.asarray(self.presence[place, :c]),
             tokens=self.texts.tokens[place] if self.texts.tokens else (),
             token_attention=(
                 None if self.token_attention is None else np.asarray(self.token_attention[place])
@@ -211,6 +215,7 @@ def generate(
         label_maps=None,
         attention_maps=maps.replace(cross_attention=maps.cross_attention[..., :-length]),
         seed_counts=None,
+        presence=None,
         texts=_texts(model, prompts, classes),
         token_attention=maps.cross_attention[..., -length:],
     )
@@ -220,7 +225,7 @@ def generate(
 def _with_masks(pairs: Pairs, masks: MaskConfig, first_index: int) -> Pairs:
     method = method_name(masks.only_method)
     thresholds = PairSettings(masks=masks).scalars().thresholds
-    soft_masks, label_maps, seed_counts = make_masks(
+    soft_masks, label_maps, seed_counts, presence = make_masks(
         pairs.images, pairs.attention_maps.replace(kept={}), thresholds, config=static_part(masks)
     )
     if not (is_finite := np.asarray(finite_masks(soft_masks))).all():
@@ -228,7 +233,8 @@ def _with_masks(pairs: Pairs, masks: MaskConfig, first_index: int) -> Pairs:
             f"soft masks of the samples {(first_index + np.flatnonzero(~is_finite)).tolist()} by "
             f"{method} are not finite"
         )
-    return pairs.replace(soft_masks=soft_masks, label_maps=label_maps, seed_counts=seed_counts)
+    made = {"soft_masks": soft_masks, "label_maps": label_maps, "seed_counts": seed_counts}
+    return pairs.replace(**made, presence=presence)
 
 
 def _texts(

@@ -37,6 +37,7 @@ class Pair:
         soft_masks: float32 `[c, H, W]` in [0, 1].
         cross_attention: float32 `[layers, n0, c]`, at the seed level, one column per class.
         seed_counts: int32 `[c]`.
+        presence: float32 `[c]` in [0, 1]; low values say that the image may not show the class.
         tokens: for each token of the prompt the characters [start, end) that it stands for; 0, 0
             for tokens without text.
         token_attention: float32 `[layers, n0, l]`, likewise, one column per token; or None.
@@ -50,6 +51,7 @@ class Pair:
     soft_masks: np.ndarray
     cross_attention: np.ndarray
     seed_counts: np.ndarray
+    presence: np.ndarray
     tokens: tuple[tuple[int, int], ...] = ()
     token_attention: np.ndarray | None = None
     network_size: tuple[int, int] | None = None

@@ -47,11 +47,13 @@ class PairRows:
         soft_masks: float32 `[b, c, H, W]`.
         seed_maps: float32 `[b, c, n0]`.
         seed_counts: int32 `[b, c]`.
+        presence: float32 `[b, c]`, see `make_masks`.
         scores: float32 `[b, c]`, see `class_scores`.
         is_finite: bool `[b]` for some of `sampler.STAGES`, and for MASKS.
         attention_maps: of which the masks were made, or None where they are not kept.
         other_label_maps: uint8 `[b, m, H, W]`, of the m methods after the first; None without any.
         other_scores: float32 `[b, m, c]`, likewise.
+        other_presence: float32 `[b, m, c]`, likewise.
     """
 
     images: Array
@@ -59,11 +61,13 @@ class PairRows:
     soft_masks: Array
     seed_maps: Array
     seed_counts: Array
+    presence: Array
     scores: Array
     is_finite: dict[str, Array]
     attention_maps: AttentionMaps | None = None
     other_label_maps: Array | None = None
     other_scores: Array | None = None
+    other_presence: Array | None = None
 
 
 class PairPrograms:
@@ -184,14 +188,15 @@ def mask_rows(
     made = []
     all_thresholds = (scalars.thresholds, *scalars.other_thresholds)
     for config, thresholds in zip(settings.masks.each(), all_thresholds, strict=True):
-        soft_masks, label_maps, seed_counts = make_masks(
+        soft_masks, label_maps, seed_counts, presence = make_masks(
             samples.images, samples.attention_maps, thresholds, config=config
         )
         scores = class_scores(soft_masks, label_maps)
-        made.append((label_maps, scores, finite_masks(soft_masks), soft_masks, seed_counts))
-    (label_maps, scores, _, soft_masks, seed_counts), *others = made
-    other_label_maps, other_scores = (
-        jnp.stack([each[k] for each in others], axis=1) if others else None for k in (0, 1)
+        is_finite = finite_masks(soft_masks)
+        made.append((label_maps, scores, presence, is_finite, soft_masks, seed_counts))
+    (label_maps, scores, presence, _, soft_masks, seed_counts), *others = made
+    other_label_maps, other_scores, other_presence = (
+        jnp.stack([each[k] for each in others], axis=1) if others else None for k in (0, 1, 2)
     )
     return PairRows(
         images=samples.images,
@@ -199,10 +204,12 @@ def mask_rows(
         soft_masks=soft_masks,
         seed_maps=seed_maps(samples.attention_maps.cross_attention),
         seed_counts=seed_counts,
+        presence=presence,
         scores=scores,
-        is_finite=samples.is_finite | {MASKS: jnp.stack([each[2] for each in made]).all(axis=0)},
+        is_finite=samples.is_finite | {MASKS: jnp.stack([each[3] for each in made]).all(axis=0)},
         other_label_maps=other_label_maps,
         other_scores=other_scores,
+        other_presence=other_presence,
     )
 
 

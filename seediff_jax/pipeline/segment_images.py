@@ -45,8 +45,9 @@ def segment(
     """Finds classes in given images, by the attention of noised UNet calls.
 
     Every class gets a soft mask that is stretched to [0, 1], so the list of an image should name
-    what the image shows. The result for image `first_index + i` depends on `rng_seed`, that index,
-    the image, its classes and the settings.
+    what the image shows; `masks.min_presence` leaves out classes that it may not show. The result
+    for image `first_index + i` depends on `rng_seed`, that index, the image, its classes and the
+    settings.
 
     Args:
         model: the model.
@@ -109,17 +110,17 @@ def _segment_batch(
             model, crops, prompts, classes, indices, rng_seed=settings.rng_seed, config=config
         )
         thresholds = settings.scalars().thresholds
-        soft_masks, _, seed_counts = make_masks(
+        soft_masks, _, *counts = make_masks(
             samples.images, samples.attention_maps, thresholds, config=static_part(masks)
         )
         cross_attention = samples.attention_maps.cross_attention
-        made.append([np.asarray(each) for each in (soft_masks, seed_counts, cross_attention)])
+        made.append([np.asarray(each) for each in (soft_masks, *counts, cross_attention)])
     found = []
     for i, (image, names) in enumerate(zip(images, classes.named, strict=True)):
         c = len(names)
-        soft = np.stack([soft_masks[i, :c] for soft_masks, _, _ in made[: len(boxes[i])]])
+        soft = np.stack([soft_masks[i, :c] for soft_masks, *_ in made[: len(boxes[i])]])
         joined = join(soft, boxes[i])
-        _, seed_counts, cross_attention = made[0]
+        _, seed_counts, presence, cross_attention = made[0]
         pair = Pair(
             prompt=prompts[i],
             classes=tuple(names),
@@ -128,6 +129,7 @@ def _segment_batch(
             soft_masks=joined,
             cross_attention=cross_attention[i, ..., :c],
             seed_counts=seed_counts[i, :c],
+            presence=presence[i, :c],
             network_size=size,
         )
         found.append(pair)

@@ -116,7 +116,7 @@ def label_pixels(
     soft_masks: Float[np.ndarray, "c H W"], config: MaskConfig
 ) -> UInt8[np.ndarray, "H W"]:
     """`label_map` with the thresholds of a config, in NumPy."""
-    threshold, uncertain, refined = config.thresholds
+    threshold, uncertain, refined, _ = config.thresholds
     last = np.float32(refined if config.refine_iterations else threshold)
     largest = soft_masks.max(axis=0)
     labels = np.where(largest > last, soft_masks.argmax(axis=0) + 1, BACKGROUND)

@@ -43,6 +43,7 @@ MASKS = {
     "background": (False,),
     "threshold": (0.35,),
     "uncertain": (0.2,),
+    "min_presence": (0.9,),
     "refine_iterations": (2,),
     "refined_threshold": (0.6,),
     "dilations": ((2,),),

@@ -131,8 +131,9 @@ def test_masks_equal_those_of_a_run_that_samples_again(remasked, expected):
         np.testing.assert_array_equal(mask[is_clear], wanted_mask[is_clear])
         assert np.mean(is_clear) > 0.9 and len(np.unique(wanted_mask[is_clear])) > 1
         np.testing.assert_allclose(record["scores"], wanted["scores"], atol=0.01)
+        np.testing.assert_allclose(record["presence"], wanted["presence"], atol=0.01)
         changed = {"scores", "seed_counts", "area_fractions", "sha256", "crc32", "source_index"}
-        changed |= {"ignored_fraction"}
+        changed |= {"ignored_fraction", "presence"}
         same = wanted.keys() - changed
         assert {name: record[name] for name in same} == {name: wanted[name] for name in same}
 

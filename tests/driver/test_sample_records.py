@@ -27,6 +27,7 @@ def record(labels=LABELS):
         token_positions=[[2], np.array([5, 6]).tolist()],
         seed_counts=np.array([5, 7], np.int32),
         scores=np.array([0.75, 0.1 + 0.2], np.float32),
+        presence=np.array([0.9, 0.6], np.float32),
     )
 
 
@@ -45,6 +46,7 @@ def test_a_record_tells_everything_about_its_sample():
         "token_positions": [[2], [5, 6]],
         "area_fractions": [12 / 48, 8 / 48],
         "scores": [0.75, 0.3],
+        "presence": [0.9, 0.6],
         "seed_counts": [5, 7],
         "empty": [],
         "ignored_fraction": 8 / 48,

@@ -49,5 +49,6 @@ def _row(index, count):
         seed_maps=random.random((count, SEED_SIDE**2), np.float32),
         seed_counts=random.integers(0, 64, count, np.int32),
         scores=random.random(count, np.float32),
+        presence=random.random(count, np.float32),
         is_finite=dict.fromkeys(STAGES, np.True_),
     )

@@ -33,9 +33,11 @@ def random_batch(sides, image_side):
 
 def run_kernels(images, maps, config):
     """All results of the kernels, as NumPy arrays."""
-    soft_masks, labels, counts = make_masks(images, maps, config.thresholds, config=config)
+    soft_masks, labels, counts, presence = make_masks(
+        images, maps, config.thresholds, config=config
+    )
     scores = class_scores(soft_masks, labels)
-    results = soft_masks, labels, counts, scores, seed_maps(maps.cross_attention)
+    results = soft_masks, labels, counts, scores, seed_maps(maps.cross_attention), presence
     return jax.tree.map(np.asarray, results)
 
 
@@ -54,7 +56,7 @@ def test_compiled_masks_equal_those_of_single_operations(sides, image_side, conf
     compiled = run_kernels(*batch, config)
     with jax.disable_jit():
         single = run_kernels(*batch, config)
-    soft_masks, labels, counts, scores, maps = single
+    soft_masks, labels, counts, scores, maps, presence = single
     assert len(np.unique(labels)) > 4 and counts.min() > 0
     # Fused operations round differently; the bound is that of the whole method.
     np.testing.assert_allclose(compiled[0], soft_masks, atol=1e-4)
@@ -62,3 +64,4 @@ def test_compiled_masks_equal_those_of_single_operations(sides, image_side, conf
     assert np.mean(compiled[1] == labels) >= 0.999
     np.testing.assert_array_equal(compiled[2], counts)
     np.testing.assert_allclose(compiled[3], scores, atol=1e-3)
+    np.testing.assert_allclose(compiled[5], presence, atol=1e-4)

@@ -114,8 +114,8 @@ def test_masks_are_those_of_each_class_and_image_alone(pairs):
 @pytest.mark.parametrize("method", ["seediff", "cross_attention", "exponentiation"])
 def test_the_padding_of_a_shorter_list_of_classes_is_empty_and_never_labelled(pairs, method):
     config = MaskConfig(method=method)
-    soft_masks, label_maps, seed_counts = masks(pairs, 0, 0, config=config)
-    assert not soft_masks[0, 1].any() and not seed_counts[0, 1]
+    soft_masks, label_maps, seed_counts, presence = masks(pairs, 0, 0, config=config)
+    assert not soft_masks[0, 1].any() and not seed_counts[0, 1] and not presence[0, 1]
     # r / r is 1, which was measured; r * (1 / r), which a compiler may make of it, is so to a unit.
     highest = soft_masks[[0, 1], [0, 1]].max(axis=(1, 2))
     np.testing.assert_allclose(highest, 1, rtol=0, atol=np.finfo(np.float32).eps)

@@ -42,6 +42,7 @@ def pairs():
         label_maps=label_maps,
         attention_maps=AttentionMaps(cross, {2: rng.random((2, 6, 6), np.float32)}),
         seed_counts=np.array([[3, 0], [2, 4]], np.int32),
+        presence=np.array([[0.9, 0], [0.3, 0.8]], np.float32),
         texts=Texts(PROMPTS, CLASSES, TOKENS),
         token_attention=rng.random((2, 3, 6, 8), np.float32),
     )
@@ -56,6 +57,7 @@ def test_a_pair_has_its_own_text_and_classes_and_no_padding(pairs):
         np.testing.assert_array_equal(pair.label_map, pairs.label_maps[k])
         np.testing.assert_array_equal(pair.soft_masks, pairs.soft_masks[k, :c])
         np.testing.assert_array_equal(pair.seed_counts, pairs.seed_counts[k, :c])
+        np.testing.assert_array_equal(pair.presence, pairs.presence[k, :c])
         assert pair.cross_attention.shape == (3, 6, c)
     assert pairs[-1].prompt == PROMPTS[1]
     with pytest.raises(IndexError):

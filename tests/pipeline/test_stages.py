@@ -28,6 +28,7 @@ def pairs():
         label_maps=np.zeros((1, SIZE, SIZE), np.uint8),
         attention_maps=AttentionMaps(CROSS[None], {side: SELF[side][None] for side in SIDES}),
         seed_counts=np.zeros((1, 2), np.int32),
+        presence=np.zeros((1, 2), np.float32),
         texts=Texts(("a cat on a sofa",), (CLASSES,)),
     )
 
@@ -109,3 +110,18 @@ def test_other_masks_follow_from_the_same_attention(pairs, masks):
     np.testing.assert_array_equal(got.label_maps[0], labels)
     counts = [each.seeds.sum() for each in pairs.stages(0)]
     np.testing.assert_array_equal(got.seed_counts[0], counts)
+    seed_masks = [
+        reference.cross_attention_mask(CROSS[..., k].astype(np.float64), SIZE) for k in range(2)
+    ]
+    expected = [
+        max(0, np.corrcoef(one.ravel(), other.ravel())[0, 1])
+        for one, other in zip(soft, seed_masks, strict=True)
+    ]
+    np.testing.assert_allclose(got.presence[0], expected, atol=1e-4)  # float32, as above
+    # The class of less presence has no pixels where a value between the two is asked for.
+    least = int(np.argmin(expected))
+    between = dataclasses.replace(masks, min_presence=float(np.mean(got.presence)))
+    without = pairs.remask(between)
+    assert not np.asarray(without.soft_masks[0, least]).any()
+    np.testing.assert_array_equal(without.presence, got.presence)
+    np.testing.assert_array_equal(without.soft_masks[0, 1 - least], got.soft_masks[0, 1 - least])

@@ -98,7 +98,7 @@ def test_a_tile_without_the_object_adds_none():
 )
 def test_labels_and_scores_are_those_of_the_kernels(config):
     soft = np.random.default_rng(5).random((3, 9, 7), np.float32) ** 2
-    threshold, uncertain, refined = config.thresholds
+    threshold, uncertain, refined, _ = config.thresholds
     last = refined if config.refine_iterations else threshold
     labels = label_pixels(soft, config)
     np.testing.assert_array_equal(labels, label_map(soft, last, uncertain))
