@@ -14,7 +14,7 @@ Masks of existing images:
 
   seediff segment --images=FOLDER --classes=cat,dog
 
-Commands on a folder that is there, each with a --help of its own:
+Commands on an existing dataset, each with a --help of its own:
 
   seediff resume|plan|regenerate|verify|repair|filter|remask|report DIR
 """

@@ -32,7 +32,7 @@ from experiments.training.run_folder import write_json
 from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, MaskConfig, SegmentConfig, load_model
 from seediff_jax.driver import cli
-from seediff_jax.driver.output import run_program
+from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.label_maps import class_scores, make_masks
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.segment_images import attend_images

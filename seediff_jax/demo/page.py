@@ -21,7 +21,7 @@ GUIDANCE = SamplingConfig().guidance_scale
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
 CSS = """
 #message textarea { color: var(--error-text-color, #b00020); }
-.figures { display: flex; flex-wrap: wrap; gap: 10px; }
+.figures { display: flex; flex-wrap: wrap; gap: 10px; padding-top: 26px; }
 .figures figure { margin: 0; width: min(192px, 47%); }
 .figures img { width: 100%; }
 .figures figcaption { font-size: small; }
@@ -84,7 +84,12 @@ def make_page(studio: Studio, prompt: str, num_steps: int) -> gr.Blocks:
                     image = gr.Image(label="Image", format="png", elem_id="image", buttons=[])
                     overlay = gr.Image(label="Mask", format="png", elem_id="overlay", buttons=[])
                 summary = gr.Textbox(label="Classes found", elem_id="summary", interactive=False)
-                stages = gr.HTML(label="How the mask came about", show_label=True, elem_id="stages")
+                stages = gr.HTML(
+                    label="How the mask came about",
+                    show_label=True,
+                    container=True,
+                    elem_id="stages",
+                )
                 command = gr.Textbox(
                     label="The same on the command line",
                     elem_id="command",

@@ -1,4 +1,4 @@
-"""Commands on a dataset that is there: `seediff filter DIR`, `seediff verify DIR` and others.
+"""Commands on an existing dataset: `seediff filter DIR`, `seediff verify DIR` and others.
 
 Quick to import, so that --help is quick; what a command needs is imported when it works.
 """
@@ -25,7 +25,7 @@ class DatasetPlace:
     """Where the dataset is."""
 
     dataset: str | None = setting(
-        None, "Folder or URL of a dataset; an argument without a flag is it, too.", path=True
+        None, "Folder or URL of a dataset; also accepted as the first argument.", path=True
     )
 
     def __post_init__(self):
@@ -51,7 +51,7 @@ class SampleIndex:
     """Which sample."""
 
     index: int | None = setting(
-        None, "Index of the sample; the second argument is it, too.", least=0, most=LAST_INDEX
+        None, "Index of the sample; also accepted as the second argument.", least=0, most=LAST_INDEX
     )
 
     def __post_init__(self):
@@ -91,9 +91,8 @@ def commands_page() -> str:
     python -c "from seediff_jax.driver.subcommands import commands_page as p; print(p(), end='')"
     """
     parts = [
-        "# Commands\n\nWhat `seediff` does with a dataset that is there. Every command takes the "
-        "folder or the URL of the\ndataset as its first argument. This page is generated from the "
-        "code.\n"
+        "# Commands\n\nThe commands of `seediff` for an existing dataset. Each takes the folder or "
+        "the URL of the\ndataset as its first argument. This page is generated from the code.\n"
     ]
     for name, command in SUBCOMMANDS.items():
         text, _, examples = command.help.partition("\n\n")
@@ -102,7 +101,7 @@ def commands_page() -> str:
         parts += [cli.flags_table(g) for g in command.groups.values() if g is not HostSettings]
         if HostSettings in command.groups.values():
             parts.append(
-                "\nIt also takes those of the flags of a run that change no sample, such as "
+                "\nIt also takes the flags of a run that change no sample, such as "
                 "`--batch_size`\nand `--mesh` ([flags.md](flags.md#devices-and-hosts)).\n"
             )
     return "".join(parts)

@@ -4,12 +4,14 @@ A run is planned up to the point where weights would be read; a command on a dat
 earlier command of the page that writes it.
 """
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from seediff_jax.driver import cli
 from seediff_jax.driver.make_dataset import configured_model, require_fit, require_prompts_fit
 from seediff_jax.driver.subcommands import SUBCOMMANDS
 from seediff_jax.errors import UserError
@@ -87,3 +89,39 @@ def reason_not_to_run(words, written):
     except (UserError, OSError) as error:
         return str(error)
     return None
+
+
+def modules_of(text):
+    """Module and arguments of each `python -m` command of a page but the driver's own."""
+    code = "".join(block["code"] for block in BLOCK.finditer(text)).replace("\\\n", " ")
+    found = re.findall(r"python -m ((?:experiments|seediff_jax)\.[\w.]+)(.*)", code)
+    return [(name, shlex.split(words)) for name, words in found if name != "seediff_jax.main"]
+
+
+MODULES = [(name, *command) for name, text in TEXTS.items() for command in modules_of(text)]
+
+
+def test_commands_of_modules_are_found():
+    count = {page: [name for name, *_ in MODULES].count(page) for page in TEXTS}
+    assert count["research.md"] >= 15 and count["embedded_model.md"] >= 4
+    assert count["models.md"] == 2
+
+
+@pytest.mark.parametrize(("page", "name", "arguments"), MODULES)
+def test_a_command_of_a_module_has_flags_and_values_that_it_takes(
+    page, name, arguments, monkeypatch
+):
+    def parse(program, doc, groups, argv, work, positional=()):
+        values = cli.define_flags(groups)
+        assert values(argv) == argv[:1]
+        for group in groups.values():
+            cli.read_settings(values, group)
+        return 0
+
+    module = importlib.import_module(name)
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    if defined := re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source):
+        assert {word.lstrip("-").partition("=")[0] for word in arguments} <= {*defined}
+        return
+    monkeypatch.setattr(cli, "run_command", parse)
+    assert module.main([name, *arguments]) == 0

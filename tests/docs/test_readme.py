@@ -16,10 +16,16 @@ def test_the_front_page_is_short():
 
 
 def test_first_run_and_tests_are_one_line_each_from_a_fresh_environment():
-    job, _, tests, *_ = COMMANDS
+    job, *others, tests = COMMANDS
+    assert len(others) == 3  # from a clone to a filtered dataset in four commands
     start = r"python3 -m venv \.venv && \.venv/bin/pip install -q .* && \.venv/bin/python -m "
     assert re.fullmatch(start + r"seediff_jax\.main\n", job)
     assert re.fullmatch(start + r"pytest( -n 2 --dist=worksteal)?\n", tests)
+
+
+def test_each_of_the_four_commands_has_a_picture_below():
+    blocks = README.split("## Start")[1].split("```bash\n")[1:5]
+    assert all(re.search(r"!\[[^\]]+\]\(docs/\w+\.png\)", block) for block in blocks)
 
 
 def test_example_uses_public_names():
