@@ -52,7 +52,7 @@ _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library reads no longer 
 _BLOCK = 2**18  # elements; a few blocks fit into a cache
 ROWS = 16
 """Rows that are transposed at once; with more, their cache lines evict one another."""
-_LFS = b"version "  # a pointer of Git LFS goes on with its address
+_LFS = b"version "  # how a pointer of Git LFS begins
 
 CONVERT = (
     "where you trust its origin, convert it in an environment with torch and diffusers: "

@@ -86,7 +86,7 @@ class ShardLayout:
         """Returns the first indices of the blocks that lack a sample, sorted; int64.
 
         Args:
-            exists: bool `[num_images]`, the samples that are there.
+            exists: bool `[num_images]`, the samples that exist.
         """
         found = []
         shards_at_a_time = -(-_CHUNK // self.shard_size)  # a run may have 2**31 samples

@@ -123,7 +123,7 @@ def contact_sheet(
             have several lines, and a line that is too long is broken. A fourth element is a
             list of more label maps, whose overlays follow.
         title: line above the grid; no line when empty.
-        class_names: id -> name; each class seen in a mask is then named beside its colour, and
+        class_names: id -> name; each class in a mask is then named next to its colour, and
             255 as "ignore".
         headings: names of the pictures of a sample, which are then above each of them.
         columns: samples per row of the grid.
@@ -275,7 +275,7 @@ def _draw_legend(
 def labelled_overlay(
     image: np.ndarray, label_map: np.ndarray, class_names: Mapping[int, str], tile: int
 ) -> Image.Image:
-    """Draws an overlay with the names of its classes below, beside the shades that it uses.
+    """Draws an overlay with the names of its classes below, next to the shades that it uses.
 
     Args:
         image: uint8 `[h, w, 3]`.

@@ -35,7 +35,7 @@ _NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
 def precision_settings() -> dict[str, str]:
     """Settings that change samples by more than rounding, as texts by name; defaults are left out.
 
-    A flag of a compiler is one if its name tells of a precision.
+    A flag of a compiler counts if its name has to do with precision.
     """
     found = _jax_settings(_PRECISION)
     found |= {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}

@@ -21,13 +21,13 @@ import threading
 import time
 from typing import NamedTuple, Protocol
 
-from seediff_jax.driver.hub import (
+from seediff_jax.driver.channel_server import (
     ANSWER_SECONDS,
     GONE_SECONDS,
     SILENCE,
+    ChannelServer,
     Connection,
     Facts,
-    Hub,
     name_hosts,
     silent_host,
 )
@@ -75,8 +75,8 @@ class Member(Protocol):
 class Channel:
     """A host's side of its connection to host 0."""
 
-    def __init__(self, connection: Connection, member: Member, hub: Hub | None):
-        self._connection, self._member, self._hub = connection, member, hub
+    def __init__(self, connection: Connection, member: Member, server: ChannelServer | None):
+        self._connection, self._member, self._server = connection, member, server
         self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._is_done, self._ending, self._ended = False, threading.Lock(), threading.Event()
         member.connect(self)
@@ -95,7 +95,7 @@ class Channel:
                 found = self._answers.get(timeout=TOLD_SECONDS)
             except queue.Empty:
                 waited += TOLD_SECONDS
-                if self._hub is not None and (missing := self._hub.missing()):
+                if self._server is not None and (missing := self._server.missing()):
                     tell(f"waiting for {name_hosts(missing)} {what} ({waited:.0f} s)")
                 continue
             if found != answer:
@@ -124,8 +124,8 @@ class Channel:
 
     def _end(self, text: str, status: int) -> None:
         if self._ending.acquire(blocking=False):  # once
-            if self._hub is not None:
-                self._hub.wait_for_others()
+            if self._server is not None:
+                self._server.wait_for_others()
             self._member.end(text, status)
             self._ended.set()
             self._answers.put(text)
@@ -246,22 +246,22 @@ def _visit(place: Place, member: Member) -> Channel | None:
 def _receive_hosts(
     listener: socket.socket, place: Place, deadline: float, member: Member
 ) -> Channel:
-    hub = Hub(place.count)
+    server = ChannelServer(place.count)
     begin = time.monotonic()
 
     def serve(sock: socket.socket) -> None:
-        threading.Thread(target=hub.serve, args=(sock,), daemon=True).start()
+        threading.Thread(target=server.serve, args=(sock,), daemon=True).start()
 
     own, other = socket.socketpair()
     serve(other)
-    channel = Channel(_hello(own, place), member, hub)
+    channel = Channel(_hello(own, place), member, server)
     channel.wait("welcome", "to start")
     told = 1
     listener.settimeout(_RETRY_SECONDS)
-    while (missing := hub.missing()) and not hub.is_ending:
+    while (missing := server.missing()) and not server.is_ending:
         waited = time.monotonic() - begin
         if time.monotonic() > deadline:
-            hub.end(
+            server.end(
                 f"{name_hosts(missing)} did not come to {place.coordinator} within {waited:.0f} s; "
                 "start all hosts together, or allow them a longer --start_timeout=SECONDS"
             )
@@ -270,6 +270,6 @@ def _receive_hosts(
             tell(f"waiting for {name_hosts(missing)} at {place.coordinator} ({waited:.0f} s)")
         with contextlib.suppress(TimeoutError):
             serve(listener.accept()[0])
-    hub.met()
+    server.met()
     channel.wait("met", "to start")
     return channel

@@ -78,7 +78,7 @@ def estimate_run(config: RunConfig, folder: Folder, rate: float) -> tuple[RunCon
     """
     model = _weightless_model(config)
     config = with_batch_size(config, model, make_mesh(config.mesh))
-    sample_bytes, source = stored_sample_bytes(config, folder), "as those that are there"
+    sample_bytes, source = stored_sample_bytes(config, folder), "as the existing ones"
     if sample_bytes is None:
         sample_bytes, source = _typical_bytes(config, model), "as photographs take"
     return config, Estimate(

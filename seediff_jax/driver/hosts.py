@@ -21,8 +21,8 @@ from jax.experimental import multihost_utils
 
 from seediff_jax.dataset.settings_file import COMMAND
 from seediff_jax.driver.channel import Channel, Place, meet
+from seediff_jax.driver.channel_server import SILENT_SECONDS
 from seediff_jax.driver.config import RunConfig, RunSettings
-from seediff_jax.driver.hub import SILENT_SECONDS
 from seediff_jax.driver.signals import INTERRUPTED, abort_delayed, listening
 from seediff_jax.driver.stdio import exit_now
 from seediff_jax.errors import UserError

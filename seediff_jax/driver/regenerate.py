@@ -60,7 +60,7 @@ def measure(config: RunConfig, model: Model, programs: PairPrograms) -> Measured
 
 
 def with_stored_batch_size(config: RunConfig, index: int) -> RunConfig:
-    """Returns the config with the batch size that a sample was made with, so that it rounds alike.
+    """Returns the config with the batch size of a sample, because rounding depends on it.
 
     Raises:
         UserError: there is no such sample, or the folder was made with other settings.

@@ -141,7 +141,7 @@ class Pairs:
             masks: the settings of one method.
 
         Raises:
-            UserError: there are several methods, or a method of one's own cannot be used.
+            UserError: there are several methods, or a user's own method cannot be used.
         """
         place = range(len(self))[place]
         maps = jax.tree.map(lambda leaf: leaf[place], self.attention_maps)

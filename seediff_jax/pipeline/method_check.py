@@ -24,7 +24,7 @@ _MOST_KEPT = 2**32
 def require_method(
     model: Model, masks: MaskConfig, sampling: SamplingConfig | SegmentConfig
 ) -> None:
-    """Checks that the model records what a method needs, and tries out a method of one's own.
+    """Checks that the model records what a method needs, and tries out a user's own method.
 
     The trial is on random attention, in the shapes of the model, whose weights are not needed.
 
@@ -90,7 +90,7 @@ def try_out(
     levels: tuple[tuple[int, int], ...],
     image_size: tuple[int, int],
 ) -> None:
-    """Makes the soft masks of two classes of random attention by a method of one's own.
+    """Makes the soft masks of two classes of random attention by a user's own method.
 
     Args:
         masks: names the function.

@@ -29,7 +29,7 @@ def class_stages(
             image's size.
 
     Raises:
-        UserError: there are several methods, or a method of one's own cannot be used.
+        UserError: there are several methods, or a user's own method cannot be used.
     """
     found = jax.tree.map(np.asarray, _stages(maps, image_size, static_part(masks)))
     rows = (jax.tree.map(lambda leaf, k=k: leaf[k], found) for k in range(len(names)))

@@ -97,7 +97,7 @@ def join(
 
 
 def _resize(fields: np.ndarray, box: Box) -> np.ndarray:
-    """Resizes float32 `[c, h, w]` to the size of a box, between the values that are there."""
+    """Resizes float32 `[c, h, w]` to the size of a box by interpolation."""
     size = (box.right - box.left, box.bottom - box.top)
     if fields.shape[1:] == size[::-1]:
         return fields

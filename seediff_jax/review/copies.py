@@ -39,7 +39,7 @@ _PLACES = {part.split(".")[0] for part in PARTS}
 
 
 def copied_from(source: Finished, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of settings.json that tells of what a dataset is a copy, and how it was made."""
+    """The entry of settings.json with the source of a copy and the options that made it."""
     manifest = source.complete["files"].get(MANIFEST, {})
     new = {
         "source": source.folder.url,

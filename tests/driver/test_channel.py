@@ -11,9 +11,9 @@ import threading
 
 import pytest
 
-from seediff_jax.driver import channel, hub
+from seediff_jax.driver import channel, channel_server
 from seediff_jax.driver.channel import Place, meet
-from seediff_jax.driver.hub import find_difference
+from seediff_jax.driver.channel_server import find_difference
 from seediff_jax.driver.signals import STOPPED
 from seediff_jax.errors import UserError
 from tests.helpers.driver_processes import free_port, wait_until
@@ -55,7 +55,7 @@ class Host:
 @pytest.fixture(autouse=True)
 def end(monkeypatch):
     """Ends all connections of a test; host 0 waits for no other one's end."""
-    for module in (channel, hub):
+    for module in (channel, channel_server):
         monkeypatch.setattr(module, "GONE_SECONDS", 0.05)
     yield
     for host in Host.all:
@@ -251,15 +251,15 @@ def test_a_host_that_is_lost_ends_the_others_with_its_name(address, lost):
         hosts[1].channel._connection._socket.shutdown(socket.SHUT_RDWR)
         assert hosts[0].hears()[0].startswith("host 1 (")
     else:
-        hosts[0].channel._hub._connections[1]._socket.shutdown(socket.SHUT_RDWR)
+        hosts[0].channel._server._connections[1]._socket.shutdown(socket.SHUT_RDWR)
         assert hosts[1].hears() == ("host 0 ended without a word; see its output", 2)
 
 
 @pytest.fixture
 def impatient(monkeypatch):
     """Lets hosts speak often, and be silent for a short time only."""
-    monkeypatch.setattr(hub, "BEAT_SECONDS", 0.1)
-    monkeypatch.setattr(hub, "SILENT_SECONDS", 2.0)
+    monkeypatch.setattr(channel_server, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(channel_server, "SILENT_SECONDS", 2.0)
 
 
 def stop_beats(connection):
@@ -279,7 +279,7 @@ def test_a_silent_host_ends_the_others_with_its_name(address, impatient, silent)
 
 def test_a_silent_host_0_is_named_by_the_others_and_ends_when_it_wakes(address, impatient):
     hosts = start(places(address, 0, 1))
-    stop_beats(hosts[0].channel._hub._connections[1])
+    stop_beats(hosts[0].channel._server._connections[1])
     line = "host 0 said nothing for 2 s: its process or machine hangs, or the network between"
     assert hosts[1].hears() == (line, 2)
     assert hosts[0].hears() == (f"host 1: {line}", 2)

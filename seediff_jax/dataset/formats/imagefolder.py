@@ -40,7 +40,7 @@ A value of a mask is the id of a class in `id2label.json`; 0 is background, {ign
 
 
 class ImageFolder(Format):
-    """`imagefolder/train`: images, masks, `metadata.jsonl`; beside it `id2label.json` and a card.
+    """`imagefolder/train`: images, masks, `metadata.jsonl`; next to it `id2label.json` and a card.
 
     Masks are grey pictures of class ids, because `datasets` gives pictures as they are stored.
     """

@@ -120,7 +120,7 @@ class Connection:
         self._socket.close()
 
 
-class Hub:
+class ChannelServer:
     """Host 0's side: a thread per connection, one of which is its own."""
 
     def __init__(self, count: int):
