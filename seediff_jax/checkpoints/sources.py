@@ -150,11 +150,6 @@ def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:
     return unflatten_dict({path: weight.array for path, weight in weights})
 
 
-def require_loras(config: ModelConfig, loras: Loras) -> None:
-    """Raises a UserError unless all LoRAs fit the model; reads no weight."""
-    lora_merges(loras, config)
-
-
 def find_vae(name_or_path: str | os.PathLike[str]) -> Path:
     """Finds the .safetensors file of a VAE, or the folder with its config.json and weights."""
     path = Path(expand_path(name_or_path))

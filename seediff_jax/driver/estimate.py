@@ -6,7 +6,8 @@ a rate    configs alone -> compiled programs -> memory; existing or typical samp
 
 import math
 
-from seediff_jax.checkpoints.sources import find_source, read_source_config, require_loras
+from seediff_jax.checkpoints.lora import lora_merges
+from seediff_jax.checkpoints.sources import find_source, read_source_config
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.resume import count_existing, require_resumable
 from seediff_jax.driver.config import RunConfig
@@ -92,7 +93,7 @@ def estimate_run(config: RunConfig, folder: Folder, rate: float) -> tuple[RunCon
 def _weightless_model(config: RunConfig) -> Model:
     source = find_source(config.model, config.revision, weights=False)
     model_config = read_source_config(source, **config.source_options)
-    require_loras(model_config, config.loras)
+    lora_merges(config.loras, model_config)  # refuses those that do not fit; reads no weight
     model = abstract_model(model_config, config.dtype)
     require_fit(model, config)
     require_prompts_fit(model, config)

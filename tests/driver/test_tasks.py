@@ -255,9 +255,7 @@ def test_at_a_given_rate_disk_is_that_of_the_samples_that_are_there(inputs, made
     own = [len(before[f"{part}/{i:06d}.png"]) for part in OWN_PARTS for i in range(3)]
     shared = [len(before[n]) for n in ("webdataset/shard-00000.tar", "shards/00000.jsonl")]
     sample = (sum(own) + sum(shared)) / 3 / 1024
-    told = (
-        f"about {3 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, as the existing ones"
-    )
+    told = f"about {3 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, as the existing ones"
     lines = capsys.readouterr().out.splitlines()
     assert told in lines and lines[0] == f"8 images, of which 5 exist, in {made}"
     assert tree(made) == before
