@@ -41,8 +41,8 @@ SMALL = (4, 8)
 FREE_SHARE = 0.05
 """Share of the memory to leave free for what the compiler's figures omit."""
 
-# JAX 0.12 has levels alone, of which 9 is the lowest.
-_HAS_EFFORT = hasattr(jax.config, "jax_exec_time_optimization_effort")
+# JAX 0.11.1 and later have levels alone, of which 9 is the lowest.
+_HAS_EFFORT = jax.__version_info__ < (0, 11, 1)
 QUICK = {"exec_time_optimization_effort": -1.0} if _HAS_EFFORT else {"optimization_level": 9}
 """Compiler options for a program with nearly the same memory in a tenth of the time."""
 
