@@ -70,7 +70,7 @@ def draw_pairs(render, prompts, names):
         {side: jnp.asarray(np.stack(values)) for side, values in self_attention.items()},
     )
     images = jnp.asarray(np.stack([scene.image for scene in scenes]))
-    return Pairs(images, None, None, maps, None)
+    return Pairs(images, None, None, maps, None, None)
 
 
 def _shrink(inside, side):

@@ -79,12 +79,12 @@ def test_memory_of_masks_is_that_of_its_arrays_and_of_all_weights(model, lowered
     memory = program_memory(compiled, lowered[2].weight_bytes, reads_weights=False)
     assert memory.idle == weight_bytes(model)
     # Two images of 8 x 8 and three stages of them, which are passed on; cross-attention of three
-    # layers and self-attention of one, of 64 locations; two of the three thresholds.
+    # layers and self-attention of one, of 64 locations; three of the four thresholds.
     passed = 2 * (3 * 64 + 3)
-    assert memory.arguments == passed + 2 * 4 * (3 * 64 + 64 * 64) + 2 * 4
-    # Of each a soft mask, a label map, a seed map, a count of seeds, a score, and whether the soft
-    # mask is finite; and pointers.
-    results = passed + 2 * (4 * 64 + 64 + 4 * 64 + 4 + 4 + 1)
+    assert memory.arguments == passed + 2 * 4 * (3 * 64 + 64 * 64) + 3 * 4
+    # Of each a soft mask, a label map, a seed map, a count of seeds, a score, a presence, and
+    # whether the soft mask is finite; and pointers.
+    results = passed + 2 * (4 * 64 + 64 + 4 * 64 + 4 + 4 + 4 + 1)
     assert memory.outputs == results + 8 * compiled.out_tree.num_leaves
     parts = (memory.arguments, memory.outputs, memory.temporaries, memory.code)
     assert memory.total == memory.idle + sum(parts) - memory.aliased
