@@ -176,6 +176,7 @@ def trained():
         return LEARNING, trainer.train(LEARNING, squares(64), devices=ONE)
 
 
+@pytest.mark.slow
 def test_a_trained_segmenter_finds_what_it_has_not_seen(trained, standard_promotion):
     config, variables = trained
     tests = squares(80)

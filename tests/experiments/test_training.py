@@ -242,6 +242,7 @@ def test_the_watcher_has_flags_of_the_same_names_as_the_trainer():
     assert "--run_dir" in done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_plan_is_trained_resumed_and_exported(tmp_path, monkeypatch):
     flags.FLAGS.mark_as_parsed()
     # Processes that render would have to import the tests.
