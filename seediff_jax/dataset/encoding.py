@@ -1,6 +1,6 @@
 """Encodes samples as parts: the pieces of content from which output formats make their files.
 
-Host only; suits a pool of threads, because Pillow and ISA-L release the interpreter's lock while
+Host only; suits a pool of threads, because Pillow and zlib release the interpreter's lock while
 they compress. Equal arrays give equal bytes in every process with the same libraries: no part
 contains a date, a name or a path.
 

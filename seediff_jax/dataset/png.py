@@ -1,15 +1,14 @@
-"""Encodes pixels as PNG, several times as fast as Pillow does.
+"""Encodes pixels as PNG, faster than Pillow does.
 
 Pillow tries every filter of the PNG standard on every row, which takes most of its time. Here all
-rows have the average filter, which makes files of photographs 2 % larger, and Intel's ISA-L
-compresses them. The files are ordinary PNG files.
+rows have the average filter, and zlib compresses them at its lowest level, whose bytes depend on
+nothing but the pixels. The files are ordinary PNG files.
 """
 
 import struct
 import zlib
 
 import numpy as np
-from isal import isal_zlib
 
 _AVERAGE = 3  # PNG specification, section 9.2
 _GREY, _RGB = 0, 2  # section 11.2.1
@@ -34,7 +33,7 @@ def encode_png(pixels: np.ndarray) -> bytes:
     depth = 8 * pixels.itemsize
     header = struct.pack(">IIBBBBB", width, height, depth, _RGB if is_rgb else _GREY, 0, 0, 0)
     rows = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder(">")).view(np.uint8)
-    packed = isal_zlib.compress(_filter(rows.reshape(height, -1), rows.size // (height * width)), 1)
+    packed = zlib.compress(_filter(rows.reshape(height, -1), rows.size // (height * width)), 1)
     chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
 
