@@ -22,15 +22,15 @@ class AttentionMaps:
 
     Attributes:
         cross_attention: float32 `[b, layers, n0, l]`: every recorded cross-attention layer of the
-            seed level (n0 locations), one column a text token; or `[b, layers, n0, c]`, one column
-            a class, where the tokens were projected on the classes while recording.
-        self_attention: `{side: float32 [b, n, n]}` with n = side * side: one recorded layer a
-            level, query locations by key locations. Where images are no squares, a level is keyed
-            by its height, and its width is n / height.
+            seed level (n0 locations), one column per text token; or `[b, layers, n0, c]`, one
+            column per class, where the tokens were projected on the classes while recording.
+        self_attention: `{side: float32 [b, n, n]}` with n = side * side: one recorded layer per
+            level, query locations by key locations. Where images are not square, the key of a level
+            is its height, and its width is n / height.
         kept: `{layer: float32 [b, calls, heads, n, m]}`: the attention of `capture.kept_layers`,
-            each UNet call and head by itself. m are the n key locations of self-attention (attn1)
-            or the columns of cross-attention (attn2), by `generate` those of the classes and then
-            of all tokens of the prompt.
+            each UNet call and head by itself. m is the number of key locations of self-attention
+            (attn1), or of the columns of cross-attention (attn2): in `generate`, one per class and
+            then one per token of the prompt.
     """
 
     cross_attention: Array

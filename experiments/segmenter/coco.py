@@ -108,7 +108,7 @@ class CocoSamples:
         """Returns the image, uint8 `[h, w, 3]`, and its label map, uint8 `[h, w]`.
 
         Raises:
-            UserError: a file is no image, or has another size than the annotations say.
+            UserError: a file is not an image, or has another size than the annotations say.
         """
         image_id = self._ids[index]
         entry, path = self._images[image_id], self._place(image_id)

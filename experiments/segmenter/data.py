@@ -130,7 +130,7 @@ class VocSamples:
         """Returns the image and its label map.
 
         Raises:
-            UserError: a file is no image, or the mask has no palette or another size.
+            UserError: a file is not an image, or the mask has no palette or another size.
         """
         name = self.names[index]
         return read_pair(self._image(name), self._mask(name))
@@ -140,7 +140,7 @@ def read_pair(image: pathlib.Path, mask: pathlib.Path) -> tuple[np.ndarray, np.n
     """Reads an image, uint8 `[h, w, 3]`, and the picture of its labels, uint8 `[h, w]`.
 
     Raises:
-        UserError: a file is no image, the mask has no byte per pixel, or the sizes differ.
+        UserError: a file is not an image, the mask does not have one byte per pixel, or the sizes differ.
     """
     labels = read_picture(mask)
     if labels.mode not in ("P", "L"):

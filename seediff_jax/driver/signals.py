@@ -118,7 +118,7 @@ def abort_delayed() -> Iterator[None]:
 def end_at_signals() -> None:
     """Ends the process at signals from now on: nothing has begun.
 
-    An exception is no way out of imports: libraries swallow it, or fail with another one.
+    An exception does not end imports: libraries swallow it, or fail with another one.
     """
     _Listener(_exit).start()
 
