@@ -161,7 +161,7 @@ def _carry_out(line: CommandLine) -> int:
         from seediff_jax.driver.verify import verify_folder
 
         return verify_folder(folder, task.repair)
-    from seediff_jax.driver.arithmetic import precision_settings
+    from seediff_jax.driver.arithmetic import avoid_ynnpack, precision_settings
     from seediff_jax.driver.estimate import print_plan
     from seediff_jax.driver.hosts import joined, widen_compiler_stack
     from seediff_jax.driver.make_dataset import make_dataset, require_files
@@ -169,6 +169,7 @@ def _carry_out(line: CommandLine) -> int:
     from seediff_jax.prompts.prompt_source import classes_left_out
 
     widen_compiler_stack()
+    avoid_ynnpack()
     cli.keep_signals()
     with joined(line.run, lambda error: cli.explain(error, GROUPS)) as group:
         cli.require_devices()

@@ -58,12 +58,13 @@ def _work(values: flags.FlagValues) -> int:
     sampling, masks = (cli.read_settings(values, kind) for kind in (SegmentConfig, MaskConfig))
     if run.output is None:
         run = dataclasses.replace(run, output=default_output(images.images))
-    from seediff_jax.driver.arithmetic import precision_settings
+    from seediff_jax.driver.arithmetic import avoid_ynnpack, precision_settings
     from seediff_jax.driver.hosts import is_first, joined, widen_compiler_stack
     from seediff_jax.driver.make_dataset import make_dataset, require_files
     from seediff_jax.driver.segment_run import check_images, describe_metrics, make_config
 
     widen_compiler_stack()
+    avoid_ynnpack()
     cli.keep_signals()
     with joined(run, lambda error: cli.explain(error, GROUPS)) as group:
         cli.require_devices()

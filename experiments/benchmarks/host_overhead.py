@@ -189,7 +189,7 @@ def _writing_steps(dataset: Dataset, sample: Sample, files: Mapping[str, bytes])
     def write() -> None:
         first = next(blocks) * _BATCH_SIZE
         indices = range(first, first + _BATCH_SIZE)
-        dataset.write([EncodedSample(index, sample.record, own) for index in indices])
+        dataset.write([EncodedSample(i, sample.record | {"index": i}, own) for i in indices])
 
     yield "hash and write", write, _BATCH_SIZE
     for _ in range((_REPEATS + 1) * _SHARD_SIZE // _BATCH_SIZE):

@@ -140,7 +140,7 @@ def read_pair(image: pathlib.Path, mask: pathlib.Path) -> tuple[np.ndarray, np.n
     """Reads an image, uint8 `[h, w, 3]`, and the picture of its labels, uint8 `[h, w]`.
 
     Raises:
-        UserError: a file is not an image, the mask does not have one byte per pixel, or the sizes differ.
+        UserError: a file is not an image, the mask is not of one byte per pixel, or sizes differ.
     """
     labels = read_picture(mask)
     if labels.mode not in ("P", "L"):

@@ -59,6 +59,9 @@ def _work(values: flags.FlagValues) -> None:
         cli.read_settings(values, DemoSettings),
     )
     require_installed("the demo", ["gradio"])
+    from seediff_jax.driver.arithmetic import avoid_ynnpack
+
+    avoid_ynnpack()
     cli.require_devices()
     cli.use_compilation_cache(None)
     from seediff_jax.demo.studio import Studio

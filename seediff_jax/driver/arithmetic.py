@@ -4,7 +4,9 @@ Noise depends on none of them (`sampling.noise`), but products and sums do. A ru
 are not the default. All its hosts must have the same ones, and so must a run that resumes it.
 """
 
+import importlib.util
 import os
+import platform
 import re
 import shlex
 from pathlib import Path
@@ -28,8 +30,36 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
 # How names of compiler flags look that choose a precision; others change rounding at most.
 _PRECISION_FLAG = re.compile(r"precision|fast_math|fast_min_max|b?f16|f8|tf32|denormal|fpmath")
+# No operation goes to YNNPACK, whose convolutions are slow.
+_NO_YNNPACK = ("--xla_cpu_experimental_ynn_fusion_type", "")
+_FIRST_UNTRIED_JAX = (0, 13)  # a flag that XLA does not know would end the process
 # Files and simulated devices of a host, and the stack of `hosts.widen_compiler_stack`.
 _NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
+
+
+def avoid_ynnpack() -> None:
+    """Keeps XLA from giving convolutions for x86 CPUs to YNNPACK; call it before any use of JAX.
+
+    docs/benchmarks.md has what that saves. Nothing is changed if XLA_FLAGS name the flag or a file,
+    if JAX may use an accelerator, or with a version of JAX that was not tried.
+    """
+    given = os.environ.get("XLA_FLAGS", "").strip()
+    is_file = given and not given.startswith("-")
+    if is_file or _NO_YNNPACK[0] in given:
+        return
+    if jax.__version_info__ < _FIRST_UNTRIED_JAX and _is_x86() and _uses_cpu():
+        os.environ["XLA_FLAGS"] = f"{given} {'='.join(_NO_YNNPACK)}".strip()
+
+
+def _is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def _uses_cpu() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms:
+        return platforms == "cpu"
+    return not any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
 
 
 def precision_settings() -> dict[str, str]:
@@ -65,4 +95,7 @@ def _compiler_flags() -> dict[str, str]:
             text = Path(text).read_text(encoding="utf-8")  # as XLA does
         words += shlex.split(text)
     parts = (word.partition("=") for word in words)
-    return {name: value or "true" for name, _, value in parts}
+    found = {name: value if equals else "true" for name, equals, value in parts}
+    if _NO_YNNPACK in found.items():  # the usual value, see `avoid_ynnpack`
+        del found[_NO_YNNPACK[0]]
+    return found

@@ -147,6 +147,9 @@ def _report(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> in
 def _remask(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> int:
     masks = cli.read_settings(values, MaskConfig)
     output = cli.read_settings(values, RemaskOutput)
+    from seediff_jax.driver.arithmetic import avoid_ynnpack
+
+    avoid_ynnpack()
     cli.require_devices()
     cli.use_compilation_cache(None)
     from seediff_jax.driver.remask import remask_dataset
