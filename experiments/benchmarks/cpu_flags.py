@@ -163,7 +163,9 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     known = [name for name in SETS if name != DEFAULT]
-    flags.DEFINE_multi_enum("sets", ["no_ynnpack", "onednn"], known, "Sets to compare with the default.")
+    flags.DEFINE_multi_enum(
+        "sets", ["no_ynnpack", "onednn"], known, "Sets to compare with the default."
+    )
     flags.DEFINE_integer("pairs", 5, "Pairs of processes.", lower_bound=2)
     flags.DEFINE_integer("repeats", 5, "Timed calls per part; the fastest counts.", lower_bound=1)
     flags.DEFINE_integer("cores", 2, "CPU cores to use.", lower_bound=1)
