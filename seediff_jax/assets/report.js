@@ -1,11 +1,11 @@
 "use strict";
 // The data: classes, and one row per sample, [index, prompt, facts, others, photo, layers]; facts
-// are [class id, score, area, seeds] of each class, and others the smallest score by each further
-// method. Text reaches the page as text, never as markup.
+// are [class id, score, area, seeds, presence] of each class, where presence may be null, and others
+// the smallest score by each further method. Text reaches the page as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 48;
 const [INDEX, PROMPT, FACTS, OTHERS, PHOTO, LAYERS] = [0, 1, 2, 3, 4, 5];
-const [ID, SCORE, AREA, SEEDS] = [0, 1, 2, 3];
+const [ID, SCORE, AREA, SEEDS, PRESENCE] = [0, 1, 2, 3, 4];
 const classes = new Map(data.classes.map((each) => [each.id, each]));
 const get = (id) => document.getElementById(id);
 let page = 0;
@@ -60,6 +60,7 @@ function histogram(counts, name) {
 
 function showClasses() {
   const names = ["class", "samples", "empty", "mean score", "scores 0 to 1", "areas 0 to 1"];
+  if (data.has_presence) names.push("mean presence", "presence 0 to 1");
   addRow(get("classes"), names, "th");
   for (const each of data.classes) {
     const button = make("button", each.name, "class");
@@ -70,10 +71,14 @@ function showClasses() {
     });
     const name = make("span");
     name.append(swatch(each.color), button);
-    addRow(get("classes"), [
+    const cells = [
       name, each.samples, each.empty, each.mean.toFixed(3),
       histogram(each.scores, "scores"), histogram(each.areas, "areas"),
-    ]);
+    ];
+    if (data.has_presence) {
+      cells.push(each.mean_presence?.toFixed(3) ?? "", histogram(each.presence, "presence"));
+    }
+    addRow(get("classes"), cells);
     const option = make("option", each.name);
     option.value = each.id;
     get("class").append(option);
@@ -88,10 +93,11 @@ function showFacts() {
   for (const row of data.failed) addRow(get("failed"), row);
 }
 
+// The smallest value of a sample's classes, or of one; Infinity where none has a value.
 function least(row, column, id) {
   let value = Infinity;
   for (const fact of row[FACTS]) {
-    if (id === null || fact[ID] === id) value = Math.min(value, fact[column]);
+    if (id === null || fact[ID] === id) value = Math.min(value, fact[column] ?? Infinity);
   }
   return value;
 }
@@ -102,9 +108,13 @@ function select() {
   const onlyEmpty = get("empty").checked;
   const sort = get("sort").value;
   const name = (row) => row[FACTS].map((fact) => classes.get(fact[ID]).name).join(", ");
-  const column = { score: SCORE, area: AREA, seeds: SEEDS }[sort];
-  const key = { index: (row) => row[INDEX], class: name }[sort] ?? ((row) => least(row, column, id));
+  const column = { score: SCORE, presence: PRESENCE, area: AREA, seeds: SEEDS }[sort];
   const sign = get("descending").checked ? -1 : 1;
+  const value = (row) => {
+    const found = least(row, column, id);
+    return found === Infinity ? sign * Infinity : found; // without a value, last in either order
+  };
+  const key = { index: (row) => row[INDEX], class: name }[sort] ?? value;
   const keyed = [];
   for (const row of data.samples) {
     if (id !== null && !row[FACTS].some((fact) => fact[ID] === id)) continue;
@@ -152,11 +162,13 @@ function card(row) {
   const caption = make("p");
   caption.append(make("span", `${row[INDEX]} `, "index"), row[PROMPT]);
   const list = make("ul");
-  for (const [id, score, area, seeds] of row[FACTS]) {
+  for (const [id, score, area, seeds, presence] of row[FACTS]) {
     const item = make("li", undefined, area === 0 ? "is-empty" : "");
     const percent = area === 0 ? "empty" : `${(100 * area).toFixed(1)} %`;
     const { name, color } = classes.get(id);
-    item.append(swatch(color), `${name}: score ${score.toFixed(3)}, ${percent}, ${seeds} seeds`);
+    const facts = [`score ${score.toFixed(3)}`, percent, `${seeds} seeds`];
+    if (presence !== null) facts.push(`presence ${presence.toFixed(3)}`);
+    item.append(swatch(color), `${name}: ${facts.join(", ")}`);
     list.append(item);
   }
   article.append(pictures, caption, list);
@@ -186,21 +198,29 @@ function showLayers() {
 }
 
 function showCommand() {
-  const value = get("least").value;
-  const kept = data.samples.filter((row) => least(row, SCORE, null) >= Number(value)).length;
-  const text = `${kept} of ${data.samples.length}: seediff filter ${data.folder} --min_score=${value}`;
-  get("command").textContent = value === "" ? "" : text;
+  const asked = [["least", SCORE, "score"], ["present", PRESENCE, "presence"]]
+    .map(([id, column, name]) => ({ value: get(id).value, column, name }))
+    .filter((each) => each.value !== "");
+  const fits = (row) => asked.every((each) => least(row, each.column, null) >= Number(each.value));
+  const kept = data.samples.filter(fits).length;
+  const flags = asked.map((each) => ` --min_${each.name}=${each.value}`).join("");
+  const text = `${kept} of ${data.samples.length}: seediff filter ${data.folder}${flags}`;
+  get("command").textContent = flags ? text : "";
 }
 
 get("samples").style.setProperty("--methods", data.methods.length);
 showClasses();
 showFacts();
+if (!data.has_presence) {
+  get("sort").querySelector("[value=presence]").remove();
+  get("present").parentElement.hidden = true;
+}
 update();
 for (const id of ["sort", "descending", "class", "text", "empty"]) {
   get(id).addEventListener("input", update);
 }
 for (const id of ["mask", "contour"]) get(id).addEventListener("input", showLayers);
-get("least").addEventListener("input", showCommand);
+for (const id of ["least", "present"]) get(id).addEventListener("input", showCommand);
 for (const [id, step] of [["previous", -1], ["next", 1]]) {
   get(id).addEventListener("click", () => {
     page += step;

@@ -1,4 +1,4 @@
-"""Selects samples of a complete dataset by scores, areas and quantiles."""
+"""Selects samples of a complete dataset by scores, presence, areas and quantiles."""
 
 import math
 
@@ -20,6 +20,8 @@ def select(facts: ClassFacts, criteria: Criteria) -> np.ndarray:
     fits = np.ones(len(scores), bool)
     if criteria.min_score is not None:
         fits &= scores >= criteria.min_score
+    if criteria.min_presence is not None:
+        fits &= ~(facts.presence < criteria.min_presence)  # NaN is not judged
     if criteria.min_area is not None:
         fits &= areas >= criteria.min_area
     if criteria.max_area is not None:

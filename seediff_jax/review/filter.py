@@ -31,11 +31,19 @@ def filter_dataset(folder: Folder, criteria: Criteria, output: FilterOutput) -> 
         What there is to tell, in lines: counts per class, of all samples, and what was written.
 
     Raises:
-        UserError: the folder is not a finished dataset, or the output cannot be used.
+        UserError: the folder is not a finished dataset, or has no presence that was asked for, or
+            the output cannot be used.
         OSError: a file cannot be read or written.
     """
     source = open_finished(folder)
     facts = read_class_facts(source)
+    is_judged = ~np.isnan(facts.presence)
+    if criteria.min_presence is not None and len(is_judged) and not is_judged.any():
+        raise UserError(
+            f"min_presence={criteria.min_presence:g}: {folder} has no presence of its classes to "
+            "judge, because an older release made it or its masks are those of cross_attention; "
+            "leave min_presence out"
+        )
     kept = select(facts, criteria)
     lines = [
         f"{source.class_names[class_id - 1]}: {after} of {before} kept"

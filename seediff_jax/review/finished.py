@@ -54,6 +54,16 @@ class Finished:
         methods = self.settings.get("mask_method", "")
         return [methods] if isinstance(methods, str) else methods
 
+    def presence(self, record: Mapping[str, Any]) -> Any:
+        """The presence of each class of a record, or None for a class without.
+
+        Older releases recorded none, and by cross_attention it is always 1, which says nothing.
+        """
+        found = record.get("presence")
+        if found is None or self.method_names[0] == "cross_attention":
+            return [None] * len(record.get("class_ids") or ())
+        return found
+
     def records(self) -> Iterator[dict[str, Any]]:
         """Reads the records of all samples by index, without those that failed.
 
@@ -216,6 +226,7 @@ class ClassFacts:
         class_ids: int64 `[m]`.
         scores: in [0, 1], float64 `[m]`.
         areas: share of the image, in [0, 1], float64 `[m]`.
+        presence: in [0, 1], float64 `[m]`; NaN for a class without, see `Finished.presence`.
     """
 
     indices: np.ndarray
@@ -223,10 +234,11 @@ class ClassFacts:
     class_ids: np.ndarray
     scores: np.ndarray
     areas: np.ndarray
+    presence: np.ndarray
 
 
 def read_class_facts(finished: Finished) -> ClassFacts:
-    """Collects the facts of all samples; takes about 40 bytes per class of a sample.
+    """Collects the facts of all samples; takes about 50 bytes per class of a sample.
 
     Raises:
         UserError: a record lacks them, or has them in another form.
@@ -234,13 +246,15 @@ def read_class_facts(finished: Finished) -> ClassFacts:
     """
     indices: list[int] = []
     samples: list[int] = []
-    facts: tuple[list[float], ...] = ([], [], [])
+    facts: tuple[list[float], ...] = ([], [], [], [])
     for record in finished.records():
         columns = [record.get(name) for name in ("class_ids", "scores", "area_fractions")]
+        columns.append(finished.presence(record))
         if not _are_columns(columns, len(finished.class_names)):
             raise UserError(
                 f"the record of sample {record['index']} of {finished.folder} has no scores and "
-                "areas of its classes; another program or release wrote it"
+                "areas of its classes, or a presence of another form; another program or release "
+                "wrote it"
             )
         samples += [len(indices)] * len(columns[0])
         indices.append(record["index"])
@@ -255,10 +269,11 @@ def read_class_facts(finished: Finished) -> ClassFacts:
 
 
 def _are_columns(columns: Sequence[Any], num_classes: int) -> bool:
-    """Whether they are class ids, scores and areas of equal length."""
+    """Whether they are class ids, scores, areas and presence of equal length."""
     if not all(isinstance(each, list) and len(each) == len(columns[0]) for each in columns):
         return False
-    class_ids, *shares = columns
+    class_ids, *shares, presence = columns
+    shares.append([value for value in presence if value is not None])
     return all(type(each) is int and 1 <= each <= num_classes for each in class_ids) and all(
         type(value) in (int, float) and abs(value) < 2 for values in shares for value in values
     )

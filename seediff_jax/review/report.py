@@ -12,7 +12,7 @@ import html
 import io
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def write_report(folder: Folder, settings: ReportSettings) -> str:
         "settings": [[key, _text(value)] for key, value in source.settings.items()],
         "failed": _failed(source),
         "methods": source.method_names,
+        "has_presence": not np.isnan(facts.presence).all(),
         "samples": _Rows(source, set(indices.tolist()), settings.thumbnail).make(
             None if is_embedded else target
         ),
@@ -112,7 +113,8 @@ def _class_facts(source: Finished, facts: ClassFacts) -> list[dict[str, Any]]:
     found = []
     for class_id in np.unique(facts.class_ids).tolist():
         own = facts.class_ids == class_id
-        scores, areas = facts.scores[own], facts.areas[own]
+        scores, areas, presence = facts.scores[own], facts.areas[own], facts.presence[own]
+        presence = presence[~np.isnan(presence)]
         found.append(
             {
                 "id": class_id,
@@ -123,6 +125,8 @@ def _class_facts(source: Finished, facts: ClassFacts) -> list[dict[str, Any]]:
                 "mean": float(scores.mean()),
                 "scores": np.histogram(scores, _BINS, (0, 1))[0].tolist(),
                 "areas": np.histogram(areas, _BINS, (0, 1))[0].tolist(),
+                "mean_presence": float(presence.mean()) if presence.size else None,
+                "presence": np.histogram(presence, _BINS, (0, 1))[0].tolist(),
             }
         )
     return found
@@ -161,7 +165,7 @@ class _Rows:
                 masks = mask[None] if others is None else np.stack([mask, *others])
                 thumbnails = make_thumbnails(image, masks, self._edge)
                 with self._source.decoding(record):
-                    row = _row(record)
+                    row = _row(record, self._source.presence(record))
                 rows.append(row)
                 if folder is None:
                     row += [_data_url(*thumbnail) for thumbnail in thumbnails.items()]
@@ -182,12 +186,12 @@ def _write(folder: Folder, files: dict[str, bytes]) -> None:
     files.clear()
 
 
-def _row(record: Mapping[str, Any]) -> list[Any]:
+def _row(record: Mapping[str, Any], presences: Sequence[float | None]) -> list[Any]:
     columns = (record["class_ids"], record["scores"], record["area_fractions"])
     seeds = record.get("seed_counts") or [0] * len(columns[0])
     facts = [
-        [class_id, score, round(area, 6), count]
-        for class_id, score, area, count in zip(*columns, seeds, strict=True)
+        [class_id, score, round(area, 6), count, presence]
+        for class_id, score, area, count, presence in zip(*columns, seeds, presences, strict=True)
     ]
     others = record.get("other_methods", {}).values()
     least = [min(each["scores"], default=0) for each in others]

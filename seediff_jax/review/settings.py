@@ -16,6 +16,13 @@ class Criteria:
     """
 
     min_score: float | None = setting(None, "Smallest score of each class.", least=0, most=1)
+    min_presence: float | None = setting(
+        None,
+        "Smallest presence of each class, see docs/masks.md. Classes whose presence is null are "
+        "not judged.",
+        least=0,
+        most=1,
+    )
     quantile: float | None = setting(
         None,
         "Share of samples to keep: the best of those that meet the other criteria. The score of a "

@@ -47,6 +47,9 @@ def encoded(index, formats):
     ids = sample.record["class_ids"]
     sample.record["area_fractions"] = [float((sample.mask == k).mean()) for k in ids]
     sample.record["scores"] = [round((7 * index + 3 * k) % 10 / 10, 4) for k in ids]
+    # Of every seventh class there is none.
+    tenths = [(index + 4 * k) % 10 if (index + k) % 7 else None for k in ids]
+    sample.record["presence"] = [None if tenth is None else tenth / 10 for tenth in tenths]
     return encode(sample, sorted({part for each in formats for part in each.parts}))
 
 

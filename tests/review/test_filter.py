@@ -32,13 +32,17 @@ IN_RUN = [index for index in range(stored_runs.NUM_IMAGES) if index != stored_ru
 
 
 def random_facts(seed):
-    """Facts of 60 samples with one to three of four classes; scores recur, some areas are 0."""
+    """Facts of 60 samples with one to three of four classes.
+
+    Scores recur, some areas are 0, and some classes have no presence.
+    """
     rng = np.random.default_rng(seed)
     samples = [[] for _ in range(60)]
     for sample in samples:
         for class_id in rng.permutation(4)[: rng.integers(1, 4)] + 1:
             area = 0.0 if rng.random() < 0.1 else float(rng.random())
-            sample.append((int(class_id), float(rng.integers(0, 20) / 20), area))
+            presence = np.nan if rng.random() < 0.3 else float(rng.random())
+            sample.append((int(class_id), float(rng.integers(0, 20) / 20), area, presence))
     places = np.array([k for k, sample in enumerate(samples) for _ in sample])
     columns = [np.array(c) for c in zip(*[e for sample in samples for e in sample], strict=True)]
     return samples, ClassFacts(np.arange(60) * 3, places, *columns)
@@ -48,12 +52,17 @@ def select_slowly(samples, criteria):
     """The same selection in plain Python, one sample at a time."""
 
     def fits(entry):
-        _, score, area = entry
+        _, score, area, presence = entry
         return (
             (criteria.min_score is None or score >= criteria.min_score)
             and (criteria.min_area is None or area >= criteria.min_area)
             and (criteria.max_area is None or area <= criteria.max_area)
             and not (criteria.drop_empty and area == 0)
+            and (
+                criteria.min_presence is None
+                or np.isnan(presence)
+                or presence >= criteria.min_presence
+            )
         )
 
     def reaches(score, scores):
@@ -64,10 +73,10 @@ def select_slowly(samples, criteria):
     if criteria.quantile is None:
         return good
     if not criteria.per_class:
-        worst = {k: min(score for _, score, _ in samples[k]) for k in good}
+        worst = {k: min(score for _, score, *_ in samples[k]) for k in good}
         return [k for k in good if reaches(worst[k], worst.values())]
-    scores = {c: [s for k in good for i, s, _ in samples[k] if i == c] for c in range(1, 5)}
-    return [k for k in good if all(reaches(s, scores[c]) for c, s, _ in samples[k])]
+    scores = {c: [s for k in good for i, s, *_ in samples[k] if i == c] for c in range(1, 5)}
+    return [k for k in good if all(reaches(s, scores[c]) for c, s, *_ in samples[k])]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,8 @@ def select_slowly(samples, criteria):
         {},
         {"min_score": 0.5},
         {"min_area": 0.2, "max_area": 0.8},
+        {"min_presence": 0.4},
+        {"min_presence": 0.3, "quantile": 0.5},
         {"max_area": 0.5, "drop_empty": True},
         {"quantile": 0.75},
         {"quantile": 0.3, "min_score": 0.2},
@@ -156,6 +167,46 @@ def test_counts_per_class_are_told_before_and_after(source):
         kept = [record for record in own if min(record["scores"]) >= 0.3]
         assert line == f"{name}: {len(kept)} of {len(own)} kept"
     assert len(told) == 4
+
+
+def test_samples_are_kept_by_their_least_present_class(source, tmp_path):
+    filtered(source, tmp_path / "kept.txt", min_presence=0.5)
+    expected = [
+        record["index"]
+        for record in lines_of(source)
+        if not any(value is not None and value < 0.5 for value in record["presence"])
+    ]
+    assert 0 < len(expected) < len(IN_RUN)
+    assert [int(line) for line in (tmp_path / "kept.txt").read_text().split()] == expected
+    assert any(None in record["presence"] for record in lines_of(source))
+
+
+def test_a_dataset_without_presence_is_not_filtered_by_it(tmp_path, monkeypatch, capsys):
+    settings, encoded = stored_runs.settings, stored_runs.encoded
+
+    def without(index, formats):
+        made = encoded(index, formats)
+        made.record.pop("presence", None)
+        return made
+
+    def all_one(index, formats):
+        made = encoded(index, formats)
+        made.record["presence"] = [1.0 for _ in made.record.get("class_ids", ())]
+        return made
+
+    monkeypatch.setattr(stored_runs, "encoded", without)
+    stored_runs.run(tmp_path / "old", ("files",))
+    cross = lambda *formats: settings(*formats) | {"mask_method": "cross_attention"}  # noqa: E731
+    monkeypatch.setattr(stored_runs, "encoded", all_one)
+    monkeypatch.setattr(stored_runs, "settings", cross)
+    stored_runs.run(tmp_path / "cross", ("files",))
+    for name in ("old", "cross"):
+        assert main(["seediff", "filter", str(tmp_path / name), "--min_presence=0.8"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{name} has no presence of its classes to judge" in error
+        assert error.startswith("seediff filter: --min_presence=0.8: ")
+        assert main(["seediff", "filter", str(tmp_path / name), "--min_score=0.1"]) == 0
+        capsys.readouterr()
 
 
 def test_another_format_is_made_of_the_same_pixels(files_only, tmp_path):

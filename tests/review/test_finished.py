@@ -98,8 +98,12 @@ def test_attention_that_is_none_is_named_with_its_sample(finished, content):
         {"scores": None},
         {"seed_counts": 5},
         {"seed_counts": [1, 2, 3, 4, 5, 6]},
+        {"presence": [2]},
+        {"presence": ["high"]},
+        {"presence": [0.5, 0.5]},
+        {"presence": 0.5},
     ],
-    ids=["background", "ignore", "float", "huge", "none", "number", "length"],
+    ids=lambda odd: str(odd).strip("{}"),
 )
 def test_facts_of_another_kind_are_one_line(tmp_path, monkeypatch, capsys, odd):
     encoded = stored_runs.encoded
@@ -108,6 +112,7 @@ def test_facts_of_another_kind_are_one_line(tmp_path, monkeypatch, capsys, odd):
         made = encoded(index, formats)
         if index == 2:
             facts = {"class_ids": [1], "scores": [0.5], "area_fractions": [0.1]}
+            facts |= {"presence": [0.5], "seed_counts": [3]}
             made.record.update(facts | odd)
         return made
 

@@ -88,6 +88,8 @@ def test_the_page_has_every_sample_with_its_facts(page, dataset):
         assert [fact[1] for fact in facts] == record["scores"]
         assert np.allclose([fact[2] for fact in facts], record["area_fractions"], atol=1e-6)
         assert [fact[3] for fact in facts] == record["seed_counts"]
+        assert [fact[4] for fact in facts] == record["presence"]
+    assert page.data["has_presence"]
 
 
 def test_the_page_counts_classes_and_tells_failures_and_settings(page, dataset):
@@ -106,6 +108,14 @@ def test_the_page_counts_classes_and_tells_failures_and_settings(page, dataset):
         ]
         assert each["name"] == CLASS_NAMES[each["id"] - 1]
         assert (each["samples"], each["empty"]) == (len(entries), sum(a == 0 for _, a in entries))
+        presence = [
+            value
+            for record in records
+            for k, value in zip(record["class_ids"], record["presence"], strict=True)
+            if k == each["id"] and value is not None
+        ]
+        assert each["mean_presence"] == pytest.approx(np.mean(presence))
+        assert sum(each["presence"]) == len(presence)
         edges = np.linspace(0, 1, 21)
         for name, place in (("scores", 0), ("areas", 1)):
             below = [sum(entry[place] < edge for entry in entries) for edge in edges[1:-1]]

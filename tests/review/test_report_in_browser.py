@@ -89,6 +89,7 @@ def all_indices(page):
 
 KEYS = {
     "score": lambda record: min(record["scores"]),
+    "presence": lambda record: min((v for v in record["presence"] if v is not None), default=None),
     "area": lambda record: round(min(record["area_fractions"]), 6),
     "seeds": lambda record: min(record["seed_counts"]),
     "class": lambda record: ", ".join(record["classes"]),
@@ -103,10 +104,13 @@ def test_samples_come_worst_first_and_in_any_other_order(page, records):
     for name, key in KEYS.items():
         page.select_option("#sort", name)
         page.uncheck("#descending")
-        ascending = sorted(records, key=key)
+        judged = [record for record in records if key(record) is not None]
+        last = [record for record in records if key(record) is None]
+        assert bool(last) == (name == "presence")
+        ascending = sorted(judged, key=key) + last
         assert all_indices(page) == [record["index"] for record in ascending], name
         page.check("#descending")
-        descending = sorted(records, key=key, reverse=True)
+        descending = sorted(judged, key=key, reverse=True) + last
         assert all_indices(page) == [record["index"] for record in descending], name
 
 
@@ -199,6 +203,61 @@ def test_failures_settings_and_a_command_for_the_filter_are_shown(page, records,
     kept = sum(min(record["scores"]) >= 0.4 for record in records)
     expected = f"{kept} of {COUNT - 1}: seediff filter {dataset} --min_score=0.4"
     assert page.inner_text("#command") == expected
+    page.fill("#present", "0.3")
+    judged = ([value for value in r["presence"] if value is not None] for r in records)
+    kept = sum(
+        min(record["scores"]) >= 0.4 and min(values, default=1) >= 0.3
+        for record, values in zip(records, judged, strict=True)
+    )
+    expected = f"{kept} of {COUNT - 1}: seediff filter {dataset} --min_score=0.4 --min_presence=0.3"
+    assert page.inner_text("#command") == expected
+    page.fill("#least", "")
+    assert page.inner_text("#command").endswith(f"seediff filter {dataset} --min_presence=0.3")
+    page.fill("#present", "")
+    assert page.inner_text("#command") == ""
+
+
+def test_presence_is_shown_per_class_and_per_sample(page, records):
+    heads = page.locator("#classes th").all_inner_texts()
+    assert heads[-2:] == ["mean presence", "presence 0 to 1"]
+    for name, row in zip(CLASS_NAMES, page.locator("#classes tr").all()[1:], strict=True):
+        own = [
+            value
+            for record in records
+            for each, value in zip(record["classes"], record["presence"], strict=True)
+            if each == name and value is not None
+        ]
+        mean = float(row.locator("td").nth(6).inner_text())
+        assert abs(mean - sum(own) / len(own)) < 0.0006
+    by_index = {str(record["index"]): record for record in records}
+    for card in page.locator("article").all():
+        record = by_index[card.locator(".index").inner_text().strip()]
+        lines = card.locator("li").all_inner_texts()
+        for line, value in zip(lines, record["presence"], strict=True):
+            assert ("presence" in line) == (value is not None)
+            assert value is None or line.endswith(f", presence {value:.3f}")
+
+
+def test_a_dataset_without_presence_has_no_column_of_it(chromium, tmp_path):
+    encoded = stored_runs.encoded
+
+    def without(index, formats):
+        made = encoded(index, formats)
+        made.record.pop("presence", None)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_runs, "encoded", without)
+        stored_runs.run(tmp_path / "set", ("files",))
+    name = write_report(open_folder(tmp_path / "set"), ReportSettings())
+    tab, faults = chromium.new_page(), []
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.goto(f"file://{name}")
+    assert tab.locator("article").count() == stored_runs.NUM_IMAGES - 1 and faults == []
+    assert tab.locator("#classes th").last.inner_text() == "areas 0 to 1"
+    assert "presence" not in tab.inner_text("body")
+    assert not tab.locator("#present").is_visible()
+    tab.close()
 
 
 def test_the_page_is_usable_on_a_narrow_screen(page):
