@@ -1,6 +1,9 @@
 """Reads folders of images and of their true masks.
 
-An image and its true mask have the same name except for the ending. Host only.
+An image and its true mask have the same name except for the ending. Images are turned upright by
+their EXIF orientation, and so are masks that have one. A mask without one belongs to the stored
+pixels where it has their size, and is turned as its image is; else it is taken as upright. Host
+only.
 """
 
 import concurrent.futures
@@ -14,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from seediff_jax.errors import UserError, listed, shown
 from seediff_jax.files.folder import Folder
@@ -22,6 +25,12 @@ from seediff_jax.masks.config import IGNORE_INDEX
 
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 """Modes of Pillow with up to 8 bits per colour."""
+
+_WITH_PREVIEWS = ("MPO",)
+"""Formats of Pillow whose first picture is the image: cameras add previews and depth to a JPEG."""
+
+_SIDEWAYS = range(5, 9)
+"""EXIF orientations that exchange height and width."""
 
 _THREADS, _WAITING = 16, 4096
 _HASHED = 64
@@ -103,42 +112,56 @@ class ImageFiles:
         """Reads an image upright, uint8 `[H, W, 3]`.
 
         Raises:
-            UserError: the file is not an image, or one with more than 8 bits per colour.
+            UserError: the file is not an image, has several frames, or more than 8 bits per colour.
             OSError: it cannot be read.
         """
+        return self._read(index)[0]
+
+    def read_pair(self, index: int, num_labels: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Reads an image as `read` does, and its true labels, uint8 `[H, W]`; None without a truth.
+
+        Args:
+            index: of the image.
+            num_labels: labels are 0 to `num_labels` - 1, or 255.
+
+        Raises:
+            UserError: as `read`, or the truth is not such a mask of the size of the image.
+            OSError: one of them cannot be read.
+        """
+        image, turn = self._read(index)
+        return image, None if self.truth is None else self._read_truth(
+            index, image, turn, num_labels
+        )
+
+    def _read(self, index: int) -> tuple[np.ndarray, int]:
+        """An image, and the EXIF orientation that it was stored with."""
         name = self.names[index]
-        picture = ImageOps.exif_transpose(_open(self.folder, name))
+        picture, turn = _open(self.folder, name)
         if picture.mode not in _MODES:
             raise UserError(
                 f"{shown(self.folder.path(name))} has pixels of the kind {picture.mode}; 8 bits "
                 "per colour are needed"
             )
-        return np.asarray(picture.convert("RGB"))
+        return np.asarray(picture.convert("RGB")), turn
 
-    def read_truth(self, index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
-        """Reads the true labels of an image, uint8 `[H, W]`.
-
-        Args:
-            index: of the image.
-            size: height and width of the image.
-            num_labels: labels are 0 to `num_labels` - 1, or 255.
-
-        Raises:
-            UserError: the file is not such a mask of that size.
-            OSError: it cannot be read.
-        """
+    def _read_truth(self, index: int, image: np.ndarray, turn: int, num_labels: int) -> np.ndarray:
         name = self._truths[stem(self.names[index])]
-        picture, path = _open(self.truth, name), shown(self.truth.path(name))
+        (picture, own_turn), path = _open(self.truth, name), shown(self.truth.path(name))
         if picture.mode not in ("P", "L"):
             raise UserError(
                 f"{path} has pixels of the kind {picture.mode}; a mask has one byte per pixel, "
                 "its label"
             )
+        height, width = image.shape[:2]
+        stored = (height, width) if turn in _SIDEWAYS else (width, height)
+        if own_turn == 1 and picture.size == stored:
+            picture = _upright(picture, turn)
         labels = np.asarray(picture)
-        if labels.shape != size:
+        if labels.shape != (height, width):
+            turned = " upright" if (turn, own_turn) != (1, 1) else ""
             raise UserError(
-                f"{path} is {labels.shape[0]} x {labels.shape[1]}, but its image is "
-                f"{size[0]} x {size[1]}"
+                f"{path} is {labels.shape[0]} x {labels.shape[1]}{turned}, but its image is "
+                f"{height} x {width}{turned}"
             )
         unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_INDEX)])
         if unknown.size:
@@ -152,17 +175,15 @@ class ImageFiles:
         """Reads all images and truths once.
 
         Args:
-            num_labels: see `read_truth`.
+            num_labels: see `read_pair`.
             watch: called with every number of images that were read.
 
         Raises:
-            UserError: as `read` and `read_truth`.
+            UserError: as `read_pair`.
         """
 
         def check_one(index: int) -> None:
-            size = self.read(index).shape[:2]
-            if self.truth is not None:
-                self.read_truth(index, size, num_labels)
+            self.read_pair(index, num_labels)
             watch(1)
 
         _at_once(check_one, range(len(self)))
@@ -183,15 +204,29 @@ def stem(name: str) -> str:
     return in_nfc(PurePosixPath(name).stem)
 
 
-def _open(folder: Folder, name: str) -> Image.Image:
-    content = folder.read(name)
+def _open(folder: Folder, name: str) -> tuple[Image.Image, int]:
+    """A picture turned upright by its EXIF orientation, and that orientation; 1 for none."""
+    content, path = folder.read(name), shown(folder.path(name))
     try:
         picture = Image.open(io.BytesIO(content))
-        picture.load()
+        frames = 1 if picture.format in _WITH_PREVIEWS else getattr(picture, "n_frames", 1)
+        # Asked for before the pixels are: Pillow turns a TIFF when it loads them.
+        turn = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds for damaged files
-        path, reason = shown(folder.path(name)), shown(str(error), 200)
+        reason = shown(str(error), 200)
         raise UserError(f"{path} cannot be read as an image: {reason}") from error
-    return picture
+    if frames > 1:
+        raise UserError(
+            f"{path} has {frames} frames or pages; save the one to use as a file of its own"
+        )
+    return picture, turn if turn in range(2, 9) else 1
+
+
+def _upright(picture: Image.Image, turn: int) -> Image.Image:
+    """Turns a picture by the EXIF orientation of another one."""
+    picture.getexif()[ExifTags.Base.Orientation] = turn
+    return ImageOps.exif_transpose(picture)
 
 
 def _digest(folder: Folder, names: Sequence[str]) -> str:

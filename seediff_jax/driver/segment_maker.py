@@ -49,7 +49,8 @@ class SegmentMaker(PairMaker):
         return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *crops)
 
     def _sample(self, index: int, inputs: PairInputs, rows: PairRows) -> Sample:
-        config, image = self._config, self._config.images.read(index)
+        config = self._config
+        image, truth = config.images.read_pair(index, 1 + len(config.class_names))
         boxes = make_boxes(image.shape[:2], config.sampling)
         soft_masks = join(rows.soft_masks[: len(boxes)], boxes)
         labels = label_pixels(soft_masks, config.masks)
@@ -60,16 +61,14 @@ class SegmentMaker(PairMaker):
             scores=mean_scores(soft_masks, labels),
         )
         sample = super()._sample(index, inputs, whole)
-        sample.record.update(self._facts(index, sample.mask))
+        sample.record.update(self._facts(index, sample.mask, truth))
         return sample
 
-    def _facts(self, index: int, mask: np.ndarray) -> dict[str, Any]:
+    def _facts(self, index: int, mask: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
         """Which image it is, and how its mask compares with the truth."""
-        files = self._config.images
-        facts: dict[str, Any] = {"source": files.names[index]}
-        if files.truth is not None:
+        facts: dict[str, Any] = {"source": self._config.images.names[index]}
+        if truth is not None:
             num_labels = 1 + len(self._config.class_names)
-            truth = files.read_truth(index, mask.shape, num_labels)
             found = np.where(mask == IGNORE_INDEX, BACKGROUND, mask)
             facts[COUNTS] = label_counts(confusion_matrix(truth, found, num_labels))
         return facts

@@ -6,7 +6,7 @@ import unicodedata
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from seediff_jax.dataset.formats.metrics_json import Metrics, label_counts
 from seediff_jax.dataset.image_files import ImageFiles
@@ -43,7 +43,7 @@ def test_images_come_in_the_order_of_their_names_with_their_truth(folder):
     files.check(3, seen.append)
     assert seen == [1, 1]
     np.testing.assert_array_equal(files.read(1), PIXELS)
-    assert (files.read_truth(0, (6, 9), 3) == 2).all()
+    assert (files.read_pair(0, 3)[1] == 2).all()
     assert files.sizes == [(6, 9), (6, 9)]
 
 
@@ -59,7 +59,7 @@ def test_a_name_is_the_same_in_any_form_of_unicode(folder):
     save(folder / f"truth/{composed}.png", np.ones((6, 9), np.uint8))
     files = files_of(folder, (composed,))
     assert files.names == files_of(folder, (f"{composed}.png",)).names == (f"{split}.png",)
-    assert (files.read_truth(0, (6, 9), 2) == 1).all()
+    assert (files.read_pair(0, 2)[1] == 1).all()
 
 
 def test_settings_change_with_the_content_of_files_of_the_same_size(folder):
@@ -92,6 +92,92 @@ def test_photos_are_turned_upright_and_have_three_colours(folder):
     turned = np.rot90(PIXELS, -1).astype(int)
     assert np.abs(files.read(0).astype(int) - turned).max() <= 16  # JPEG
     np.testing.assert_array_equal(files.read(1), np.repeat(grey[..., None], 3, axis=-1))
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: a[::-1, ::-1],
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].T,
+    8: np.rot90,
+}
+"""What each EXIF orientation asks for, of a field of pixels as it is stored."""
+
+
+def turned_by(orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("size", [(6, 9), (6, 6)])
+@pytest.mark.parametrize("turn", UPRIGHT)
+def test_a_mask_and_its_image_are_upright_in_the_same_way(tmp_path, turn, size, ending):
+    stored = np.random.default_rng(turn).integers(0, 3, size, np.uint8)
+    upright = UPRIGHT[turn](stored)
+    masks = {"stored": (stored, {}), "own": (stored, {"exif": turned_by(turn)})}
+    if upright.shape != stored.shape:
+        masks["upright"] = (upright, {})
+    for name, (labels, options) in masks.items():
+        # The colours of the image tell the label.
+        pixels = np.repeat(100 * stored[..., None], 3, axis=-1)
+        save(tmp_path / f"images/{name}.{ending}", pixels, exif=turned_by(turn))
+        save(tmp_path / f"truth/{name}.png", labels, **options)
+    files = files_of(tmp_path)
+    files.check(3)
+    for k in range(len(masks)):
+        image, truth = files.read_pair(k, 3)
+        np.testing.assert_array_equal(image[..., 0], 100 * upright)
+        np.testing.assert_array_equal(truth, upright)
+
+
+def test_a_mask_is_turned_by_its_own_orientation_if_its_image_has_none(folder):
+    labels = np.random.default_rng(1).integers(0, 3, (9, 6), np.uint8)
+    save(folder / "truth/b.png", labels, exif=turned_by(6))
+    np.testing.assert_array_equal(files_of(folder).read_pair(1, 3)[1], np.rot90(labels, -1))
+    save(folder / "truth/b.png", labels.T, exif=turned_by(6))
+    message = "b.png is 9 x 6 upright, but its image is 6 x 9 upright"
+    with pytest.raises(UserError, match=message):
+        files_of(folder).read_pair(1, 3)
+
+
+def save_frames(path, count):
+    frames = [Image.fromarray(np.full((6, 9), 100 * k, np.uint8)) for k in range(count)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("ending", ["gif", "png", "tif", "webp"])
+@pytest.mark.parametrize("place", ["images", "truth"])
+def test_files_of_several_frames_are_refused(folder, place, ending):
+    (folder / place / "b.png").unlink()
+    save_frames(folder / place / f"b.{ending}", 3)
+    message = f"{place}/b.{ending} has 3 frames or pages; save the one to use as a file of its own"
+    with pytest.raises(UserError, match=message):
+        files_of(folder).check(3)
+
+
+@pytest.mark.parametrize("ending", ["gif", "tif"])
+def test_files_of_one_frame_are_read_in_formats_that_may_have_several(folder, ending):
+    labels = np.random.default_rng(2).integers(0, 3, (6, 9), np.uint8)
+    for place in ("images", "truth"):
+        (folder / place / "b.png").unlink()
+        Image.fromarray(labels).save(folder / place / f"b.{ending}")
+    image, truth = files_of(folder).read_pair(1, 3)
+    np.testing.assert_array_equal(image, np.repeat(labels[..., None], 3, axis=-1))
+    np.testing.assert_array_equal(truth, labels)
+
+
+def test_the_preview_that_a_camera_adds_to_a_photo_is_no_second_frame(folder):
+    photo, preview = Image.fromarray(PIXELS), Image.fromarray(PIXELS[::3, ::3])
+    options = {"format": "MPO", "save_all": True, "append_images": [preview]}
+    photo.save(folder / "images/a.jpg", quality=100, subsampling=0, **options)
+    with Image.open(folder / "images/a.jpg") as stored:
+        assert stored.n_frames == 2
+    assert np.abs(files_of(folder).read(0).astype(int) - PIXELS).max() <= 16  # JPEG
 
 
 def cut_short(path):
@@ -170,8 +256,8 @@ def test_the_mean_iou_is_that_of_one_matrix_over_all_records(tmp_path):
     ]
     assert records[0]["label_counts"] == [[0, 0, 1], [1, 0, 1], [1, 1, 1]]
     made = Metrics(["cat", "dog"]).write_run(lambda: iter(records), None, [0], tmp_path)
-    assert json.loads(made["metrics.json"].read_text()) == {
+    first = {
         "mean_iou": pytest.approx((3 / 5 + 2 / 4) / 2),
-        "images": 2,
         "iou": {"background": 3 / 5, "cat": 2 / 4, "dog": None},
     }
+    assert json.loads(made["metrics.json"].read_text()) == {"images": 2, **first}
