@@ -11,6 +11,7 @@ from seediff_jax.dataset.layout import ShardLayout, parse_shard_name, share_bloc
 from seediff_jax.dataset.shards import make_formats, read_records, read_summary
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.files.folder import Folder
+from seediff_jax.masks.own_methods import method_name
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
@@ -61,7 +62,8 @@ def run_formats(config: RunConfig) -> list[Format]:
     """Makes the formats of a run, and Metrics where its images have a truth."""
     formats = make_formats(config.formats, config.class_names, config.kept_parts)
     if config.images is not None and config.images.truth is not None:
-        formats.append(Metrics(config.class_names))
+        others = [method_name(method) for method in config.masks.methods[1:]]
+        formats.append(Metrics(config.class_names, others))
     return formats
 
 

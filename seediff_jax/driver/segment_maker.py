@@ -1,7 +1,6 @@
 """Makes the masks of given images: a PairMaker that reads images instead of generating them."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,8 +11,8 @@ from seediff_jax.dataset.iou import confusion_matrix
 from seediff_jax.driver.sample_maker import PairMaker, Round, class_mask, take_rows
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX
 from seediff_jax.pipeline.programs import PairRows
-from seediff_jax.pipeline.segment_images import crop_all, network_size
-from seediff_jax.pipeline.tiles import join, label_pixels, make_boxes, mean_scores
+from seediff_jax.pipeline.segment_images import crop_all, join_crops, network_size, stack_crops
+from seediff_jax.pipeline.tiles import make_boxes
 from seediff_jax.sampling.inputs import PairInputs
 
 
@@ -45,33 +44,34 @@ class SegmentMaker(PairMaker):
         return max(len(make_boxes(size, config)) for size in self._config.images.sizes)
 
     def _fetch(self, made: Round) -> PairRows:
-        crops = [self._programs.fetch(results) for results in made.results]
-        return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *crops)
+        return stack_crops([self._programs.fetch(results) for results in made.results])
 
     def _sample(self, index: int, inputs: PairInputs, rows: PairRows) -> Sample:
-        config = self._config
-        image, truth = config.images.read_pair(index, 1 + len(config.class_names))
+        config, files = self._config, self._config.images
+        num_labels = 1 + len(config.class_names)
+        image, truth = files.read_pair(index, num_labels)
         boxes = make_boxes(image.shape[:2], config.sampling)
-        soft_masks = join(rows.soft_masks[: len(boxes)], boxes)
-        labels = label_pixels(soft_masks, config.masks)
+        joined = join_crops(rows, boxes, config.masks, len(config.record(index).classes))
+        first = next(joined)
         whole = take_rows(rows.replace(is_finite={}), 0).replace(
             images=image,
-            soft_masks=soft_masks,
-            label_maps=labels,
-            scores=mean_scores(soft_masks, labels),
+            soft_masks=first.soft_masks,
+            label_maps=first.label_map,
+            scores=first.scores,
         )
+        # Soft masks of a large image take much memory; those of one method at a time are enough.
+        if others := [(each.label_map, each.scores) for each in joined]:
+            labels, scores = map(np.stack, zip(*others, strict=True))
+            whole = whole.replace(other_label_maps=labels, other_scores=scores)
         sample = super()._sample(index, inputs, whole)
-        sample.record.update(self._facts(index, sample.mask, truth))
-        return sample
-
-    def _facts(self, index: int, mask: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
-        """Which image it is, and how its mask compares with the truth."""
-        facts: dict[str, Any] = {"source": self._config.images.names[index]}
+        sample.record["source"] = files.names[index]
         if truth is not None:
-            num_labels = 1 + len(self._config.class_names)
-            found = np.where(mask == IGNORE_INDEX, BACKGROUND, mask)
-            facts[COUNTS] = label_counts(confusion_matrix(truth, found, num_labels))
-        return facts
+            others = sample.record.get("other_methods", {}).values()
+            masks = (sample.mask, *(() if sample.other_masks is None else sample.other_masks))
+            for facts, mask in zip((sample.record, *others), masks, strict=True):
+                found = np.where(mask == IGNORE_INDEX, BACKGROUND, mask)
+                facts[COUNTS] = label_counts(confusion_matrix(truth, found, num_labels))
+        return sample
 
     def _draw_strip(self, rows: PairRows, sample: Sample) -> None:
         whole = take_rows(rows.replace(is_finite={}), 0)

@@ -1,7 +1,9 @@
 """A run of `seediff segment`: makes its RunConfig, checks its images, prints its mean IoU."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
 from seediff_jax.files.text import read_entries
 from seediff_jax.masks.config import MaskConfig
+from seediff_jax.masks.own_methods import method_name
 from seediff_jax.prompts.prompt_source import make_image_plan
 from seediff_jax.prompts.settings import ImageSource
 from seediff_jax.sampling.segment_config import SegmentConfig
@@ -33,7 +36,6 @@ def make_config(
             they ask for.
         OSError: a folder or file cannot be read.
     """
-    masks.only_method  # noqa: B018 - masks of tiles are joined by one method
     if run.keep_attention:
         raise UserError(
             "keep_attention=true is not possible here: attention is of crops, not of whole images"
@@ -82,8 +84,17 @@ def check_images(config: RunConfig) -> None:
 
 
 def describe_metrics(config: RunConfig) -> str:
-    """What `metrics.json` of a complete run says, in one line."""
+    """What `metrics.json` of a complete run says, in one line per method."""
     found = json.loads(open_folder(config.output).read(METRICS))
-    value = "none" if found["mean_iou"] is None else f"{found['mean_iou']:.4f}"
-    seen = sum(iou is not None for iou in found["iou"].values())
-    return f"mean IoU {value} over {seen} labels of {found['images']} images, background included"
+    first, *others = map(method_name, config.masks.methods)
+
+    def line(facts: Mapping[str, Any]) -> str:
+        value = "none" if facts["mean_iou"] is None else f"{facts['mean_iou']:.4f}"
+        seen = sum(iou is not None for iou in facts["iou"].values())
+        images = found["images"]
+        return f"mean IoU {value} over {seen} labels of {images} images, background included"
+
+    if not others:
+        return line(found)
+    parts = {first: found} | {name: found["other_methods"][name] for name in others}
+    return "\n".join(f"{name}: {line(facts)}" for name, facts in parts.items())

@@ -211,7 +211,8 @@ class MaskConfig:
         """The method; raises a UserError if there are several."""
         if len(self.methods) > 1:
             raise UserError(
-                f"method={','.join(map(method_name, self.methods))}: only one is possible here"
+                f"method={','.join(map(method_name, self.methods))}: only one is possible here; "
+                "give one, and get the masks of the others by `pairs.remask`"
             )
         return self.method
 

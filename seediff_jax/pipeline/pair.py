@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
@@ -42,6 +42,7 @@ class Pair:
             for tokens without text.
         token_attention: float32 `[layers, n0, l]`, likewise, one column per token; or None.
         network_size: height and width that the networks saw; None is those of the image.
+        other_methods: by their names, the same image with masks by each method after the first.
     """
 
     prompt: str
@@ -55,6 +56,7 @@ class Pair:
     tokens: tuple[tuple[int, int], ...] = ()
     token_attention: np.ndarray | None = None
     network_size: tuple[int, int] | None = None
+    other_methods: Mapping[str, "Pair"] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         height, width = self.label_map.shape
@@ -70,11 +72,16 @@ class Pair:
         return Image.fromarray(overlay(self.image, self.label_map))
 
     def picture(self) -> "Image":
-        """Draws image, mask and overlay side by side, with the prompt and the classes below."""
-        row = (self.image, self.label_map, self.prompt)
+        """Draws image, mask and overlay side by side, with the prompt and the classes below.
+
+        The overlays of other methods follow.
+        """
+        others = [other.label_map for other in self.other_methods.values()]
+        row = (self.image, self.label_map, self.prompt, others)
+        headings = ("image", "mask", "overlay", *self.other_methods) if others else ()
         names = dict(enumerate(self.classes, 1))
         tile = min(max(self.label_map.shape), 320)
-        return contact_sheet([row], class_names=names, tile=tile)
+        return contact_sheet([row], class_names=names, headings=headings, tile=tile)
 
     def show(self) -> None:
         """Shows `picture`: in the output of a notebook's cell, or in the viewer of the desktop."""

@@ -54,6 +54,7 @@ class PairRows:
         other_label_maps: uint8 `[b, m, H, W]`, of the m methods after the first; None without any.
         other_scores: float32 `[b, m, c]`, likewise.
         other_presence: float32 `[b, m, c]`, likewise.
+        other_soft_masks: float32 `[b, m, c, H, W]`, likewise; None too where images are generated.
     """
 
     images: Array
@@ -68,6 +69,7 @@ class PairRows:
     other_label_maps: Array | None = None
     other_scores: Array | None = None
     other_presence: Array | None = None
+    other_soft_masks: Array | None = None
 
 
 class PairPrograms:
@@ -195,9 +197,11 @@ def mask_rows(
         is_finite = finite_masks(soft_masks)
         made.append((label_maps, scores, presence, is_finite, soft_masks, seed_counts))
     (label_maps, scores, presence, _, soft_masks, seed_counts), *others = made
-    other_label_maps, other_scores, other_presence = (
-        jnp.stack([each[k] for each in others], axis=1) if others else None for k in (0, 1, 2)
+    other_label_maps, other_scores, other_presence, other_soft_masks = (
+        jnp.stack([each[k] for each in others], axis=1) if others else None for k in (0, 1, 2, 4)
     )
+    if not isinstance(settings.sampling, SegmentConfig):
+        other_soft_masks = None  # the masks of crops are joined on the host, and only these
     return PairRows(
         images=samples.images,
         label_maps=label_maps,
@@ -210,6 +214,7 @@ def mask_rows(
         other_label_maps=other_label_maps,
         other_scores=other_scores,
         other_presence=other_presence,
+        other_soft_masks=other_soft_masks,
     )
 
 

@@ -1,34 +1,39 @@
 """Masks of given images: open-vocabulary segmentation by a diffusion model, without training.
 
-    images, classes -> crops, prompts -> [ attend ] -> AttentionMaps -> [ make_masks ] -> soft masks
+    images, classes -> crops, prompts -> [ attend ] -> AttentionMaps -> [ mask_rows ] -> soft masks
     soft masks of crops -> soft masks and label maps of the images
 
-The brackets are the two compiled programs; the second is that of `generate`.
+The brackets are the two compiled programs; the second is that of a run.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from seediff_jax.errors import UserError, quoted
 from seediff_jax.masks.config import MaskConfig
-from seediff_jax.masks.label_maps import make_masks
+from seediff_jax.masks.own_methods import method_name
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.generate import DEFAULT_MASKS, sample_inputs
 from seediff_jax.pipeline.method_check import require_method
 from seediff_jax.pipeline.pair import Pair
+from seediff_jax.pipeline.programs import MASKS, PairRows, mask_rows
 from seediff_jax.pipeline.settings import LAST_INDEX, PairSettings, require_range
-from seediff_jax.pipeline.tiles import Box, cut, join, label_pixels, make_boxes
+from seediff_jax.pipeline.tiles import Box, cut, join, label_pixels, make_boxes, mean_scores
 from seediff_jax.prompts.names import require_classes
 from seediff_jax.sampling.inputs import ClassLists, image_prompts, pair_inputs
 from seediff_jax.sampling.noise import latent_size
 from seediff_jax.sampling.noised import require_timesteps
 from seediff_jax.sampling.sampler import Samples, require_finite
 from seediff_jax.sampling.segment_config import SegmentConfig
-from seediff_jax.settings import static_part
 
 DEFAULT_SEGMENT = SegmentConfig()
 """The default settings."""
+
+_mask_rows = jax.jit(mask_rows, static_argnames="settings")
 
 
 def segment(
@@ -57,7 +62,7 @@ def segment(
         first_index: index of the first image.
         batch_size: number of images at a time.
         config: settings of the UNet calls, and of tiles.
-        masks: settings of the masks, by one method.
+        masks: settings of the masks; `Pair.other_methods` has those of further methods.
 
     Returns:
         For each image, masks of its own size; label k + 1 is the k-th of its classes.
@@ -70,7 +75,6 @@ def segment(
     count, lists = len(images), _class_lists(classes, len(images))
     for place, image in enumerate(images):
         _require_image(image, place)
-    masks.only_method  # noqa: B018 - masks of tiles are joined by one method
     require_method(model, masks, config)
     require_range("first_index", first_index, LAST_INDEX + 1 - count)
     if batch_size < 1:
@@ -103,37 +107,87 @@ def _segment_batch(
     """Segments a batch: calls the programs for all images, then for the k-th tile of each."""
     config, masks, made = settings.sampling, settings.masks, []
     size = network_size(model, config)
+    static = settings.static
     boxes = [make_boxes(image.shape[:2], config) for image in images]
     for k in range(max(map(len, boxes))):
         crops = crop_all(images, boxes, k, size)
         samples = attend_images(
             model, crops, prompts, classes, indices, rng_seed=settings.rng_seed, config=config
         )
-        thresholds = settings.scalars().thresholds
-        soft_masks, _, *counts = make_masks(
-            samples.images, samples.attention_maps, thresholds, config=static_part(masks)
+        rows = jax.tree.map(
+            np.asarray, _mask_rows(None, settings.scalars(), samples, settings=static)
         )
-        cross_attention = samples.attention_maps.cross_attention
-        made.append([np.asarray(each) for each in (soft_masks, *counts, cross_attention)])
+        if not (is_finite := rows.is_finite[MASKS]).all():
+            bad = np.asarray(indices)[~is_finite].tolist()
+            raise FloatingPointError(f"soft masks of the samples {bad} are not finite")
+        made.append(rows)
+        if not k:
+            cross_attention = np.asarray(samples.attention_maps.cross_attention)
+    rows = stack_crops(made)
     found = []
     for i, (image, names) in enumerate(zip(images, classes.named, strict=True)):
-        c = len(names)
-        soft = np.stack([soft_masks[i, :c] for soft_masks, *_ in made[: len(boxes[i])]])
-        joined = join(soft, boxes[i])
-        _, seed_counts, presence, cross_attention = made[0]
-        pair = Pair(
-            prompt=prompts[i],
-            classes=tuple(names),
-            image=image,
-            label_map=label_pixels(joined, masks),
-            soft_masks=joined,
-            cross_attention=cross_attention[i, ..., :c],
-            seed_counts=seed_counts[i, :c],
-            presence=presence[i, :c],
-            network_size=size,
+        c, own = len(names), jax.tree.map(lambda leaf, i=i: leaf[i], rows)
+        first, *others = (
+            Pair(
+                prompt=prompts[i],
+                classes=tuple(names),
+                image=image,
+                label_map=each.label_map,
+                soft_masks=each.soft_masks,
+                cross_attention=cross_attention[i, ..., :c],
+                seed_counts=own.seed_counts[0, :c],
+                presence=each.presence,
+                network_size=size,
+            )
+            for each in join_crops(own, boxes[i], masks, c)
         )
-        found.append(pair)
+        by_name = dict(zip(map(method_name, masks.methods[1:]), others, strict=True))
+        found.append(dataclasses.replace(first, other_methods=by_name))
     return found
+
+
+def stack_crops(made: Sequence[PairRows]) -> PairRows:
+    """Joins the rows of all calls, on the host: an axis of crops comes after that of images."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *made)
+
+
+class JoinedMasks(NamedTuple):
+    """The masks of an image by one method; c is the number of its classes, without padding.
+
+    Attributes:
+        soft_masks: float32 `[c, H, W]`.
+        label_map: uint8 `[H, W]`.
+        scores: float32 `[c]`.
+        presence: float32 `[c]`, in the whole image.
+    """
+
+    soft_masks: np.ndarray
+    label_map: np.ndarray
+    scores: np.ndarray
+    presence: np.ndarray
+
+
+def join_crops(
+    rows: PairRows, boxes: Sequence[Box], masks: MaskConfig, num_classes: int
+) -> Iterator[JoinedMasks]:
+    """Joins the masks of the crops of an image, one method after the other.
+
+    Args:
+        rows: one row for each crop, as NumPy arrays; those beyond `boxes` are not read.
+        boxes: where the crops lie.
+        masks: settings of the masks.
+        num_classes: c, of the image.
+    """
+    for k, one in enumerate(masks.each()):
+        crops, presence = rows.soft_masks, rows.presence
+        if k:
+            crops, presence = (
+                each[:, k - 1] for each in (rows.other_soft_masks, rows.other_presence)
+            )
+        soft_masks = join(crops[: len(boxes), :num_classes], boxes)
+        labels = label_pixels(soft_masks, one)
+        scores = mean_scores(soft_masks, labels)
+        yield JoinedMasks(soft_masks, labels, scores, presence[0, :num_classes])
 
 
 def attend_images(

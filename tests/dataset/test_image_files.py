@@ -261,3 +261,11 @@ def test_the_mean_iou_is_that_of_one_matrix_over_all_records(tmp_path):
         "iou": {"background": 3 / 5, "cat": 2 / 4, "dog": None},
     }
     assert json.loads(made["metrics.json"].read_text()) == {"images": 2, **first}
+
+    for record, truth in zip(records, truths, strict=True):
+        exact = label_counts(confusion_matrix(truth, truth, 3))
+        record["other_methods"] = {"exact": {"label_counts": exact}}
+    made = Metrics(["cat", "dog"], ["exact"]).write_run(lambda: iter(records), None, [0], tmp_path)
+    other = {"mean_iou": 1, "iou": {"background": 1, "cat": 1, "dog": None}}
+    found = {"images": 2, **first, "other_methods": {"exact": other}}
+    assert json.loads(made["metrics.json"].read_text()) == found

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from experiments.shapes.render import render_scene
-from seediff_jax import SegmentConfig, load_model, segment
+from seediff_jax import MaskConfig, SegmentConfig, load_model, segment
 from seediff_jax.dataset.iou import class_iou, mean_iou, sum_matrices
 from seediff_jax.driver import make_dataset
 from seediff_jax.driver.signals import STOPPED
@@ -123,6 +123,68 @@ def test_the_mean_iou_is_that_of_the_masks_that_were_written(inputs, made, capsy
     assert f"mean IoU {found['mean_iou']:.4f} over 3 labels of 5 images" in told
 
 
+@pytest.fixture(scope="module")
+def several(inputs, tmp_path_factory):
+    """Masks by two methods of one sampling."""
+    folder = tmp_path_factory.mktemp("several") / "out"
+    assert main(command(inputs, folder, "--mask_method=cross_attention,seediff")) == 0
+    return folder
+
+
+def test_masks_of_several_methods_are_those_of_each_alone(inputs, made, several):
+    model = load_model(inputs / "model")
+    images = [pixels(inputs / f"images/image {k}.png") for k in range(5)]
+    names = [text.split(", ") for text in CLASSES]
+    options = {"config": SegmentConfig(template="{classes}", tile_side=24), "batch_size": 1}
+    cross = segment(model, images, names, masks=MaskConfig(method="cross_attention"), **options)
+    for k, (pair, record, alone) in enumerate(
+        zip(cross, records(several), records(made), strict=True)
+    ):
+        ids = np.array([0, *record["class_ids"]], np.uint8)
+        first = pixels(several / record["mask"])
+        assert (ids[pair.label_map] != first).mean() < 0.01  # rounding at the threshold
+        other = pixels(several / record["methods"])
+        assert other.shape == SIZES[k] and np.mean(first != other) > 0.02
+        assert (other != pixels(made / alone["mask"])).mean() < 0.01
+        (facts,) = record["other_methods"].values()
+        np.testing.assert_allclose(facts["scores"], alone["scores"], atol=2e-3)
+        np.testing.assert_allclose(facts["presence"], alone["presence"], atol=2e-3)
+        assert facts["area_fractions"] == [(other == k).mean() for k in record["class_ids"]]
+
+
+def test_the_mean_iou_of_each_method_is_printed_and_written(inputs, several, capsys):
+    found = json.loads((several / "metrics.json").read_text())
+    assert found["other_methods"].keys() == {"seediff"}
+    lines = []
+    for name, facts, part in (
+        ("cross_attention", found, "mask"),
+        ("seediff", found["other_methods"]["seediff"], "methods"),
+    ):
+        pairs = [
+            (pixels(inputs / f"truth/image {k}.png"), pixels(several / record[part]))
+            for k, record in enumerate(records(several))
+        ]
+        confusion = sum_matrices(pairs, 3)
+        assert facts["mean_iou"] == pytest.approx(mean_iou(confusion))
+        assert list(facts["iou"].values()) == pytest.approx(class_iou(confusion).tolist())
+        lines.append(f"{name}: mean IoU {facts['mean_iou']:.4f} over 3 labels of 5 images")
+    assert lines[0][-40:] != lines[1][-40:]
+    assert main(command(inputs, several, "--mask_method=cross_attention,seediff")) == 0
+    told = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.partition(",")[0] for line in told] == lines
+
+
+def test_sheet_report_and_filter_show_the_masks_of_several_methods(several, made, tmp_path):
+    width = pixels(several / "contact_sheet.png").shape[1]
+    assert width > 1.2 * pixels(made / "contact_sheet.png").shape[1]
+    assert main(["seediff", "report", str(several), f"--output={tmp_path / 'page.html'}"]) == 0
+    assert '"methods": ["cross_attention", "seediff"]' in (tmp_path / "page.html").read_text()
+    assert main(["seediff", "filter", str(several), f"--output={tmp_path / 'new'}"]) == 0
+    assert main(["seediff", "verify", str(tmp_path / "new")]) == 0
+    copied = (tmp_path / "new/methods/000003.png").read_bytes()
+    assert copied == (several / "methods/000003.png").read_bytes()
+
+
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", STOPPED), ("SIGKILL", -9)])
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(
     server, inputs, whole, tmp_path, name, status
@@ -181,6 +243,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, capsys,
     out = tmp_path / "out"
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/image 0.png").write_bytes(b"no image")
+    (tmp_path / "moving").mkdir()
+    frames = [Image.fromarray(np.full((8, 8), k, np.uint8)) for k in range(2)]
+    frames[0].save(tmp_path / "moving/image 0.gif", save_all=True, append_images=frames[1:])
     plain = ["seediff", "segment", f"--images={inputs / 'images'}", f"--output={out}"]
     for argv, message in (
         (["seediff", "segment"], "--images= is missing"),
@@ -191,12 +256,16 @@ def test_bad_input_is_refused_before_a_model_is_loaded(inputs, tmp_path, capsys,
         ([*plain, "--classes=cat", "--num_steps=3"], "unknown flag --num_steps"),
         (command(inputs, out, f"--images={tmp_path / 'bad'}"), "cannot be read as an image"),
         (command(inputs, out, f"--truth={tmp_path / 'bad'}"), "has no mask of image 1"),
+        (
+            [*plain, "--classes=cat", f"--images={tmp_path / 'moving'}"],
+            "image 0.gif has 2 frames or pages; save the one to use as a file of its own",
+        ),
         (command(inputs, out, "--image_names=missing.txt"), "missing.txt"),
         (command(inputs, out, "--height=17"), "--height=17 must be a multiple of"),
         (command(inputs, out, "--timesteps=1000"), "--timesteps=1000 must lie in 0..999"),
         (
-            command(inputs, out, "--mask_method=seediff,exponentiation"),
-            "--mask_method=seediff,exponentiation: only one is possible here",
+            command(inputs, out, "--mask_method=seediff,exponentiation", "--format=voc"),
+            "--format=voc has no place for methods.png",
         ),
         (command(inputs, out, "--keep_attention"), "--keep_attention=true is not possible here"),
         ([*plain, "--classes=cat", "--tile_overlap=0.5"], "needs --tile_side="),

@@ -100,6 +100,40 @@ def test_tiles_are_segmented_one_by_one_and_joined(model, images, found):
     np.testing.assert_allclose(tiled[2].soft_masks[0], expected / weights, atol=1e-3)
 
 
+def test_several_methods_share_the_attention_and_each_is_that_of_it_alone(model, images):
+    options = {"rng_seed": 5, "batch_size": 2}
+    options["config"] = SegmentConfig(template="{classes}", timesteps=(100,), tile_side=24)
+    methods = ("cross_attention", "seediff")
+    masks = MaskConfig(method=methods, threshold=0.4)
+    together = segment(model, images, CLASSES, masks=masks, **options)
+    singles = (
+        segment(model, images, CLASSES, masks=MaskConfig(method=name, threshold=0.4), **options)
+        for name in methods
+    )
+    for pair, *alone in zip(together, *singles, strict=True):
+        assert list(pair.other_methods) == ["seediff"]
+        for found, wanted in zip((pair, pair.other_methods["seediff"]), alone, strict=True):
+            assert (found.prompt, found.classes) == (wanted.prompt, wanted.classes)
+            np.testing.assert_allclose(found.soft_masks, wanted.soft_masks, atol=1e-4)
+            is_clear = (np.abs(wanted.soft_masks - 0.4) > 1e-3).all(axis=0)
+            np.testing.assert_array_equal(found.label_map[is_clear], wanted.label_map[is_clear])
+            np.testing.assert_allclose(found.presence, wanted.presence, atol=1e-4)
+            np.testing.assert_array_equal(found.seed_counts, wanted.seed_counts)
+            assert not wanted.other_methods
+        assert np.abs(pair.soft_masks - pair.other_methods["seediff"].soft_masks).max() > 0.1
+        assert pair.picture().width > 1.2 * alone[0].picture().width
+
+
+def test_masks_that_are_not_finite_are_told(model, images):
+    def broken(cross_attention, self_attention, image_side):
+        field = jax.numpy.zeros(image_side) + cross_attention.mean()
+        # Finite on the attention of the trial, whose mean is 0.5; that of the model is 0.2.
+        return jax.numpy.where(field > 0.35, 0.5, jax.numpy.nan)
+
+    with pytest.raises(FloatingPointError, match=r"soft masks of the samples \[0\] are not finite"):
+        segment(model, images[:1], ["b"], config=CONFIG, masks=MaskConfig(method=broken))
+
+
 def test_an_array_of_images_and_one_list_of_classes_are_taken(model, images):
     stacked = np.stack([images[0], images[0][:, ::-1]])
     config = SegmentConfig(template="{classes}", mirror=True, timesteps=(100, 200))

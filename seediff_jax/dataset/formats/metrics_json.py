@@ -16,9 +16,20 @@ COUNTS = "label_counts"
 
 
 class Metrics(Format):
-    """`metrics.json`: the mean IoU and the IoU of each label, from one confusion matrix."""
+    """`metrics.json`: the mean IoU and the IoU of each label, from one confusion matrix.
+
+    `other_methods` has the same for the methods of a run after the first, by name.
+
+    Args:
+        class_names: of the run.
+        other_methods: names of the methods after the first.
+    """
 
     name = "metrics"
+
+    def __init__(self, class_names: Sequence[str], other_methods: Sequence[str] = ()):
+        super().__init__(class_names)
+        self._others = tuple(other_methods)
 
     def write_run(
         self, records: Records, read: Read, shards: Sequence[int], scratch: Path
@@ -26,13 +37,20 @@ class Metrics(Format):
         """Sums the counts of all records."""
         del read, shards
         labels = ("background", *self.class_names)
-        total, images = np.zeros((len(labels), len(labels)), np.int64), 0
+        totals = np.zeros((1 + len(self._others), len(labels), len(labels)), np.int64)
+        images = 0
         for record in records():
-            for truth, predicted, pixels in record[COUNTS]:
-                total[truth, predicted] += pixels
+            others = (record["other_methods"][name] for name in self._others)
+            for total, facts in zip(totals, (record, *others), strict=True):
+                for truth, predicted, pixels in facts[COUNTS]:
+                    total[truth, predicted] += pixels
             images += 1
+        first, *others = (_ious(labels, total) for total in totals)
+        found = {"mean_iou": first["mean_iou"], "images": images, "iou": first["iou"]}
+        if others:
+            found["other_methods"] = dict(zip(self._others, others, strict=True))
         with scratch_file(scratch, METRICS) as file:
-            file.write_text(metrics_text(labels, total, images), encoding="utf-8")
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         return {METRICS: file}
 
 
@@ -42,10 +60,8 @@ def label_counts(confusion: np.ndarray) -> list[list[int]]:
     return [[int(t), int(p), int(confusion[t, p])] for t, p in pairs]
 
 
-def metrics_text(labels: Sequence[str], confusion: np.ndarray, images: int) -> str:
-    """JSON: the mean IoU in 0..1, None if no label has one, and the IoU of each label."""
+def _ious(labels: Sequence[str], confusion: np.ndarray) -> dict[str, Any]:
+    """The mean IoU in 0..1, None if no label has one, and the IoU of each label."""
     ious = name_ious(labels, confusion)
-    found: dict[str, Any] = {"mean_iou": None, "images": images, "iou": ious}
-    if any(value is not None for value in ious.values()):
-        found["mean_iou"] = mean_iou(confusion)
-    return json.dumps(found, indent=1) + "\n"
+    has_any = any(value is not None for value in ious.values())
+    return {"mean_iou": mean_iou(confusion) if has_any else None, "iou": ious}
