@@ -58,7 +58,7 @@ def _work(values: flags.FlagValues) -> None:
     from seediff_jax.checkpoints.load import load_model, save_model, save_orbax
 
     output = local_folder(settings.output)
-    with listening(lambda number: True):
+    with listening():
         require_free(output)
         cli.require_devices()
         model = load_model(source.model, **source.load_options)

@@ -14,10 +14,11 @@ import stat
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from seediff_jax.dataset.held_locks import noted
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.folder import Folder
 
@@ -29,12 +30,11 @@ _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
 
 @contextmanager
-def hold_lock(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[Callable[[], None]]:
-    """Holds the folder against other runs while the block runs.
+def hold_lock(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[None]:
+    """Keeps other runs out of the folder while the block runs.
 
-    Yields:
-        A function that releases the lock, for a process that ends within the block and has written
-        nothing: without flock the next run would wait for 2.5 beats.
+    A process that ends within the block calls `release_all`: without flock, the next run would
+    otherwise wait for 2.5 beats.
 
     Raises:
         UserError: another run holds it.
@@ -47,25 +47,25 @@ def hold_lock(folder: Folder, beat_seconds: float = BEAT_SECONDS) -> Iterator[Ca
         hold = _keep_changing(folder, holder, beat_seconds)
     else:
         hold = _keep_locked(folder, holder, descriptor)
-    with hold as release:
-        yield release
+    with hold:
+        yield
 
 
 def _refuse(folder: Folder, holder: str) -> NoReturn:
     raise UserError(
-        f"another run ({shown(holder, 200)}) is writing {folder}; wait for its end, or choose "
+        f"another run ({shown(holder, 200)}) is writing {folder}; wait until it ends, or choose "
         "another folder"
     )
 
 
 @contextmanager
-def _keep_locked(folder: Folder, holder: str, descriptor: int) -> Iterator[Callable[[], None]]:
+def _keep_locked(folder: Folder, holder: str, descriptor: int) -> Iterator[None]:
     try:
         # The name is for messages; a full disk is reported by the first file that matters.
         with suppress(OSError):
             os.truncate(descriptor, 0)
             os.write(descriptor, holder.encode())
-        yield lambda: None  # the lock ends with the process
+        yield
     finally:
         with suppress(OSError):  # would hide what ended the run
             os.unlink(folder.local / LOCK)
@@ -113,7 +113,7 @@ def _open_lock(path: os.PathLike[str]) -> int:
 
 
 @contextmanager
-def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[Callable[[], None]]:
+def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[None]:
     # Where flock failed, it has left an empty file.
     if before := _read(folder):
         time.sleep(2.5 * beat_seconds)
@@ -140,16 +140,17 @@ def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[C
             if (_read(folder) or "").startswith(mine):
                 folder.remove(LOCK)
 
-    try:
-        folder.write(LOCK, f"{mine}0".encode())
-        # Whoever wrote last has it, should two have come at once.
-        time.sleep(beat_seconds / 2)
-        if not (content := _read(folder) or "").startswith(mine):
-            _refuse(folder, content.split("\n")[0])
-        thread.start()
-        yield release
-    finally:
-        release()
+    with noted(release):
+        try:
+            folder.write(LOCK, f"{mine}0".encode())
+            # Whoever wrote last has it, should two have come at once.
+            time.sleep(beat_seconds / 2)
+            if not (content := _read(folder) or "").startswith(mine):
+                _refuse(folder, content.split("\n")[0])
+            thread.start()
+            yield
+        finally:
+            release()
 
 
 def _read(folder: Folder) -> str | None:

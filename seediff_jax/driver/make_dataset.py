@@ -37,7 +37,7 @@ from seediff_jax.driver.monitor import Monitor
 from seediff_jax.driver.plan import counted, run_formats
 from seediff_jax.driver.sample_maker import PairMaker
 from seediff_jax.driver.segment_maker import SegmentMaker
-from seediff_jax.driver.signals import AGAIN, before_exit
+from seediff_jax.driver.signals import AGAIN
 from seediff_jax.driver.work_loop import WorkLoop
 from seediff_jax.errors import UserError, require_installed, shown
 from seediff_jax.files.folder import Folder, open_folder
@@ -358,7 +358,7 @@ def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
         if hosts.is_first():
             require_resumable(folder, settings)
             folder.make()
-            stack.enter_context(before_exit(stack.enter_context(hold_lock(folder))))
+            stack.enter_context(hold_lock(folder))
             for notice in require_resumable(folder, settings):
                 print(f"note: {notice}; new images may differ by rounding", flush=True)
             write_settings(folder, settings)

@@ -1,12 +1,13 @@
 """Signals that end a program: SIGTERM and SIGHUP, after which it can be resumed, and SIGINT.
 
 Python's main thread handles a signal between two of its instructions, which may be minutes later
-while XLA compiles. So a thread of its own waits for signals, wakes at once, and does what the
-program has asked for. This module is imported before all others, and imports no slow module.
+while XLA compiles. A separate thread therefore waits for signals and handles them at once. This
+module is imported before all others, and imports no slow module.
 """
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ _GRACE_SECONDS, _ATTEMPTS = 5.0, 5
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGHUP came while there was nothing that must be ended in order."""
+    """Raised on SIGTERM or SIGHUP where the work may be left at once."""
 
 
 class _Listener:
@@ -57,7 +58,7 @@ class _Listener:
     def _raise(self, number: int, frame: Any) -> None:
         del number, frame
         error, self._error = self._error, None
-        if error is not None:
+        if error is not None and not _is_leaving(sys.exception()):
             raise error
 
     def _listen(self) -> None:
@@ -77,13 +78,21 @@ class _Listener:
         _exit(number)  # it is in a compiler
 
 
+def _is_leaving(error: BaseException | None) -> bool:
+    """Whether the block already ends by a signal, so that its cleanup must not be interrupted."""
+    while error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
+        error = error.__context__
+    return error is not None
+
+
 @contextmanager
-def listening(handle: Callable[[int], bool]) -> Iterator[None]:
+def listening(handle: Callable[[int], bool] = lambda number: True) -> Iterator[None]:
     """Listens to signals while the block runs, except those that the process ignores.
 
     Args:
-        handle: is called by another thread with the number of a signal. Where it returns True the
-            block is left by Stopped or KeyboardInterrupt, or else the process ends, seconds later.
+        handle: is called by another thread with the number of a signal. If it returns True, Stopped
+            or KeyboardInterrupt is raised in the block; if that does not end the block within
+            seconds, the process ends. By default every signal ends the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
@@ -116,33 +125,13 @@ def abort_delayed() -> Iterator[None]:
 
 
 def end_at_signals() -> None:
-    """Ends the process at signals from now on: nothing has begun.
+    """Makes signals end the process at once from now on; for a program that has not begun its work.
 
-    An exception does not end imports: libraries swallow it, or fail with another one.
+    It raises no exception, because a library that is being imported may swallow it, or fail in
+    another way.
     """
     _Listener(_exit).start()
 
 
-_last_tasks: list[Callable[[], None]] = []
-
-
-@contextmanager
-def before_exit(task: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, a signal that ends the process at once does a task first.
-
-    It is not waited for longer than 5 seconds.
-    """
-    _last_tasks.append(task)
-    try:
-        yield
-    finally:
-        _last_tasks.remove(task)
-
-
 def _exit(number: int) -> bool:
-    tasks = [threading.Thread(target=task, daemon=True) for task in _last_tasks]
-    for thread in tasks:
-        thread.start()
-    for thread in tasks:
-        thread.join(_GRACE_SECONDS)
     exit_now(f"stopped; {AGAIN}", _STATUS[signal.Signals(number)])

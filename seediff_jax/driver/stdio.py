@@ -14,8 +14,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from seediff_jax.dataset.held_locks import release_all
+
 _MOST_LINES = 1000
 _LAST_SECONDS = 1.0
+_RELEASE_SECONDS = 5.0
 
 
 class BestEffortStream:
@@ -103,7 +106,7 @@ def never_wait() -> None:
 
 
 def exit_now(text: str, status: int) -> NoReturn:
-    """Writes a line to stderr if possible, and ends the process at once."""
+    """Writes a line to stderr if possible, releases locks and ends the process at once."""
     with contextlib.suppress(Exception):
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, BestEffortStream):
@@ -113,4 +116,6 @@ def exit_now(text: str, status: int) -> NoReturn:
         start = "\n" if getattr(sys.stderr, "is_within_line", False) else ""
         if select.select([], [2], [], _LAST_SECONDS)[1]:
             os.write(2, f"{start}{text}\n".encode(errors="backslashreplace"))
+    with contextlib.suppress(Exception):
+        release_all(_RELEASE_SECONDS)
     os._exit(status)

@@ -11,6 +11,7 @@ from absl import flags
 
 from seediff_jax.driver import cli
 from seediff_jax.driver.config import HostSettings, Task
+from seediff_jax.driver.signals import listening
 from seediff_jax.driver.stored_command import read_command
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
@@ -36,7 +37,7 @@ class DatasetPlace:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """What a plan takes for granted."""
+    """Assumptions of a plan."""
 
     rate: float | None = setting(
         None, "Images per second on each device; by default it is measured.", least=1e-9, most=1e9
@@ -61,7 +62,7 @@ class SampleIndex:
 
 
 CarryOut = Callable[..., int]
-"""Does what a command line of settings asks for: of `main.CommandLine`, by name."""
+"""Runs the fields of a `main.CommandLine`, given by name, and returns the exit status."""
 
 
 class Subcommand(NamedTuple):
@@ -131,8 +132,9 @@ def _filter(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> in
     output = cli.read_settings(values, FilterOutput)
     from seediff_jax.review.filter import filter_dataset
 
-    for line in filter_dataset(folder, criteria, output):
-        print(line)
+    with listening():
+        for line in filter_dataset(folder, criteria, output):
+            print(line)
     return 0
 
 
@@ -154,7 +156,8 @@ def _remask(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> in
     cli.use_compilation_cache(None)
     from seediff_jax.driver.remask import remask_dataset
 
-    print(remask_dataset(folder, masks, output))
+    with listening():
+        print(remask_dataset(folder, masks, output))
     return 0
 
 
@@ -191,20 +194,21 @@ def _run_again(folder: Folder, values: flags.FlagValues, carry_out: CarryOut, ta
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
     "resume": Subcommand(
-        "Makes the samples that a run has not made yet, with the settings that are in its folder."
+        "Resumes a run: makes the samples that are missing, with the settings in its folder."
         "\n\n  seediff resume outputs/stickers\n",
         {"Devices and hosts": HostSettings},
         _resume,
     ),
     "plan": Subcommand(
-        "Prints what a run would still make, how long it takes and what it needs; makes nothing."
+        "Prints how many samples a run has still to make, how long that takes and what it needs; "
+        "writes nothing."
         "\n\n  seediff plan outputs/stickers\n",
         {"Plan": PlanSettings, "Devices and hosts": HostSettings},
         _plan,
     ),
     "regenerate": Subcommand(
-        "Makes a sample again, with the settings that are in its folder, and compares it with the "
-        "stored one.\n\n  seediff regenerate outputs/stickers 7\n",
+        "Makes one sample again, with the settings in the folder, and compares it with the stored "
+        "one.\n\n  seediff regenerate outputs/stickers 7\n",
         {"Sample": SampleIndex, "Devices and hosts": HostSettings},
         _regenerate,
         ("dataset", "index"),
@@ -216,8 +220,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         _verify,
     ),
     "repair": Subcommand(
-        "Does what verify does, and removes what is damaged, so that the run's command makes it "
-        "again.\n\n  seediff repair outputs/stickers\n",
+        "Reads all files as verify does, restores damaged settings and removes other damaged "
+        "files. Run the original command afterwards to make the removed samples again.\n\n"
+        "  seediff repair outputs/stickers\n",
         {},
         _repair,
     ),
@@ -231,15 +236,17 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         _filter,
     ),
     "remask": Subcommand(
-        "Makes masks anew, by another method or with other thresholds, from the attention that a "
-        "run with --keep_attention kept. Samples nothing; the dataset itself is only read. A flag "
-        "of masks that is not given has its default, whatever the run had.\n\n"
+        "Writes a dataset with other masks of the same images, by another method or with other "
+        "thresholds. The run must have stored attention (--keep_attention); it is not sampled "
+        "again, and its folder is only read. Mask flags that you leave out have their defaults, "
+        "not the values of the run.\n\n"
         "  seediff remask outputs/stickers --mask_method=exponentiation --output=outputs/other\n",
         {"Masks": MaskConfig, "Output": RemaskOutput},
         _remask,
     ),
     "report": Subcommand(
-        "Writes a page for browsers that shows a finished dataset, worst samples first.\n\n"
+        "Writes an HTML page that shows a finished dataset, samples with the lowest scores first."
+        "\n\n"
         "  seediff report outputs/stickers\n"
         "  seediff report outputs/stickers --worst=1000 --output=worst.html\n",
         {"Report": ReportSettings},

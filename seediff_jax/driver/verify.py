@@ -1,4 +1,4 @@
-"""What --verify and --repair print, and their exit status."""
+"""Verifies and repairs dataset folders: prints what is damaged and returns the exit status."""
 
 import contextlib
 
@@ -6,9 +6,11 @@ from tqdm import tqdm
 
 from seediff_jax.dataset.lock import hold_lock
 from seediff_jax.dataset.repair import repair
-from seediff_jax.dataset.settings_file import read_dataset_settings
+from seediff_jax.dataset.settings_file import read_dataset_settings, settings_files
 from seediff_jax.dataset.verify import verify
 from seediff_jax.driver.plan import counted
+from seediff_jax.driver.signals import listening
+from seediff_jax.errors import listed
 from seediff_jax.files.folder import Folder
 
 DIFFERENT = 4
@@ -17,9 +19,9 @@ DIFFERENT = 4
 
 def verify_folder(folder: Folder, repairs: bool) -> int:
     """Prints what is damaged, and removes it if `repairs`; returns the exit status."""
-    read_dataset_settings(folder)  # before the lock, which would make the folder
+    settings = read_dataset_settings(folder)  # before the lock, which would make the folder
     # What another run is writing would be taken for damage.
-    with hold_lock(folder) if repairs else contextlib.nullcontext():
+    with listening(), hold_lock(folder) if repairs else contextlib.nullcontext():
         with tqdm(unit="sample") as progress:
             problems = verify(folder, progress.update)
         for problem in problems:
@@ -33,9 +35,12 @@ def verify_folder(folder: Folder, repairs: bool) -> int:
             print(f"{folder}: nothing is damaged; there is nothing to repair")
             return 0
         count = repair(folder, problems)
+    named = {problem.name for problem in problems}
+    if restored := [name for name in settings_files(settings) if name in named]:
+        print(f"restored {listed(restored)}")
     if any(problem.needs_run for problem in problems):
         print(
-            f"removed what was damaged, {counted(count, 'sample')} among it; run the original "
-            "command to make it again"
+            f"removed damaged files, with {counted(count, 'sample')}; run the original command "
+            "again to make them"
         )
     return DIFFERENT

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from seediff_jax.dataset.held_locks import release_all
 from seediff_jax.dataset.lock import LOCK, hold_lock
 from seediff_jax.files.folder import open_folder
 
@@ -103,9 +104,10 @@ def test_a_run_in_a_bucket_that_is_stopped_at_once_leaves_no_lock(bucket, monkey
         with pytest.raises(KeyboardInterrupt), hold_lock(bucket):
             pass
     assert bucket.names() == []
-    with hold_lock(bucket, beat_seconds=0.02) as release:
-        release()  # as by a process that ends now
+    with hold_lock(bucket, beat_seconds=0.02):
+        release_all(seconds=20)  # as by a process that ends now
         assert bucket.names() == []
+    release_all(seconds=20)  # holds nothing any more
 
 
 def test_a_lock_in_a_bucket_that_another_run_took_over_is_left_to_it(bucket):

@@ -1,5 +1,6 @@
 """Signals: they are heard while Python hears nothing, and end a program with its status."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,11 +10,12 @@ import time
 
 import pytest
 
+from seediff_jax.driver import signals
 from seediff_jax.driver.signals import INTERRUPTED, STOPPED, Stopped, listening
 
 DEAF = """
-from seediff_jax.driver import signals
-signals._GRACE_SECONDS = 0.3
+from seediff_jax.driver import signals, stdio
+signals._GRACE_SECONDS = stdio._RELEASE_SECONDS = 0.3
 {code}
 """
 # Minutes in C code that looks at no signal, as XLA's compiler does.
@@ -61,11 +63,12 @@ def test_a_program_that_hears_nothing_ends_with_the_status_and_one_line(code, nu
     assert errors == b"stopped; run the same command again\n"
 
 
-def test_a_lock_is_released_before_a_program_that_hears_nothing_ends_and_not_waited_for():
+def test_locks_are_released_before_a_program_that_hears_nothing_ends_and_one_may_hang():
     code = f"""
 import threading
-first = signals.before_exit(lambda: print("released", flush=True))
-with first, signals.before_exit(threading.Event().wait), signals.listening(lambda number: True):
+from seediff_jax.dataset.held_locks import noted
+first = noted(lambda: print("released", flush=True))
+with first, noted(threading.Event().wait), signals.listening():
 {indented(COMPILER)}
 """
     program = [sys.executable, "-c", DEAF.format(code=code)]
@@ -93,6 +96,21 @@ def test_a_signal_is_told_and_the_block_goes_on_where_nothing_is_to_be_left():
     with listening(lambda number: told.set() if number == signal.SIGHUP else None):
         os.kill(os.getpid(), signal.SIGHUP)
         assert told.wait(20)
+
+
+def test_the_cleanup_of_a_block_that_a_signal_ends_is_not_interrupted(monkeypatch):
+    monkeypatch.setattr(signals, "_GRACE_SECONDS", 1.0)  # the signal is given again after a fifth
+    steps = []
+    with pytest.raises(Stopped), listening():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(20)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                steps.append("began")
+                time.sleep(0.5)
+                steps.append("ended")
+    assert steps == ["began", "ended"]
 
 
 @pytest.mark.parametrize(
