@@ -118,6 +118,8 @@ def velocity(
     noise: Float[Array, "b h w c"],
     timesteps: Int[Array, " b"],
 ) -> Float[Array, "b h w c"]:
-    """Training target of a "v_prediction" UNet for clean float32 latents (arXiv 2202.00512)."""
-    alpha = schedule.alphas_cumprod[timesteps][:, None, None, None]
-    return jnp.sqrt(alpha) * noise - jnp.sqrt(1 - alpha) * latents
+    """Training target of a "v_prediction" UNet for clean float32 latents (arXiv 2202.00512).
+
+    It is sqrt(alpha) * noise - sqrt(1 - alpha) * latents.
+    """
+    return add_noise(schedule, noise, -latents, timesteps)

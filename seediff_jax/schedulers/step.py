@@ -33,7 +33,8 @@ from seediff_jax.schedulers.ddim_pndm import (
 from seediff_jax.schedulers.noise_schedule import NoiseSchedule
 from seediff_jax.schedulers.registry import SCHEDULERS
 
-_DDIM_PNDM = ("ddim", "pndm")
+_DDIM_PNDM = {"ddim": make_ddim_pndm_steps, "pndm": make_ddim_pndm_steps}
+_STEPS = _DDIM_PNDM | MIXING_STEPS
 
 State = PndmState | tuple[Array, ...]
 """What a sampler carries from call to call; empty for most samplers."""
@@ -48,8 +49,14 @@ def make_steps(config: SchedulerConfig, num_steps: int) -> Steps | MixingSteps:
 
     Raises:
         UserError: `num_steps` is out of range, or needs a timestep beyond the schedule; an
-            "epsilon" model is asked for clean latents at pure noise; an update is not finite.
+            "epsilon" model is asked for clean latents at pure noise; an update is not finite; or
+            a scheduler of `registry.SCHEDULERS` has no updates here.
     """
+    if (make := _STEPS.get(config.kind)) is None:
+        raise UserError(
+            f"the scheduler {config.kind!r} has no updates; choose from {', '.join(_STEPS)}, or "
+            "add a function for it to data_prediction.MIXING_STEPS"
+        )
     fewest = 4 if config.kind == "pndm" and not config.skip_prk_steps else 1
     most = config.num_train_timesteps
     if config.kind == "lcm":
@@ -61,7 +68,6 @@ def make_steps(config: SchedulerConfig, num_steps: int) -> Steps | MixingSteps:
             f"num_steps={num_steps} must lie in {fewest}..{most} for {config.kind!r}"
             + (" with skip_prk_steps=False" if fewest > 1 else "")
         )
-    make = MIXING_STEPS.get(config.kind, make_ddim_pndm_steps)
     with np.errstate(all="ignore"):
         steps = make(config, num_steps)
         numbers = [*vars(steps).values(), initial_noise_scale(config, num_steps)]

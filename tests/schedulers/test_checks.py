@@ -77,6 +77,12 @@ def test_epsilon_is_refused_at_pure_noise_and_velocity_is_not(kind):
         schedulers.make_steps(leading, 10)
 
 
+def test_a_scheduler_of_the_registry_without_updates_is_refused_by_name(monkeypatch):
+    monkeypatch.delitem(schedulers._STEPS, "euler")
+    with pytest.raises(UserError, match=r"^the scheduler 'euler' has no updates; choose .*ddim"):
+        schedulers.make_steps(SchedulerConfig(kind="euler"), 10)
+
+
 @pytest.mark.parametrize("skip_prk_steps", [False, True])
 def test_pndm_is_refused_where_the_signal_underflows(skip_prk_steps):
     config = SchedulerConfig(kind="pndm", skip_prk_steps=skip_prk_steps, **UNDERFLOW)
