@@ -9,7 +9,6 @@ measured on rendered scenes after a round trip through the VAE.
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,13 +22,12 @@ from experiments.training.evaluation import (
     report,
     report_recognised,
     round_trip_iou,
-    write_sheet,
 )
 from experiments.training.judges import classifier_accuracy, held_out_scenes, train_classifier
 from experiments.training.mask_scores import measure_rendered, print_rows
 from experiments.training.program import make_main
-from seediff_jax import load_model
 from seediff_jax.driver.stdio import run_program
+from seediff_jax.models.model import Model
 from seediff_jax.prompts.class_lists import SHAPES_CLASSES
 from seediff_jax.settings import setting
 
@@ -50,34 +48,26 @@ def read_truth(images: np.ndarray, names: Sequence[tuple[str, ...]]) -> list[np.
     return [read_label_map(image, classes) for image, classes in zip(images, names, strict=True)]
 
 
-def evaluate(settings: Settings) -> dict:
+def evaluate(settings: Settings, model: Model) -> dict:
     """Measures everything; the keys are those of the table."""
-    model, rendered = load_model(settings.model), settings.rendered
-    classify = train_classifier(render_scene, SHAPES_CLASSES)
-    results = {
-        "model": model.weights_hash,
-        "num_steps": settings.num_steps,
-        "guidance_scale": settings.guidance_scale,
-        "classifier accuracy": classifier_accuracy(
-            classify, render_scene, SHAPES_CLASSES, rendered
-        ),
-    }
+    classes, rendered = SHAPES_CLASSES, settings.rendered
+    classify = train_classifier(render_scene, classes)
+    accuracy = classifier_accuracy(classify, render_scene, classes, rendered)
+    results = {"classifier accuracy": accuracy}
     for objects, word, count in (
         (1, "one object", settings.singles),
         (2, "two objects", settings.pairs),
     ):
         results[word] = measure_generated(
-            model, SHAPES_CLASSES, count, objects, classify=classify, read_truth=read_truth,
+            model, classes, count, objects, classify=classify, read_truth=read_truth,
             rng_seed=_RNG_SEED + objects, sampling=settings.sampling,
         )  # fmt: skip
     results["rendered"] = {
         "images": rendered,
-        "iou": measure_rendered(model, render_scene, SHAPES_CLASSES, rendered, None),
+        "iou": measure_rendered(model, render_scene, classes, rendered, None),
     }
     scenes = held_out_scenes(render_scene, rendered)
-    results["colour reading"] = round_trip_iou(model, scenes, SHAPES_CLASSES, read_truth)
-    if settings.sheet:
-        write_sheet(pathlib.Path(settings.sheet), model, SHAPES_CLASSES, settings.sampling)
+    results["colour reading"] = round_trip_iou(model, scenes, classes, read_truth)
     return results
 
 
@@ -92,7 +82,9 @@ def print_tables(results: dict) -> None:
     print(f"IoU of the truth read from colour: {results['colour reading']:.3f}")
 
 
-work = functools.partial(report, measure=evaluate, print_tables=print_tables)
+work = functools.partial(
+    report, classes=SHAPES_CLASSES, measure=evaluate, print_tables=print_tables
+)
 main = make_main("experiments.shapes.evaluate", __doc__, Settings, work)
 
 

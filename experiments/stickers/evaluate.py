@@ -21,7 +21,6 @@ from experiments.training.evaluation import (
     report,
     report_recognised,
     round_trip_iou,
-    write_sheet,
 )
 from experiments.training.judges import (
     classifier_accuracy,
@@ -31,8 +30,8 @@ from experiments.training.judges import (
 )
 from experiments.training.mask_scores import measure_rendered, print_rows
 from experiments.training.program import make_main
-from seediff_jax import load_model
 from seediff_jax.driver.stdio import run_program
+from seediff_jax.models.model import Model
 from seediff_jax.settings import setting
 
 _RNG_SEED = 20_261
@@ -42,7 +41,6 @@ _RNG_SEED = 20_261
 class Settings(EvaluationSettings):
     """What to measure, and with what."""
 
-    model: str = setting("stickers", "Model to measure.", path=True)
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
     judge_steps: int = setting(1500, "Training steps of each judge.", least=1)
     judge_scenes: int = setting(8000, "Rendered scenes that each judge is trained on.", least=1)
@@ -51,9 +49,9 @@ class Settings(EvaluationSettings):
     )
 
 
-def evaluate(settings: Settings) -> dict:
+def evaluate(settings: Settings, model: Model) -> dict:
     """Measures everything; the keys are those of the tables."""
-    model, path = load_model(settings.model), ensure_sprites(pathlib.Path(settings.sprites))
+    path = ensure_sprites(pathlib.Path(settings.sprites))
     render, rendered = TrainingRenderer(path), settings.rendered
     side = model.config.image_side
     training = {"steps": settings.judge_steps, "count": settings.judge_scenes, "side": side}
@@ -63,9 +61,6 @@ def evaluate(settings: Settings) -> dict:
     unseen = classifier_accuracy(classify, UnseenRenderer(path), CLASSES, rendered, side)
     scenes = held_out_scenes(render, rendered, side)
     results = {
-        "model": model.weights_hash,
-        "num_steps": settings.num_steps,
-        "guidance_scale": settings.guidance_scale,
         "classifier accuracy": classifier_accuracy(classify, render, CLASSES, rendered, side),
         "classifier accuracy, unseen style": unseen,
         "segmenter IoU": round_trip_iou(model, scenes, CLASSES, segment),
@@ -78,8 +73,6 @@ def evaluate(settings: Settings) -> dict:
             model, CLASSES, count, objects, classify=classify, read_truth=segment,
             rng_seed=_RNG_SEED + objects, sampling=settings.sampling,
         )  # fmt: skip
-    if settings.sheet:
-        write_sheet(pathlib.Path(settings.sheet), model, CLASSES, settings.sampling)
     return results
 
 
@@ -97,7 +90,7 @@ def print_tables(results: dict) -> None:
     print(class_table(CLASSES, columns))
 
 
-work = functools.partial(report, measure=evaluate, print_tables=print_tables)
+work = functools.partial(report, classes=CLASSES, measure=evaluate, print_tables=print_tables)
 main = make_main("experiments.stickers.evaluate", __doc__, Settings, work)
 
 

@@ -18,7 +18,14 @@ from PIL import Image
 from experiments.training.mask_scores import PUBLISHED, Scores, iou
 from experiments.training.run_folder import write_json
 from experiments.training.scenes import Scene, caption, stack_images
-from seediff_jax import SamplingConfig, decode_latents, encode_images, generate, generate_images
+from seediff_jax import (
+    SamplingConfig,
+    decode_latents,
+    encode_images,
+    generate,
+    generate_images,
+    load_model,
+)
 from seediff_jax.models.model import Model
 from seediff_jax.settings import check_settings, setting
 
@@ -33,6 +40,7 @@ _RECOGNISED_BAR = 0.7
 class EvaluationSettings:
     """What to measure."""
 
+    model: str = setting("stickers", "Model to measure.", path=True)
     output: str | None = setting(None, "File to write the figures to, JSON.", path=True)
     num_steps: int = setting(25, "Sampling steps.", least=1)
     guidance_scale: float = setting(7.5, "Weight of the prompt.", least=0)
@@ -185,11 +193,20 @@ def published(result: dict[str, Any]) -> dict[str, float]:
 def report(
     settings: EvaluationSettings,
     *,
-    measure: Callable[[Any], dict[str, Any]],
+    classes: Sequence[str],
+    measure: Callable[[Any, Model], dict[str, Any]],
     print_tables: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Measures, writes the figures as JSON if there is a path for them, and prints tables."""
-    start, results = time.time(), measure(settings)
+    """Measures a model, writes the figures and a sheet where asked for, and prints tables."""
+    start, model = time.time(), load_model(settings.model)
+    results = {
+        "model": model.weights_hash,
+        "num_steps": settings.num_steps,
+        "guidance_scale": settings.guidance_scale,
+        **measure(settings, model),
+    }
+    if settings.sheet:
+        write_sheet(pathlib.Path(settings.sheet), model, classes, settings.sampling)
     results["seconds"] = round(time.time() - start)
     if settings.output:
         write_json(pathlib.Path(settings.output), results)
