@@ -17,7 +17,6 @@ from seediff_jax.dataset.lock import LOCK
 from seediff_jax.dataset.settings_file import (
     COMMAND,
     FILTERS,
-    PRECISION,
     SETTINGS,
     VERSIONS,
     read_settings,
@@ -165,7 +164,6 @@ def remove_leftovers(folder: Folder) -> None:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    old = {PRECISION: {}} | old  # as of all runs before it was recorded
     return {
         name: f"{name}: {_short(old.get(name))} there, {_short(value)} now"
         for name, value in new.items()

@@ -19,7 +19,7 @@ from seediff_jax.files.text import join_lines
 
 SETTINGS, COPY = "settings.json", "shards/settings.json"
 FORM = 2
-"""Version of the folder's form: 2 has the settings only in settings.json, not in every record."""
+"""Version of the form of a dataset folder; a folder of another form is refused."""
 VERSIONS = "software"
 """Setting that may differ when a run resumes: versions of the libraries that do arithmetic."""
 PRECISION = "precision"
@@ -110,9 +110,8 @@ def _require_form(folder: Folder, settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("form") != FORM:
         release = shown(str(settings["seediff_jax_version"]), 40)
         raise UserError(
-            f"{folder} was made by another release of seediff_jax ({release}), which wrote folders "
-            f"of another form ({shown(str(settings.get('form', 1)), 40)}, now {FORM}); continue it "
-            "with that release, or choose a new folder"
+            f"{folder} was written by another version of seediff_jax ({release}), whose folders "
+            "have another form; use that version to continue it, or choose a new folder"
         )
     return settings
 

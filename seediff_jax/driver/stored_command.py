@@ -1,6 +1,6 @@
 """Reads the flags of a run back from the folder that it wrote, so that nobody repeats them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from seediff_jax.dataset.settings_file import COMMAND, FILTERS, read_dataset_settings
@@ -8,7 +8,6 @@ from seediff_jax.driver.config import HostSettings, ModelSource, RunSettings
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder
 from seediff_jax.masks.config import MaskConfig
-from seediff_jax.prompts.class_lists import CLASS_LISTS
 from seediff_jax.prompts.settings import PromptSource
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.settings import settings_of
@@ -25,8 +24,7 @@ def read_command(folder: Folder, work: HostSettings) -> dict[str, Any]:
         "source", "prompts", "sampling", "masks" and "run", each a dataclass of settings.
 
     Raises:
-        UserError: it is not the folder of a run that generates images, or of an older release that
-            did not keep all of the command, or damaged.
+        UserError: it is not the folder of a command that generates images, or it is damaged.
     """
     settings = read_dataset_settings(folder)
     if FILTERS in settings:
@@ -36,13 +34,12 @@ def read_command(folder: Folder, work: HostSettings) -> dict[str, Any]:
         )
     if "images_sha256" in settings:
         raise UserError(f"{folder} was written by seediff segment; give that command again")
-    if not isinstance(settings.get(COMMAND), dict):
+    if (asked := settings.get(COMMAND)) is None:
         raise UserError(
-            f"{folder} does not say what its prompts were made of, since an older release wrote "
-            "it; give the flags of its run, and --plan or --regenerate=INDEX"
+            f"{folder} does not say what its prompts were made of, because Python code made them; "
+            "run that code again"
         )
-    asked = {"class_ids": _list_of(settings["class_names"])} | settings[COMMAND]
-    stored = settings | {name: asked.get(name) for name in ("scheduler", "prediction_type")}
+    stored = settings | {name: asked[name] for name in ("scheduler", "prediction_type")}
     try:
         source = ModelSource(**_fields(ModelSource, stored))
         return {
@@ -54,12 +51,6 @@ def read_command(folder: Folder, work: HostSettings) -> dict[str, Any]:
         }
     except (TypeError, ValueError) as error:
         raise UserError(f"the settings of {folder} cannot be used: {error}") from error
-
-
-def _list_of(class_names: Sequence[str]) -> str | None:
-    """The list of which a run has the ids, for runs of before that was a setting."""
-    names = tuple(class_names)
-    return next((name for name, known in CLASS_LISTS.items() if known == names), None)
 
 
 def _fields(config_type: type, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from seediff_jax.driver.subcommands import SUBCOMMANDS
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import CommandLine, define_flags, main, make_config, read_command_line
-from seediff_jax.prompts.class_lists import VOC_CLASSES
 from tests.helpers.format_runs import tree
 from tests.helpers.small_runs import command
 
@@ -60,16 +59,6 @@ def test_settings_of_a_folder_are_those_of_the_command_that_wrote_it(tmp_path, o
     assert read.prompts == line.prompts and read.sampling == line.sampling
     assert dataclasses.replace(read.source, loras=line.source.loras) == line.source
     assert read.run == line.run
-
-
-def test_a_folder_of_before_class_ids_was_a_setting_goes_on_with_its_own_ids(tmp_path):
-    line = line_of("--classes=cat,boat", "--class_ids=voc", f"--output={tmp_path / 'set'}")
-    settings = make_config(line).settings()
-    stored = json.loads(json.dumps(settings)) | {"scheduler": "that of the model"}
-    del stored["command"]["class_ids"]
-    write_settings(open_folder(tmp_path / "set"), stored)
-    read = CommandLine(**read_command(open_folder(tmp_path / "set"), HostSettings()), task=Task())
-    assert make_config(read).class_names == tuple(stored["class_names"]) == VOC_CLASSES
 
 
 def test_a_plan_a_sample_and_the_rest_of_a_run_need_no_flag_but_the_folder(
@@ -121,7 +110,7 @@ def test_folders_that_do_not_keep_the_command_are_refused(tmp_path):
         read_command(folder, HostSettings())
     settings = make_config(line_of()).settings()
     write_settings(folder, settings | {COMMAND: None})
-    with pytest.raises(UserError, match="does not say what its prompts were made of"):
+    with pytest.raises(UserError, match="because Python code made them; run that code"):
         read_command(folder, HostSettings())
     write_settings(folder, settings | {"num_steps": "many"})
     with pytest.raises(UserError, match="cannot be used: num_steps=many must be a whole number"):
