@@ -45,6 +45,19 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(params=["disk", "memory"])
+def folder(request, tmp_path):
+    """A folder that does not exist yet: on a disk, and in a bucket."""
+    from seediff_jax.files.folder import open_folder
+
+    if request.param == "disk":
+        yield open_folder(tmp_path / "made")
+        return
+    made = open_folder(f"memory://{tmp_path.name}/made")
+    yield made
+    made.filesystem.store.clear()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_mappings():
     """Drops compiled programs before the process has as many memory mappings as Linux allows.

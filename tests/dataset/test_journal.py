@@ -8,20 +8,9 @@ import pytest
 
 from seediff_jax.dataset.encoding import EncodedSample
 from seediff_jax.dataset.journal import DamagedFile, Journal
-from seediff_jax.files.folder import open_folder
 
 PATH = "shards/00003.journal"
 MANY = range(2_000_000)
-
-
-@pytest.fixture(params=["disk", "memory"])
-def folder(request, tmp_path):
-    if request.param == "disk":
-        yield open_folder(tmp_path / "made")
-        return
-    made = open_folder(f"memory://{tmp_path.name}/made")
-    yield made
-    made.filesystem.store.clear()
 
 
 @pytest.fixture

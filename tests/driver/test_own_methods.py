@@ -12,7 +12,7 @@ from seediff_jax.dataset.settings_file import read_settings
 from seediff_jax.driver import make_dataset
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
-from tests.helpers.small_runs import command, error_line, write_inputs
+from tests.helpers.small_runs import command, error_line
 
 SOURCE = """
 import jax.numpy as jnp
@@ -25,11 +25,6 @@ def wrong(cross_attention, self_attention, image_side):
     return jnp.zeros(3)
 """
 NAME = "halves_of_a_test"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture

@@ -13,17 +13,12 @@ from seediff_jax.driver.verify import verify_folder
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
 from seediff_jax.masks.config import MaskConfig
-from tests.helpers.small_runs import command, error_line, write_inputs
+from tests.helpers.small_runs import command, error_line
 
 METHODS = ("seediff", "cross_attention", "exponentiation")
 # Four steps of a random walk on the flat attention of random weights, the published number, end in
 # a field that varies by 1e-4, and min-max makes 0.02 of the rounding of float32.
 POWER = "--power=2"
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

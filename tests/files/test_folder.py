@@ -10,16 +10,6 @@ from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
 
 
-@pytest.fixture(params=["disk", "memory"])
-def folder(request, tmp_path):
-    if request.param == "disk":
-        yield open_folder(tmp_path / "made")
-        return
-    made = open_folder(f"memory://{tmp_path.name}/made")
-    yield made
-    made.filesystem.store.clear()
-
-
 def test_what_is_written_is_read_and_listed(folder):
     assert not folder.exists() and folder.names() == []
     folder.write("a.txt", b"one")

@@ -100,7 +100,7 @@ def test_a_heat_map_of_a_class_is_the_mean_of_the_layers_at_the_size_of_the_imag
         ("a", 0, [1]),
         ("A", 1, [5]),
         ("dog, a", None, [3, 4, 5]),
-        ("cat", 0, [6]),  # with an occurrence a class is a word like others
+        ("cat", 0, [6]),  # the name of a class; with an occurrence, the word of the prompt is meant
         (",", None, [4]),
         ([0], None, [0]),
         (range(2, 4), None, [2, 3]),
