@@ -119,7 +119,8 @@ def _parse(value: Any, config_type: Any, name: str, made: Setting) -> Any:
     try:
         return tuple(kind(text) for text in value)
     except ValueError:
-        raise UserError(f"{name}={shown(','.join(value), 200)} must be whole numbers") from None
+        numbers = "whole numbers" if kind is int else "numbers"
+        raise UserError(f"{name}={shown(','.join(value), 200)} must be {numbers}") from None
 
 
 def _expand(text: str) -> str:

@@ -32,6 +32,7 @@ REFUSED = {
     "--dilations=1,99999999": "--dilations=99999999 must be a whole number in 1..16384",
     "--guidance_scale=nan": "--guidance_scale=nan must be a finite number of at least 0",
     "--guidance_scale=inf": "--guidance_scale=inf must be a finite number of at least 0",
+    "--guidance_interval=0,half": "--guidance_interval=0,half must be numbers",
     "--guidance_rescale=-inf": "--guidance_rescale=-inf must be a finite number in 0..1",
     "--threshold=nan": "--threshold=nan must be a finite number in 0..1",
     "--uncertain=0.9": "--uncertain=0.9 must lie in 0..0.5, the threshold",
