@@ -68,7 +68,7 @@ def with_stored_batch_size(config: RunConfig, index: int) -> RunConfig:
     folder = open_folder(config.output)
     require_resumable(folder, config.settings())
     stored = find_record(folder, ShardLayout(index + 1, config.shard_size, 1), index)
-    return dataclasses.replace(config, batch_size=stored.get("batch_size", config.batch_size))
+    return dataclasses.replace(config, batch_size=stored["batch_size"])
 
 
 def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: int) -> list[str]:
@@ -148,7 +148,8 @@ def _pixels(folder: Folder, name: str) -> np.ndarray:
 
 def regenerate_sample(config: RunConfig, index: int) -> int:
     """Makes a sample again and prints how it differs; returns the exit status."""
-    differences = regenerate(*prepare(with_stored_batch_size(config, index)), index)
+    config = with_stored_batch_size(config, index)
+    differences = regenerate(*prepare(config, open_folder(config.output)), index)
     for line in differences or [f"sample {index} is the same to the byte"]:
         print(line)
     return DIFFERENT if differences else 0

@@ -1,4 +1,4 @@
-"""Makes masks anew from the attention that a run kept, without sampling.
+"""Makes new masks from the attention that a run has stored, without sampling.
 
     image, attention.npz -> [ mask_rows ] -> masks, soft masks, seed maps -> a new dataset
 
@@ -14,6 +14,8 @@ import numpy as np
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
 from seediff_jax.dataset.formats.names import KEEPING, kept_parts, require_place
+from seediff_jax.dataset.settings_file import PRECISION
+from seediff_jax.driver.arithmetic import precision_settings
 from seediff_jax.driver.sample_maker import class_mask, failed_stage, kept_maps, mask_facts
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
@@ -65,7 +67,7 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
         **masks.recorded(),
         "format": list(output.formats or source.settings["format"]),
         "keep_attention": False,
-        **copied_from(source, stored_settings(masks)),
+        **copied_from(source, stored_settings(masks) | {PRECISION: precision_settings()}),
     }
     if not {*settings["format"]} & {*KEEPING}:
         settings |= {"soft_masks": None, "seed_maps": False}

@@ -1,24 +1,33 @@
 """`seediff remask`: masks of kept attention are those of a run that samples again."""
 
+import functools
 import json
+import os
+import signal
+import threading
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints.load import load_model
+from seediff_jax.dataset.lock import LOCK, hold_lock
 from seediff_jax.dataset.settings_file import COMMAND, FILTERS, read_settings
+from seediff_jax.driver import remask
+from seediff_jax.driver.signals import STOPPED
 from seediff_jax.driver.verify import verify_folder
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.masks.methods import class_soft_mask
 from seediff_jax.pipeline.generate import generate
+from seediff_jax.review import copies
 from seediff_jax.sampling.config import SamplingConfig
 from tests.helpers.format_runs import tree
 from tests.helpers.random_models import quick_jit
-from tests.helpers.small_runs import PROMPTS, command, error_line, write_inputs
+from tests.helpers.small_runs import PROMPTS, command, error_line
 
 THRESHOLD = 0.55
 # Four steps of a random walk on the flat attention of random weights end in a field that varies by
@@ -31,11 +40,6 @@ ROUNDING = 5e-3
 
 Float16 rounds by up to 2^-11; random changes of that size moved these soft masks by up to 1e-3.
 """
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def made_by_a_run(inputs, folder, *more):
@@ -165,6 +169,24 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(source, rema
     capsys.readouterr()
     assert main(["seediff", "remask", str(source), f"--output={remasked}"]) == 2
     assert "was made with other settings" in capsys.readouterr().err
+    with jax.default_matmul_precision("bfloat16"):
+        assert main(["seediff", "remask", str(source), *OTHER, f"--output={remasked}"]) == 2
+    assert "was made with other settings" in capsys.readouterr().err
+
+
+def test_a_command_that_a_signal_ends_holds_no_lock(source, tmp_path, monkeypatch):
+    folder, held = open_folder(f"memory://{tmp_path.name}/other"), []
+
+    def stop(*_):
+        held.append(folder.exists(LOCK))
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(20)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(copies, "hold_lock", functools.partial(hold_lock, beat_seconds=0.02))
+    monkeypatch.setattr(remask._Remasker, "copy", stop)
+    assert main(["seediff", "remask", str(source), f"--output={folder.url}"]) == STOPPED
+    assert held == [True] and not folder.exists(LOCK)
 
 
 def test_masks_by_the_same_settings_are_those_that_are_there(source, tmp_path):
