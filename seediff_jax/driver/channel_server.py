@@ -96,8 +96,8 @@ class Connection:
             seconds: to wait for any message; by default SILENT_SECONDS.
 
         Returns:
-            SILENCE where none came in time, and None at the end, or where the message is none of
-            this program. Nothing can be received after either.
+            SILENCE if no message came in time; None if the connection has ended, or if the message
+            is not one of this program. After either, nothing more can be received.
         """
         message: Any = {"kind": "beat"}
         while isinstance(message, dict) and message.get("kind") == "beat":

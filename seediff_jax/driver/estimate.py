@@ -58,7 +58,7 @@ def measure_run(config: RunConfig) -> tuple[RunConfig, Estimate]:
     return config, Estimate(
         rate=config.batch_size / measured.seconds,
         sample_bytes=measured.sample_bytes,
-        disk_source="as in a trial round",
+        disk_source="measured in a trial round",
         device_bytes=max(device_bytes or 0, measured.device_bytes or 0),
     )
 
@@ -79,9 +79,9 @@ def estimate_run(config: RunConfig, folder: Folder, rate: float) -> tuple[RunCon
     """
     model = _weightless_model(config)
     config = with_batch_size(config, model, make_mesh(config.mesh))
-    sample_bytes, source = stored_sample_bytes(config, folder), "as the existing ones"
+    sample_bytes, source = stored_sample_bytes(config, folder), "measured on existing samples"
     if sample_bytes is None:
-        sample_bytes, source = _typical_bytes(config, model), "as photographs take"
+        sample_bytes, source = _typical_bytes(config, model), "estimated for photographs"
     return config, Estimate(
         rate=rate,
         sample_bytes=sample_bytes,

@@ -44,9 +44,9 @@ def widen_compiler_stack() -> None:
 
 
 JAX_SECONDS = 300
-"""After so long JAX would end hosts of which one is silent, in many lines; the channel is first."""
+"""After this time JAX ends all hosts if one is silent, in many lines; the channel acts earlier."""
 ALIGN_ROUNDS = 8
-"""Rounds between two moments at which hosts wait for one another, the first after they compiled."""
+"""Hosts wait for one another once in so many rounds, for the first time after they compiled."""
 
 # Variables with the number of processes and that of this one. JAX knows Open MPI up to version 4.
 _LAUNCHERS = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
@@ -60,11 +60,11 @@ _LONGEST_FACT = 120
 _ALIKE = ("num_images", "batch_size", "mesh", "partition", "output")
 
 Explain = Callable[[BaseException], tuple[int, str] | None]
-"""Exit status and text of an error; None where it is a fault of the program."""
+"""Returns the exit status and the message of an error; None for a bug of the program."""
 
 
 class HostGroup:
-    """This host among those of the run: when it stops, with which others it agrees and ends."""
+    """What this host agrees on with the other hosts: the run, its last round and its end."""
 
     def __init__(self):
         self._channel: Channel | None = None
@@ -83,11 +83,11 @@ class HostGroup:
         self._channel = channel
 
     def agree(self, facts: Mapping[str, Any], what: str) -> None:
-        """Returns once all hosts have the same facts; where they differ all end.
+        """Waits until all hosts have sent the same facts; ends all hosts if they differ.
 
         Args:
             facts: JSON values.
-            what: the others are waited for, as in "to load the model".
+            what: what the other hosts do meanwhile, for messages, as in "to load the model".
         """
         if self._channel is not None:
             texts = {name: _fact(facts[name]) for name in facts if name != COMMAND}
@@ -118,11 +118,11 @@ class HostGroup:
             return False
 
     def round_started(self) -> None:
-        """A round is on the devices, so that its programs are compiled."""
+        """Notes that a round is on the devices, so that its programs are compiled."""
         self._has_compiled = True
 
     def hold(self) -> int:
-        """Begins no further round until `stop_after`; returns how many were begun.
+        """Holds back further rounds until `stop_after`; returns how many have begun.
 
         A round whose programs are still being compiled has not begun.
         """
@@ -131,13 +131,13 @@ class HostGroup:
             return self._begun if self._has_compiled else 0
 
     def stop_after(self, rounds: int) -> None:
-        """Stops when so many rounds were begun."""
+        """Stops the run before the next round, once so many rounds have begun."""
         with self._changed:
             self._last = rounds
             self._changed.notify_all()
 
     def on_signal(self, number: int) -> bool:
-        """Takes a signal; returns whether to leave at once, since nothing has begun."""
+        """Handles a signal; returns True if nothing has begun, so that the run may end at once."""
         if self._channel is None:
             if number == signal.SIGINT:
                 return True
@@ -150,7 +150,7 @@ class HostGroup:
         return False
 
     def end(self, text: str, status: int) -> None:
-        """Ends this process, as its main thread may wait for hosts that wait for this one."""
+        """Ends this process at once, because its main thread may be waiting for other hosts."""
         exit_now(f"seediff: {text}", status)
 
     def fail(self, error: BaseException, explain: Explain) -> None:
@@ -190,7 +190,8 @@ def joined(settings: RunSettings, explain: Explain) -> Iterator[HostGroup]:
         explain: makes a line of an error.
 
     Raises:
-        UserError: the processes did not come together, or there are several and nothing says where.
+        UserError: the processes did not find one another, or a launcher has started several and
+            nothing says where they meet.
     """
     group = HostGroup()
     with listening(group.on_signal), contextlib.ExitStack() as stack:
@@ -257,7 +258,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _require_alone() -> None:
-    """Refuses one of several processes that would each take itself for the whole run."""
+    """Refuses to run as one of several processes that would each make the whole dataset."""
     for size, rank in _LAUNCHERS:
         if int(os.environ.get(size, 1)) > 1:
             raise UserError(
@@ -268,12 +269,12 @@ def _require_alone() -> None:
 
 
 def is_first() -> bool:
-    """Whether this is the host that does what only one may."""
+    """Whether this is host 0, which does what only one host may do."""
     return jax.process_index() == 0
 
 
 def share(values: np.ndarray) -> np.ndarray:
-    """The array of host 0, on all hosts; theirs must have the same shape and dtype."""
+    """Returns the array of host 0 on all hosts; all must pass the same shape and dtype."""
     if jax.process_count() == 1:
         return values
     # Summed over hosts on the devices, which hold no 64 bits by default.
@@ -281,7 +282,7 @@ def share(values: np.ndarray) -> np.ndarray:
 
 
 def gather(value: int) -> list[int]:
-    """A number of each host, in their order, on all hosts."""
+    """Returns the numbers of all hosts, in their order, on all hosts."""
     if jax.process_count() == 1:
         return [value]
     return multihost_utils.process_allgather(np.int32(value)).reshape(-1).tolist()

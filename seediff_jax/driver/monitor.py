@@ -21,18 +21,18 @@ import jax
 from tqdm import tqdm
 
 LOG_SECONDS = 10.0
-"""Between two lines of the log."""
+"""Time between two lines of the log."""
 BAR_SECONDS = 0.5
-"""Between two changes of the progress bar."""
+"""Time between two updates of the progress bar."""
 COMPILING_SECONDS = 10
-"""Between two lines that say so, where they are no terminal's."""
+"""Time between two lines about compilation, if stderr is not a terminal."""
 
-_END_SECONDS = 2.0  # for the last line; a disk or a terminal may take none any more
+_END_SECONDS = 2.0  # to write the last line, which a full disk or a stopped terminal may never take
 _log = logging.getLogger(__name__)
 
 
 class _Quiet:
-    """A stream that never raises; tqdm would keep its lock for ever."""
+    """A stream that ignores errors; after an exception, tqdm would never release its lock."""
 
     def __init__(self, stream: Any):
         self._stream = stream
@@ -54,17 +54,17 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 class Monitor:
-    """Counts what this host makes, and tells; a context manager.
+    """Counts the samples of this host and reports progress; a context manager.
 
-    Threads of their own tell, so that what is told may wait, or fail, and no sample does.
+    Separate threads report, so that a slow or failing terminal or disk does not delay any sample.
 
     Args:
         total: samples of the run.
-        done: samples that were there at its start.
+        done: samples that exist at its start.
         own: samples that this host is to make.
-        log_dir: folder of this machine for the log, None for none.
-        profile: whether to write a profile of one round there, the second if there are so many.
-        rounds: rounds that are ahead.
+        log_dir: local folder for the log; None for no log.
+        profile: whether to write a profile of one round there: the second, or else the only one.
+        rounds: rounds to come.
         shows_progress: whether this host draws the progress bar.
     """
 
@@ -189,7 +189,7 @@ class Monitor:
         return str(self._log_dir / f"host-{self._host:04d}")
 
     def round_started(self) -> None:
-        """A round goes to the devices."""
+        """Notes that a round is sent to the devices."""
         with self._lock:
             if self._started == self._profiled:
                 self._is_profiling = True
@@ -202,14 +202,14 @@ class Monitor:
                 self._busy_since = time.monotonic()
 
     def round_compiled(self) -> None:
-        """The programs of a round are compiled; from the first one on, rates are counted."""
+        """Notes that the programs of a round are compiled; after the first, rates are counted."""
         with self._lock:
             if self._compile_seconds is None:
                 self._begin = self._busy_since = time.monotonic()
                 self._compile_seconds = self._begin - self._compiling_since
 
     def round_fetched(self) -> None:
-        """The oldest round on the devices is done."""
+        """Notes that the oldest round on the devices is done."""
         with self._lock:
             self._on_devices -= 1
             fetched = self._started - self._on_devices
@@ -220,7 +220,7 @@ class Monitor:
                 self._busy += time.monotonic() - self._busy_since
 
     def watch(self, written: int, failed: int) -> None:
-        """A block is done: samples that were written, and that failed."""
+        """Counts the samples of a block that were written, and those that failed."""
         with self._lock:
             if written and self._first_seconds is None:
                 self._first_seconds = time.monotonic() - self._entered
@@ -257,6 +257,6 @@ class Monitor:
             _log.warning("no profile: %s; the run continues", error)
 
     def _overall(self) -> int:
-        """Samples that exist, taking it that all hosts are as fast as this one."""
+        """Estimates how many samples exist, assuming that all hosts are as fast as this one."""
         missing = self._total - self._done
         return self._done + round(missing * self._written / self._own if self._own else missing)

@@ -182,8 +182,8 @@ def describe_plan(
 def class_counts(config: RunConfig) -> Mapping[str, int]:
     """Counts the images of the run in which each class is looked for.
 
-    The time does not depend on the number of images: rounds of the prompts repeat. Balanced prompts
-    do not repeat; their counts follow from the first _COUNTED_TURNS turns, and are rounded.
+    Takes the same time for any number of images, because rounds over the prompts repeat. Balanced
+    prompts do not repeat; their counts are estimated from the first _COUNTED_TURNS turns.
     """
     plan, each = config.plan, config.plan.images_per_prompt
     counts: collections.Counter[str] = collections.Counter(dict.fromkeys(config.class_names, 0))
@@ -212,5 +212,5 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 def _device_line(device_bytes: int | None) -> str:
     if device_bytes is None:
-        return "more memory than each device has; a smaller --batch_size or bfloat16 takes less"
-    return f"about {size(device_bytes)} of memory on each device, by the compiled programs"
+        return "needs more memory than a device has; use a smaller --batch_size or --dtype=bfloat16"
+    return f"about {size(device_bytes)} of memory on each device, according to its programs"

@@ -114,7 +114,7 @@ def mask_facts(
 def kept_maps(
     rows: PairRows, record: Mapping[str, Any], masks: MaskConfig, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """The record of a Sample, with the facts of all methods, and its maps without padding.
+    """Makes fields of a Sample: the record with the facts of all methods, and unpadded maps.
 
     Args:
         rows: a row of PairRows.

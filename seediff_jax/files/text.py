@@ -11,7 +11,7 @@ from typing import BinaryIO
 from seediff_jax.errors import UserError, shown
 
 LONGEST_LINE = 2**20
-"""Bytes; a prompt of the longest text that a model reads has about a thousandth."""
+"""Bytes of the longest line: about a thousand times the longest prompt that a model reads."""
 
 _CHUNK = 2**16
 

@@ -50,7 +50,7 @@ def copied_from(source: Finished, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Copier:
-    """Makes samples of a new dataset of those of another one; parts are copied byte for byte.
+    """Makes the samples of a new dataset from those of another; copies parts byte for byte.
 
     Args:
         source: the dataset.
@@ -101,7 +101,7 @@ class Copier:
 
 
 def copied_sample(place: int, record: Record, files: Mapping[str, bytes]) -> EncodedSample:
-    """Makes a sample of the record of another one and of its parts."""
+    """Makes a sample from the record of another one and from parts."""
     new_record = {
         name: value
         for name, value in record.items()
@@ -112,7 +112,7 @@ def copied_sample(place: int, record: Record, files: Mapping[str, bytes]) -> Enc
 
 
 def write_copy(copier: Copier, folder: Folder, settings: Mapping[str, Any]) -> None:
-    """Writes a new dataset of copies; goes on where it was stopped before.
+    """Writes a new dataset of copies, or resumes if an earlier call was stopped.
 
     Args:
         copier: makes the samples.

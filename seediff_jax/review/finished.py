@@ -180,7 +180,7 @@ class Finished:
 
     @contextlib.contextmanager
     def decoding(self, record: Mapping[str, Any]) -> Iterator[None]:
-        """Turns what the content of a sample makes the block raise into a UserError."""
+        """Turns any exception of the block, which decodes a sample, into a UserError."""
         try:
             yield
         except MemoryError:

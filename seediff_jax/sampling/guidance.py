@@ -28,10 +28,10 @@ def uses_guidance(model: Model, config: SamplingConfig | SegmentConfig) -> bool:
 
 
 def require_guidance(model: Model, config: SamplingConfig) -> None:
-    """Refuses settings of guidance where the model has none, though the scale is above 1.
+    """Checks that a latent consistency model, which has no guidance, gets no settings of it.
 
     Raises:
-        UserError: one of them is not the default.
+        UserError: such a setting does not have its default.
     """
     if model.unet_config.time_cond_proj_dim is None:
         return

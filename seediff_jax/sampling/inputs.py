@@ -45,9 +45,9 @@ def encode_prompts(model: Model, prompts: Sequence[str]) -> Int[np.ndarray, "b *
 
 
 def surely_fit(model: Model, prompts: Sequence[str]) -> list[bool]:
-    """Tells of each prompt whether `encode_prompts` and `mark_classes` surely take it.
+    """Tells which prompts `encode_prompts` and `mark_classes` certainly accept.
 
-    See `Tokenizer.surely_fit`.
+    It may say False of a prompt that they accept, see `Tokenizer.surely_fit`.
     """
     fits = model.tokenizer.surely_fit(prompts)
     if (second := model.config.tokenizer_2) is None:
@@ -159,7 +159,7 @@ class PairInputs:
 
     Attributes:
         token_ids: int32 `[b, l]`, or `[b, 2, l]` for two text encoders, see `encode_prompts`.
-        negative_token_ids: of the same form, of what to guide away from, or None for no guidance.
+        negative_token_ids: likewise of the negative prompts; None for no guidance.
         class_token_mask: bool `[b, c, l]`, the tokens of each class; a class without any gets zero
             attention. With c = 0 no attention is recorded.
         indices: int32 `[b]`, which samples of the seed these are, from 0.

@@ -64,7 +64,8 @@ def attend(
     """
     if model.capture.kept_layers:
         raise UserError(
-            "capture.kept_layers are kept by `generate`; of given images `predict_noise` keeps them"
+            "capture.kept_layers works with `generate` only; for given images call "
+            "`predict_noise`, which returns these layers"
         )
     model, images = with_attention(model, config), inputs.images
     b, size = images.shape[0], images.shape[1:3]

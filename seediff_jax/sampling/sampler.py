@@ -152,10 +152,10 @@ def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
 
 
 STAGES = ("text_embeddings", "latents", "images", "attention")
-"""Stages, in order, that are checked for values that are not finite; not all of every program."""
+"""Stages, in order, whose values must be finite; a program may lack some of them."""
 
 DECODE_BATCH = 4
-"""The number of images that the VAE decodes at once at most, which bounds its memory."""
+"""The VAE decodes at most so many images at a time, which bounds its memory."""
 
 
 @struct.dataclass
@@ -167,7 +167,7 @@ class Samples:
         latents: float32 `[b, h, w, c]`, from which the images were decoded.
         attention_maps: mean over the UNet calls, and all calls of `capture.kept_layers`;
             cross-attention has one column per class.
-        is_finite: bool `[b]` for some of STAGES, whether all its values are finite.
+        is_finite: stage of STAGES -> bool `[b]`, whether all its values are finite.
     """
 
     images: Array

@@ -20,8 +20,8 @@ class SegmentConfig:
     See the help of each field, `seediff segment --help` or docs/segment.md.
 
     Attributes:
-        guidance_scale: 1, because the UNet is called without guidance. This and the other fixed
-            values stand for those of a SamplingConfig.
+        guidance_scale: 1, because the UNet is called without guidance. This and the other class
+            variables take the place of the fields of SamplingConfig that shared code reads.
 
     Raises:
         UserError: a value is out of range.

@@ -22,7 +22,10 @@ CONFIG = RunConfig(
 
 
 ESTIMATE = Estimate(
-    rate=0.5, sample_bytes=2.5 * 2**20, disk_source="as in a trial round", device_bytes=12 * 2**30
+    rate=0.5,
+    sample_bytes=2.5 * 2**20,
+    disk_source="measured in a trial round",
+    device_bytes=12 * 2**30,
 )
 
 
@@ -35,8 +38,8 @@ def test_a_plan_tells_the_split_the_time_the_disk_and_the_memory():
         "16 at a time x 4 on 2 hosts: 15 rounds of 64 images",
         "classes: cat 500, dog 1001",
         "about 2.0 minutes at 0.5 images per second on each of 16",  # 15 * 4 / 0.5
-        "about 2.2 GiB on disk, 2.5 MiB per sample, as in a trial round",  # 900 * 2.5 MiB
-        "about 12.0 GiB of memory on each device, by the compiled programs",
+        "about 2.2 GiB on disk, 2.5 MiB per sample, measured in a trial round",  # 900 * 2.5 MiB
+        "about 12.0 GiB of memory on each device, according to its programs",
     ]
 
 
@@ -81,7 +84,7 @@ def test_one_of_each_is_no_plural():
 
 def test_a_batch_that_does_not_fit_is_said():
     lines = describe_plan(CONFIG, [1], 1, ESTIMATE._replace(device_bytes=None)).splitlines()
-    assert lines[-1].startswith("more memory than each device has; a smaller --batch_size")
+    assert lines[-1].startswith("needs more memory than a device has; use a smaller")
 
 
 def test_many_classes_are_cut_short():

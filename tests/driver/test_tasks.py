@@ -101,7 +101,8 @@ def test_a_changed_setting_is_told_and_put_back(copy, capsys):
     content = path.read_bytes()
     path.write_bytes(content.replace(b'"guidance_scale": 7.5', b'"guidance_scale": 3.0'))
     assert main(["seediff", "--repair", f"--output={copy}"]) == DIFFERENT
-    assert "settings.json: has changed" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "settings.json: has changed" in told and told.endswith("restored settings.json\n")
     assert path.read_bytes() == content
 
 
@@ -168,7 +169,8 @@ def test_verifying_something_else_is_one_line(tmp_path, capsys):
 
 # Of a full shard, and of the open one; with the batch size of the run, whatever is given.
 @pytest.mark.parametrize(("index", "batch_size"), [(0, 2), (4, 3)])
-def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, index, batch_size):
+def test_a_sample_is_made_again_to_the_byte(inputs, made, capsys, monkeypatch, index, batch_size):
+    monkeypatch.setattr(make_dataset, "require_prompts_fit", None)  # the run has checked them
     before = tree(made)
     options = f"--regenerate={index}", f"--batch_size={batch_size}"
     assert main(run(inputs, made, *options)) == 0
@@ -211,8 +213,8 @@ def test_a_plan_is_told_and_nothing_written(inputs, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"5 images, of which 0 exist, in {tmp_path / 'out'}"
     assert re.fullmatch(r"about \d.* at .* images per second on each of 8", lines[4])
-    assert re.fullmatch(r"about \S+ KiB on disk, \S+ KiB per sample, as in a trial round", lines[5])
-    assert re.fullmatch(r"about \S+ [KM]iB of memory on each device, by the .*", lines[6])
+    assert re.fullmatch(r"about \S+ KiB on disk, \S+ KiB per sample, measured in .*", lines[5])
+    assert re.fullmatch(r"about \S+ [KM]iB of memory on each device, according .*", lines[6])
     assert not (tmp_path / "out").exists()
 
 
@@ -242,8 +244,9 @@ def test_at_a_given_rate_time_disk_and_memory_are_told_without_weights(
     sample = (16 * 16 * 4.32 + RECORD_BYTES) / 1024
     assert capsys.readouterr().out.splitlines()[4:] == [
         "about 4 seconds at 0.5 images per second on each of 8",
-        f"about {16 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, as photographs take",
-        "about 3.0 GiB of memory on each device, by the compiled programs",
+        f"about {16 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, "
+        "estimated for photographs",
+        "about 3.0 GiB of memory on each device, according to its programs",
     ]
     assert compiled == [("bfloat16", 2, 2, False)]
 
@@ -255,7 +258,8 @@ def test_at_a_given_rate_disk_is_that_of_the_samples_that_are_there(inputs, made
     own = [len(before[f"{part}/{i:06d}.png"]) for part in OWN_PARTS for i in range(3)]
     shared = [len(before[n]) for n in ("webdataset/shard-00000.tar", "shards/00000.jsonl")]
     sample = (sum(own) + sum(shared)) / 3 / 1024
-    told = f"about {3 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, as the existing ones"
+    told = f"about {3 * sample:.1f} KiB on disk, {sample:.1f} KiB per sample, measured on existing "
+    told += "samples"
     lines = capsys.readouterr().out.splitlines()
     assert told in lines and lines[0] == f"8 images, of which 5 exist, in {made}"
     assert tree(made) == before

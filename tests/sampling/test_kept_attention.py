@@ -110,7 +110,7 @@ def test_layers_that_do_not_exist_or_stand_twice_are_refused(model):
 
 
 def test_given_images_keep_none_and_say_so(model):
-    with pytest.raises(UserError, match="kept_layers are kept by `generate`"):
+    with pytest.raises(UserError, match="kept_layers works with `generate` only; for"):
         segment(model, np.zeros((1, 8, 8, 3), np.uint8), ["cat"], config=SHORT)
 
 
