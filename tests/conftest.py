@@ -14,6 +14,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import jax  # noqa: E402, after the variables that NumPy reads
 import pytest  # noqa: E402
 
+from seediff_jax.driver.arithmetic import avoid_ynnpack  # noqa: E402
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -39,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # full sizes, as users' programs do, at the usual one.
     if "not slow" in config.option.markexpr:
         os.environ.setdefault("XLA_FLAGS", _QUICKLY_COMPILED)
+    # As the command line does in the programs that tests start, whose results are compared with
+    # those of the test process bit by bit.
+    avoid_ynnpack()
     # A test run in the background, or under nohup, ignores these signals, and so would the programs
     # that it starts and sends them to.
     signal.signal(signal.SIGINT, signal.default_int_handler)
