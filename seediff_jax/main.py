@@ -41,6 +41,7 @@ from seediff_jax.driver.config import (
     Task,
     default_output,
 )
+from seediff_jax.driver.presets import Preset, apply_preset
 from seediff_jax.driver.stdio import never_wait, run_program
 from seediff_jax.driver.subcommands import SUBCOMMANDS, run_subcommand
 from seediff_jax.errors import nearest
@@ -53,6 +54,7 @@ GROUPS = {
     "Model": ModelSource,
     "Prompts and classes": PromptSource,
     "Sampling": SamplingConfig,
+    "Presets": Preset,
     "Masks": MaskConfig,
     "Seed and output": OutputSettings,
     "Devices and hosts": HostSettings,
@@ -93,6 +95,7 @@ def read_command_line(values: flags.FlagValues) -> CommandLine:
     Raises:
         UserError: a value is out of range, or settings contradict each other.
     """
+    apply_preset(values)
     source = cli.read_settings(values, ModelSource)
     run = cli.read_settings(values, RunSettings)
     if run.output is None:

@@ -47,7 +47,8 @@ ALLOWED = {
 PROGRAMS = {"__main__", "main", "convert", "segment"}
 # Modules that read flags or touch JAX's configuration.
 FLAG_READERS = {
-    *("main.py", "convert.py", "segment.py", "cli.py", "subcommands.py", "arithmetic.py"),
+    *("main.py", "convert.py", "segment.py", "cli.py", "subcommands.py", "presets.py"),
+    "arithmetic.py",
 }
 # Import names that differ from the name of the distribution.
 DISTRIBUTIONS = {

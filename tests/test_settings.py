@@ -87,6 +87,7 @@ READERS = {
     program.ModelSource: ("driver", "checkpoints"),
     program.PromptSource: ("prompts", "main.py"),
     program.Task: ("main.py",),
+    program.Preset: ("driver",),
     convert.ConvertSettings: ("convert.py",),
 }
 
