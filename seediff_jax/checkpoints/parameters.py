@@ -117,23 +117,19 @@ def rename(rows: Iterable[tuple[str, str]], name: str) -> str:
 
 def text_encoder_shapes(config: ClipTextConfig) -> Shapes:
     """The shapes of a ClipTextModel's params."""
-    width = config.hidden_size
+    width, inner = config.hidden_size, config.intermediate_size
+    layer = {
+        "self_attn": {f"{name}_proj": _dense(width, width) for name in ("q", "k", "v", "out")},
+        "layer_norm1": _norm(width),
+        "mlp": {"fc1": _dense(width, inner), "fc2": _dense(inner, width)},
+        "layer_norm2": _norm(width),
+    }
     shapes = {
         "token_embedding": {"embedding": (config.vocab_size, width)},
         "position_embedding": {"embedding": (config.max_position_embeddings, width)},
+        **_numbered("layers", [layer] * config.num_hidden_layers),
         "final_layer_norm": _norm(width),
     }
-    for i in range(config.num_hidden_layers):
-        projections = ("q_proj", "k_proj", "v_proj", "out_proj")
-        shapes[f"layers_{i}"] = {
-            "self_attn": {name: _dense(width, width) for name in projections},
-            "layer_norm1": _norm(width),
-            "mlp": {
-                "fc1": _dense(width, config.intermediate_size),
-                "fc2": _dense(config.intermediate_size, width),
-            },
-            "layer_norm2": _norm(width),
-        }
     if config.projection_dim is not None:
         shapes["text_projection"] = _dense(width, config.projection_dim, bias=False)
     return shapes
@@ -157,12 +153,11 @@ def unet_shapes(config: UNetConfig) -> Shapes:
         for _ in range(plan.num_resnets):
             inputs.append(width + (skips.pop() if plan.name.startswith("up_blocks") else 0))
             width = plan.channels
-        block = _block(inputs, plan.channels, plan.resize, embedding)
-        for i in range(plan.num_transformers):
-            block[f"attentions_{i}"] = _transformer(plan.channels, plan.depth, config)
         if plan.name.startswith("down_blocks"):
             skips += [width] * (plan.num_resnets + (plan.resize is not None))
-        shapes[plan.name.replace(".", "_")] = block
+        transformers = [_transformer(width, plan.depth, config)] * plan.num_transformers
+        block = _block(inputs, width, plan.resize, embedding)
+        shapes[plan.name.replace(".", "_")] = block | _numbered("attentions", transformers)
     shapes["conv_norm_out"] = _norm(width)
     shapes["conv_out"] = _conv(3, width, config.out_channels)
     return shapes
@@ -170,23 +165,10 @@ def unet_shapes(config: UNetConfig) -> Shapes:
 
 def vae_shapes(config: VaeConfig) -> Shapes:
     """The shapes of an AutoencoderKL's params."""
-    widths, latents = config.block_out_channels, config.latent_channels
-    count = config.layers_per_block
+    latents, count = config.latent_channels, config.layers_per_block
     shapes = {
-        "encoder": {
-            "conv_in": _conv(3, config.in_channels, widths[0]),
-            **_vae_stages(widths, count, "down"),
-            "mid_block": _vae_mid_block(config),
-            "conv_norm_out": _norm(widths[-1]),
-            "conv_out": _conv(3, widths[-1], 2 * latents),
-        },
-        "decoder": {
-            "conv_in": _conv(3, latents, widths[-1]),
-            "mid_block": _vae_mid_block(config),
-            **_vae_stages(widths[::-1], count + 1, "up"),
-            "conv_norm_out": _norm(widths[0]),
-            "conv_out": _conv(3, widths[0], config.out_channels),
-        },
+        "encoder": _vae_half(config, "down", count, config.in_channels, 2 * latents),
+        "decoder": _vae_half(config, "up", count + 1, latents, config.out_channels),
     }
     if config.use_quant_conv:
         shapes["quant_conv"] = _conv(1, 2 * latents, 2 * latents)
@@ -195,11 +177,34 @@ def vae_shapes(config: VaeConfig) -> Shapes:
     return shapes
 
 
+def _vae_half(
+    config: VaeConfig, resize: str, num_resnets: int, inputs: int, outputs: int
+) -> Shapes:
+    """The encoder, whose stages go "down", or the decoder, whose stages go "up"."""
+    widths, deepest = config.block_out_channels, config.block_out_channels[-1]
+    widths = widths if resize == "down" else widths[::-1]
+    middle = _block((deepest, deepest), deepest, None)
+    if config.mid_block_add_attention:
+        attention = _attention(deepest, deepest, bias=True)
+        middle["attentions_0"] = {"group_norm": _norm(deepest), "attention": attention}
+    stages = []
+    for i, width in enumerate(widths):
+        before = [widths[max(i - 1, 0)], *[width] * (num_resnets - 1)]
+        stages.append(_block(before, width, resize if i < len(widths) - 1 else None))
+    return {
+        "conv_in": _conv(3, inputs, widths[0]),
+        **_numbered(f"{resize}_blocks", stages),
+        "mid_block": middle,
+        "conv_norm_out": _norm(widths[-1]),
+        "conv_out": _conv(3, widths[-1], outputs),
+    }
+
+
 def _block(
     inputs: Sequence[int], channels: int, resize: str | None, embedding: int | None = None
 ) -> Shapes:
     """A block of ResNet blocks with these inputs, which may end with a change of the side."""
-    shapes = {f"resnets_{i}": _resnet(width, channels, embedding) for i, width in enumerate(inputs)}
+    shapes = _numbered("resnets", [_resnet(width, channels, embedding) for width in inputs])
     if resize is not None:
         shapes[f"{resize}samplers_0"] = {"conv": _conv(3, channels, channels)}
     return shapes
@@ -207,34 +212,16 @@ def _block(
 
 def _transformer(width: int, depth: int, config: UNetConfig) -> Shapes:
     projection = _dense(width, width) if config.use_linear_projection else _conv(1, width, width)
+    block = {
+        "norm1": _norm(width),
+        "attn1": _attention(width, width, bias=False),
+        "norm2": _norm(width),
+        "attn2": _attention(width, config.cross_attention_dim, bias=False),
+        "norm3": _norm(width),
+        "ff": {"net_0_proj": _dense(width, 8 * width), "net_2": _dense(4 * width, width)},
+    }
     shapes = {"norm": _norm(width), "proj_in": projection, "proj_out": projection}
-    for i in range(depth):
-        shapes[f"transformer_blocks_{i}"] = {
-            "norm1": _norm(width),
-            "attn1": _attention(width, width, bias=False),
-            "norm2": _norm(width),
-            "attn2": _attention(width, config.cross_attention_dim, bias=False),
-            "norm3": _norm(width),
-            "ff": {"net_0_proj": _dense(width, 8 * width), "net_2": _dense(4 * width, width)},
-        }
-    return shapes
-
-
-def _vae_stages(widths: tuple[int, ...], num_resnets: int, resize: str) -> Shapes:
-    shapes, last = {}, len(widths) - 1
-    for i, channels in enumerate(widths):
-        inputs = [widths[max(i - 1, 0)], *[channels] * (num_resnets - 1)]
-        shapes[f"{resize}_blocks_{i}"] = _block(inputs, channels, resize if i < last else None)
-    return shapes
-
-
-def _vae_mid_block(config: VaeConfig) -> Shapes:
-    width = config.block_out_channels[-1]
-    shapes = _block((width, width), width, None)
-    if config.mid_block_add_attention:
-        attention = _attention(width, width, bias=True)
-        shapes["attentions_0"] = {"group_norm": _norm(width), "attention": attention}
-    return shapes
+    return shapes | _numbered("transformer_blocks", [block] * depth)
 
 
 def _resnet(inputs: int, channels: int, embedding: int | None = None) -> Shapes:
@@ -262,6 +249,10 @@ def _attention(width: int, context: int, *, bias: bool) -> Shapes:
 
 def _two_layers(inputs: int, outputs: int) -> Shapes:
     return {"linear_1": _dense(inputs, outputs), "linear_2": _dense(outputs, outputs)}
+
+
+def _numbered(name: str, parts: Sequence[Shapes]) -> Shapes:
+    return {f"{name}_{i}": part for i, part in enumerate(parts)}
 
 
 def _dense(inputs: int, outputs: int, *, bias: bool = True) -> Shapes:
