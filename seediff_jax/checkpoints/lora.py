@@ -16,24 +16,24 @@ In all spellings, a layer is found by its path with "_" in place of ".". So no n
 which would be ambiguous.
 """
 
+import collections
 import dataclasses
 import functools
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from seediff_jax.checkpoints.original_names import original_unet_name
 from seediff_jax.checkpoints.param_loading import Merges
-from seediff_jax.checkpoints.parameters import Parameter, ParamPath, checkpoint_axes, parameters
+from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, parameters
 from seediff_jax.checkpoints.peft_config import PEFT, Adapter, read_adapters
 from seediff_jax.checkpoints.safetensors_files import (
     DTYPES,
     FLOATS,
-    StoredTensor,
     Tensors,
     join_faults,
     open_weights,
@@ -57,16 +57,12 @@ _ENDS = {
     UP: re.compile(_FACTOR.format(kohya="up", peft="B")),
     ALPHA: re.compile(r"(.+?)(?:\.lora|_lora)?\.alpha"),
 }
-_PREFIXES = (
-    ("lora_unet_", "unet"),
-    ("lora_te_", "text_encoder"),
-    ("lora_te1_", "text_encoder"),
-    ("lora_te2_", "text_encoder_2"),
-    ("unet.", "unet"),
-    ("text_encoder.", "text_encoder"),
-    ("text_encoder_2.", "text_encoder_2"),
-    (PEFT, "unet"),
-)
+_PREFIXES = {
+    **{"lora_unet_": "unet", "unet.": "unet", PEFT: "unet"},
+    **dict.fromkeys(("lora_te_", "lora_te1_", "text_encoder."), "text_encoder"),
+    **dict.fromkeys(("lora_te2_", "text_encoder_2."), "text_encoder_2"),
+    "": "unet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,29 +80,6 @@ class Layer:
     module: str = dataclasses.field(default="", compare=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Change:
-    """The change of a weight by a layer of a LoRA: scale * up @ down."""
-
-    path: Path
-    down: StoredTensor
-    up: StoredTensor
-    scale: float
-
-    def add_to(self, weight: np.ndarray, stored_shape: tuple[int, ...]) -> np.ndarray:
-        """Returns the changed float32 weight, given its shape in a checkpoint."""
-        down, up = self.down.read(), self.up.read()
-        axes = np.argsort(checkpoint_axes("kernel", len(stored_shape)))
-        with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the name
-            change = up.reshape(len(up), -1) @ down.reshape(len(down), -1)
-            change = np.float32(self.scale) * change
-            weight = weight + change.reshape(stored_shape).transpose(axes)
-        if not np.isfinite(weight).all():
-            name = shown(self.down.name)
-            raise UserError(f"the LoRA {self.path}: NaN or infinity in the change by {name}")
-        return np.ascontiguousarray(weight)
-
-
 def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
     """Opens LoRA files to merge them into the weights of a model; their changes add up.
 
@@ -118,38 +91,53 @@ def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
         UserError: a file is missing, damaged or of an unsupported kind; its tensors match no layer
             of the model, lack their other factor or have another shape or dtype.
     """
-    expected = parameters(config) if loras else {}
-    targets = _targets(expected, config.unet)
-    changes: dict[ParamPath, list[_Change]] = {}
+    targets = {
+        layer: (path, parameter.stored_shape)
+        for path, parameter in (parameters(config).items() if loras else ())
+        if path[-1] == "kernel" and path[0] != "vae"
+        for layer in layer_spellings(path[0], parameter.name.removesuffix(".weight"), config.unet)
+    }
+    changes = collections.defaultdict(list)
     for given, strength in loras:
         path = require_lora_file(given, strength)
         tensors, metadata = open_weights(path)
         adapters = read_adapters(path, tensors, metadata)
-        layers = _match_layers(path, tensors, adapters, targets, expected)
-        for layer, factors in layers.items():
+        for layer, factors in _match_layers(path, tensors, adapters, targets).items():
+            target, shape = targets[layer]
             scale = float(strength) * _scale(layer, factors, adapters)
-            change = _Change(path, factors[DOWN], factors[UP], scale)
-            changes.setdefault(targets[layer], []).append(change)
+            changes[target].append(functools.partial(_change, path, factors, scale, shape))
+    return {path: functools.partial(_merge, changes[path]) for path in changes}
 
-    def merge(path: ParamPath, weight: np.ndarray) -> np.ndarray:
-        for change in changes[path]:
-            weight = change.add_to(weight, expected[path].stored_shape)
-        return weight
 
-    return {path: functools.partial(merge, path) for path in changes}
+def _merge(changes: Sequence[Callable[[np.ndarray], np.ndarray]], weight: np.ndarray) -> np.ndarray:
+    for change in changes:
+        weight = change(weight)
+    return weight
+
+
+def _change(
+    path: Path, factors: Tensors, scale: float, stored_shape: tuple[int, ...], weight: np.ndarray
+) -> np.ndarray:
+    """Adds scale * up @ down to a float32 weight, given its shape in a checkpoint."""
+    down, up = factors[DOWN].read(), factors[UP].read()
+    axes = np.argsort(checkpoint_axes("kernel", len(stored_shape)))
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the name
+        change = np.float32(scale) * (up.reshape(len(up), -1) @ down.reshape(len(down), -1))
+        weight = weight + change.reshape(stored_shape).transpose(axes)
+    if not np.isfinite(weight).all():
+        name = shown(factors[DOWN].name)
+        raise UserError(f"the LoRA {path}: NaN or infinity in the change by {name}")
+    return np.ascontiguousarray(weight)
 
 
 def parse_name(name: str) -> tuple[Layer, str] | None:
     """Parses the name of a tensor into its layer and DOWN, UP or ALPHA; None if it is no LoRA's."""
     for role, pattern in _ENDS.items():
         if hit := pattern.fullmatch(name):
-            module, component = hit[1], "unet"
-            for prefix, part in _PREFIXES:
-                if module.startswith(prefix):
-                    module, component = module.removeprefix(prefix), part
-                    if prefix == PEFT and module.startswith("text_model."):
-                        component = "text_encoder"
-                    break
+            prefix = next(filter(hit[1].startswith, _PREFIXES))
+            module, component = hit[1].removeprefix(prefix), _PREFIXES[prefix]
+            if prefix == PEFT and module.startswith("text_model."):
+                component = "text_encoder"
             path = module.replace(".processor.", ".").replace(".", "_")
             return Layer(component, path, module), role
     return None
@@ -178,17 +166,6 @@ def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
     return path
 
 
-def _targets(expected: Mapping[ParamPath, Parameter], config: UNetConfig) -> dict[Layer, ParamPath]:
-    """The weights that a LoRA can change, by all spellings of their layers."""
-    targets = {}
-    for path, parameter in expected.items():
-        component = path[0]
-        if path[-1] == "kernel" and component != "vae":
-            module = parameter.name.removesuffix(".weight")
-            targets |= dict.fromkeys(layer_spellings(component, module, config), path)
-    return targets
-
-
 def _scale(layer: Layer, factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
     """The factor of up @ down."""
     rank = factors[DOWN].shape[0]
@@ -203,8 +180,7 @@ def _match_layers(
     path: Path,
     tensors: Tensors,
     adapters: Mapping[str, Adapter],
-    targets: Mapping[Layer, ParamPath],
-    expected: Mapping[ParamPath, Parameter],
+    targets: Mapping[Layer, tuple[ParamPath, tuple[int, ...]]],
 ) -> dict[Layer, Tensors]:
     """Finds DOWN, UP and ALPHA of each layer; reports everything that does not fit at once."""
     layers: dict[Layer, Tensors] = {}
@@ -221,14 +197,13 @@ def _match_layers(
             faults.append(f"! {name}: dtype {tensor.dtype}, needed one of {listed(needed)}")
     if not layers:
         faults.append("- it changes no layer")
-    used: dict[ParamPath, str] = {}
+    used: dict[ParamPath | None, str] = {}
     for layer, factors in layers.items():
-        name, target = next(iter(factors.values())).name, targets.get(layer)
+        name = next(iter(factors.values())).name
+        target, shape = targets.get(layer, (None, ()))
         if target is None:
             faults.append(f"+ {name}: the model has no such layer")
-            continue
-        shape = expected[target].stored_shape
-        if target in used:
+        elif target in used:
             faults.append(f"+ {name}: the same layer as {used[target]}")
         elif missing := {DOWN, UP} - factors.keys():
             faults.append(f"- {name}: the layer has no {' and no '.join(sorted(missing))} factor")

@@ -99,12 +99,13 @@ def read_adapters(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
 
 def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
     options = dict(options)
-    alphas = _read_pattern(options, "alpha_pattern", source)
-    ranks = _read_pattern(options, "rank_pattern", source)
-    numbers = {"lora_alpha": options.pop("lora_alpha", None)}
-    if (rank := options.pop("r", None)) is not None:
-        numbers["r"] = rank
-    for name, value in (*numbers.items(), *alphas.items(), *ranks.items()):
+    alphas, ranks = (
+        _read_pattern(options.pop(key, None) or {}, key, source)
+        for key in ("alpha_pattern", "rank_pattern")
+    )
+    alpha, rank = options.pop("lora_alpha", None), options.pop("r", None)
+    stated = [("lora_alpha", alpha)] + ([] if rank is None else [("r", rank)])
+    for name, value in (*stated, *alphas.items(), *ranks.items()):
         if type(value) not in (int, float) or not abs(value) <= _LARGEST_ALPHA:
             raise UserError(
                 f"{source}: {shown(name, 200)} = {quoted(value, 200)}, needed a number of up to "
@@ -117,12 +118,11 @@ def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
         if name not in _OF_TRAINING and value and value not in _SUPPORTED.get(name, ()):
             given = f"{shown(name, 200)} = {quoted(value, 200)}"
             raise UserError(f"{source}: a LoRA with {given} is not supported")
-    return Adapter(float(numbers["lora_alpha"]), alphas, rank, ranks, is_rank_stabilized)
+    return Adapter(float(alpha), alphas, rank, ranks, is_rank_stabilized)
 
 
-def _read_pattern(options: dict[str, Any], key: str, source: Path | str) -> dict[str, Any]:
-    """Removes values by module name from the options."""
-    values = options.pop(key, None) or {}
+def _read_pattern(values: Any, key: str, source: Path | str) -> dict[str, Any]:
+    """Reads values by the names of modules."""
     if not isinstance(values, dict):
         raise UserError(f"{source}: {key} = {quoted(values, 200)}, needed an object")
     # Names may be regular expressions; only those that are plain names are supported.
