@@ -23,7 +23,7 @@ from seediff_jax.checkpoints.safetensors_files import (
 )
 from seediff_jax.errors import UserError, listed, shown
 from seediff_jax.models.model import COMPONENTS
-from seediff_jax.prompts.tokenizer import TOKENIZER_FOLDERS, tokenizer_folders
+from seediff_jax.prompts.tokenizer import TOKENIZER_FOLDERS, tokenizer_folders, vocabulary_files
 
 _TOKENIZER_FILES = {
     *("tokenizer.json", "vocab.json", "merges.txt"),
@@ -32,6 +32,7 @@ _TOKENIZER_FILES = {
 _TOKENIZER_PATHS = {f"{folder}/{name}" for folder in TOKENIZER_FOLDERS for name in _TOKENIZER_FILES}
 # Timeout and too many requests: these pass, like all errors of a server.
 _PASSING = (408, 429)
+_CONNECT = "connect to the network once, or give a local folder"
 
 
 def is_hub_id(name: str) -> bool:
@@ -48,10 +49,9 @@ def needed_files(names: Sequence[str], *, weights: bool = True) -> list[str]:
     wanted = {INDEX, "capture.json", SCHEDULER, *_TOKENIZER_PATHS}
     for component in COMPONENTS:
         wanted.add(f"{component}/config.json")
-        prefix = f"{component}/"
-        inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        inside = [name.partition("/")[2] for name in names if name.startswith(f"{component}/")]
         chosen = choose_weight_files(component, inside) if weights else ()
-        wanted |= {prefix + name for name in chosen}
+        wanted |= {f"{component}/{name}" for name in chosen}
     return [name for name in names if name in wanted]
 
 
@@ -95,11 +95,8 @@ def tokenizer_files(names: Sequence[str]) -> list[str]:
 
 def missing_tokenizer_files(folder: Path) -> list[str]:
     """Lists the files that the tokenizers of a cached folder need and lack."""
-    missing = [
-        path / file
-        for path in tokenizer_folders(folder).values()
-        for file in _missing_vocabulary(path)
-    ]
+    paths = tokenizer_folders(folder).values()
+    missing = (path / name for path in paths for name in _missing_vocabulary(path))
     return [path.relative_to(folder).as_posix() for path in missing]
 
 
@@ -111,6 +108,7 @@ def _fetch(
 ) -> Path:
     name = repr(hub_id) + (f" at revision {revision!r}" if revision else "")
     download = functools.partial(huggingface_hub.snapshot_download, hub_id, revision=revision)
+    unreachable = ""
     try:
         folder = Path(download(allow_patterns=choose(_list_files(hub_id, revision))))
     # A network failure is an exception of whatever HTTP library huggingface_hub is built on.
@@ -122,23 +120,20 @@ def _fetch(
             raise UserError(
                 f"{name}: no such folder, and the hub refuses a model of this name: {reason}"
             ) from error
-        unreachable = f"the Hugging Face hub cannot be reached ({reason})"
-        advice = "connect to the network once, or give a local folder"
+        unreachable = f"the Hugging Face hub cannot be reached ({reason}), and its cache"
         try:
             # No patterns at all would mean all files of the repository, needed or not.
             folder = Path(download(local_files_only=True, allow_patterns=[]))
         except LocalEntryNotFoundError:
             raise UserError(
-                f"{name}: no such folder, {unreachable}, and its cache has no copy; {advice}"
+                f"{name}: no such folder, {unreachable} has no copy; {_CONNECT}"
             ) from error
-        if absent := missing(folder):
-            raise UserError(
-                f"{name}: {unreachable}, and its cache lacks {listed(absent)}; {advice}"
-            ) from error
-        return folder
-    if absent := missing(folder):
+    absent = listed(missing(folder))
+    if absent and unreachable:
+        raise UserError(f"{name}: {unreachable} lacks {absent}; {_CONNECT}")
+    if absent:
         raise UserError(
-            f"{name} has no {listed(absent)}; a diffusers repository with safetensors is "
+            f"{name} has no {absent}; a diffusers repository with safetensors is "
             f"needed; {CONVERT.format(loader='from_pretrained', source=hub_id)}"
         )
     return folder
@@ -158,6 +153,4 @@ def _list_files(hub_id: str, revision: str | None) -> list[str]:
 
 
 def _missing_vocabulary(folder: Path) -> list[str]:
-    if (folder / "tokenizer.json").exists():
-        return []
-    return [name for name in ("vocab.json", "merges.txt") if not (folder / name).exists()]
+    return [name for name in vocabulary_files(folder) if not (folder / name).exists()]

@@ -238,8 +238,7 @@ def _require_files(folder: Path) -> tuple[str, ...]:
     """Checks the files of a tokenizer, and returns the names of those with its vocabulary."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; a tokenizer folder is needed")
-    names = ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ()
-    names = names or ("vocab.json", "merges.txt")
+    names = vocabulary_files(folder)
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
@@ -322,6 +321,12 @@ def _require_sound(path: Path, backend: Any, bpe: Mapping[str, Any]) -> None:
 
 
 TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
+
+
+def vocabulary_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files with the vocabulary in a tokenizer's folder, which may lack them."""
+    has_one = (folder / "tokenizer.json").exists()
+    return ("tokenizer.json",) if has_one else ("vocab.json", "merges.txt")
 
 
 def tokenizer_folders(path: Path) -> dict[str, Path]:
