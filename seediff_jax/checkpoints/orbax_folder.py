@@ -6,8 +6,7 @@ here finish every read before they report an error.
 """
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from seediff_jax.checkpoints.param_loading import (
     require_finite,
     require_params,
 )
+from seediff_jax.checkpoints.parameters import ParamPath
 from seediff_jax.errors import UserError, shown
 from seediff_jax.models.model import ModelConfig
 
@@ -45,16 +45,8 @@ def is_orbax(folder: Path) -> bool:
 
 def read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merges) -> Weights:
     """Reads the weights of an orbax folder one by one, like `read_components`."""
-    with _open_tree(folder) as (handler, tree):
-        stored = handler.metadata(tree).tree
-        require_params(flatten_dict(dict(stored)), config, f"{folder}")
-        wanted = jax.tree.map(
-            lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), dict(stored)
-        )
-        restored = handler.restore(tree, args=ocp.args.PyTreeRestore(restore_args=wanted))
-    broken, arrays = [], flatten_dict(restored)
-    del restored  # so that an array is freed once the caller is done with it
-    for path, array in pop_in_order(arrays):
+    broken = []
+    for path, array in pop_in_order(_read_arrays(folder, config)):
         array = np.asarray(array).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             broken.append("/".join(path))
@@ -74,9 +66,8 @@ def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) ->
         checkpointer.save((aside / _FOLDER).absolute(), dict(params))
 
 
-@contextlib.contextmanager
-def _open_tree(folder: Path) -> Iterator[tuple[ocp.PyTreeCheckpointHandler, Path]]:
-    """Yields a handler and the path of the tree; turns every error into a UserError."""
+def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarray]:
+    """Reads all arrays in their stored dtypes; turns every error into a UserError."""
     tree = (folder / _FOLDER).absolute()
     if odd := [path for path in tree.rglob("*") if not (path.is_file() or path.is_dir())]:
         raise UserError(f"{odd[0]} is not a regular file; remove it from the orbax checkpoint")
@@ -84,7 +75,13 @@ def _open_tree(folder: Path) -> Iterator[tuple[ocp.PyTreeCheckpointHandler, Path
     registry = ocp.type_handlers.create_type_handler_registry(*types)
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     try:
-        yield handler, tree
+        stored = dict(handler.metadata(tree).tree)
+        require_params(flatten_dict(stored), config, f"{folder}")
+        wanted = jax.tree.map(
+            lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype), stored
+        )
+        args = ocp.args.PyTreeRestore(restore_args=wanted)
+        return flatten_dict(handler.restore(tree, args=args))
     except UserError:
         raise
     # For damaged files orbax, tensorstore and their JSON readers raise exceptions of any type.

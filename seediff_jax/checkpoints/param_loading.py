@@ -139,13 +139,8 @@ def read_components(
 ) -> Weights:
     """Reads the weights of components one by one, in order of `/`-joined paths.
 
-    All names and shapes are compared with the config before the first weight is read.
-
-    Args:
-        found: for each component to read, its name in errors and its tensors.
-        config: of the model.
-        dtype: of the model, see `ModelConfig.dtype_of` and `weight_dtype`.
-        merges: changes of weights.
+    `found` gives the name in errors and the tensors of each component to read. All names and shapes
+    are compared with the config before the first weight is read.
 
     Raises:
         UserError: tensors are missing (-), unexpected (+), of another shape than the configs say

@@ -214,16 +214,25 @@ def open_component(folder: Path, component: str) -> Tensors:
         UserError: there are none, only pickles, they are damaged, or the shards do not hold the
             tensors that their index lists.
     """
-    names = _file_names(folder)
+    names, stem = _file_names(folder), _STEMS[component]
     chosen = choose_weight_files(component, names)
+    if not chosen and (pickles := [name for name in names if name.endswith(PICKLES)]):
+        how = CONVERT.format(loader="from_pretrained", source=str(folder.parent))
+        raise UserError(
+            f"{folder} has no {stem}.safetensors, only {listed(pickles)}, a format that can run "
+            f"code when it is opened; {how}"
+        )
     if not chosen:
-        raise UserError(_describe_missing(folder, component, names))
-    if not chosen[0].endswith(".json"):
-        return open_weights(folder / chosen[0])[0]
+        raise UserError(
+            f"{folder / stem}.safetensors is missing; the folder holds {listed(names) or 'nothing'}"
+            f". Fetch it; its variants {stem}.fp16.safetensors and .bf16.safetensors are also read"
+        )
     index = folder / chosen[0]
-    shard_of = _read_index(index)
-    if missing := sorted({*shard_of.values()} - {*names}):
+    if index.suffix != ".json":
+        return open_weights(index)[0]
+    if missing := missing_weight_files(folder, component):
         raise UserError(f"{index} lists shards that are missing: {listed(missing)}")
+    shard_of = _read_index(index)
     shards = {shard: open_weights(folder / shard)[0] for shard in sorted({*shard_of.values()})}
     expected = {*shard_of.items()}
     held = {(name, shard) for shard, tensors in shards.items() for name in tensors}
@@ -276,20 +285,6 @@ def _open_header(file: _OpenFile, length: int, size: int) -> safe_open:
 
 def _file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-def _describe_missing(folder: Path, component: str, names: Sequence[str]) -> str:
-    stem = _STEMS[component]
-    if pickles := [name for name in names if name.endswith(PICKLES)]:
-        how = CONVERT.format(loader="from_pretrained", source=str(folder.parent))
-        return (
-            f"{folder} has no {stem}.safetensors, only {listed(pickles)}, a format that can run "
-            f"code when it is opened; {how}"
-        )
-    return (
-        f"{folder / stem}.safetensors is missing; the folder holds {listed(names) or 'nothing'}. "
-        f"Fetch it; its variants {stem}.fp16.safetensors and .bf16.safetensors are also read"
-    )
 
 
 def _read_index(index: Path) -> dict[str, str]:
