@@ -14,7 +14,6 @@ class Family:
     Attributes:
         name: for messages.
         text_encoders: component -> the prefix of its tensors in a single file.
-        newer_text_encoders: the same in files of Stability AI's later code, if that differs.
         configs: file of a diffusers folder -> its content.
         sample_sizes: side of the latents for each prediction type.
         prediction_type: what the UNet predicts; None if models of the family differ in it.
@@ -23,7 +22,6 @@ class Family:
 
     name: str
     text_encoders: Mapping[str, str]
-    newer_text_encoders: Mapping[str, str] | None = None
     configs: Mapping[str, Json]
     sample_sizes: Mapping[str, int]
     prediction_type: str | None = "epsilon"
@@ -65,7 +63,6 @@ _CLIP_BIG_G = _CLIP_L | {
     "eos_token_id": 2,
 }
 _UNET_1 = {
-    "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
     "in_channels": 4,
     "out_channels": 4,
@@ -95,7 +92,6 @@ _UNET_XL = _UNET_1 | {
     "projection_class_embeddings_input_dim": 2816,
 }
 _VAE = {
-    "_class_name": "AutoencoderKL",
     "in_channels": 3,
     "out_channels": 3,
     "latent_channels": 4,
@@ -126,7 +122,6 @@ def _configs(scheduler: Json, **components: Json) -> dict[str, Json]:
 SD1 = Family(
     name="Stable Diffusion 1.x",
     text_encoders={"text_encoder": "cond_stage_model.transformer."},
-    newer_text_encoders={"text_encoder": "conditioner.embedders.0.transformer."},
     configs=_configs(_PNDM, text_encoder=_CLIP_L, unet=_UNET_1, vae=_VAE),
     sample_sizes={"epsilon": 64, "v_prediction": 64},
     pad_tokens={"tokenizer": None},
@@ -134,7 +129,6 @@ SD1 = Family(
 SD2 = Family(
     name="Stable Diffusion 2.x",
     text_encoders={"text_encoder": "cond_stage_model.model."},
-    newer_text_encoders={"text_encoder": "conditioner.embedders.0.model."},
     configs=_configs(_DDIM, text_encoder=_CLIP_H, unet=_UNET_2, vae=_VAE),
     sample_sizes={"epsilon": 64, "v_prediction": 96},
     prediction_type=None,

@@ -40,6 +40,11 @@ _PIPELINES = {
     "LatentConsistencyModelPipeline": "latent consistency models",
     XL_PIPELINE: "Stable Diffusion XL base",
 }
+REFINER = "the refiner of Stable Diffusion XL, which only changes images"
+_OTHER_PIPELINES = {
+    "Inpaint": "inpainting, whose UNet also reads an image and a mask",
+    **dict.fromkeys(("StableDiffusion3", "Flux"), "a transformer instead of a UNet"),
+}
 PART_CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
@@ -65,7 +70,6 @@ def read_model_config(
     """Reads every JSON file and the tokenizers of a diffusers folder.
 
     Args:
-        folder: the folder.
         prediction_type: instead of the one that the folder states.
         tokenizers: see `tokenizer_folders`, instead of the folder's own; a single one serves as
             both of Stable Diffusion XL, and the second keeps its padding.
@@ -77,7 +81,8 @@ def read_model_config(
             something that is not supported, or contradicts another one.
     """
     contents = {INDEX: read_model_index(folder)}
-    for component in index_components(contents[INDEX]):
+    components = index_components(contents[INDEX])
+    for component in components:
         contents[f"{component}/config.json"] = read_json(folder / component / "config.json")
     # diffusers writes -Infinity into the file of DPM-Solver.
     contents[SCHEDULER] = read_json(folder / SCHEDULER, infinity=True)
@@ -85,7 +90,7 @@ def read_model_config(
         contents[SCHEDULER]["prediction_type"] = prediction_type
     if options.get("capture") is None and (path := folder / "capture.json").exists():
         options["capture"] = str(path)
-    names = TOKENIZER_FOLDERS[: 2 if is_xl(contents[INDEX]) else 1]
+    names = TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]
     own, pad_tokens = {name: folder / name for name in names}, dict.fromkeys(names)
     if tokenizers and "tokenizer_2" in own and "tokenizer_2" not in tokenizers:
         pad_tokens["tokenizer_2"] = load_tokenizer(own["tokenizer_2"]).backend.pad_token
@@ -175,29 +180,26 @@ def check_model_config(config: ModelConfig, source: str) -> None:
 def _require_memory(config: ModelConfig, source: str) -> None:
     """Refuses a model that no accelerator can hold, before anything is traced."""
     weights = 4 * sum(math.prod(parameter.shape) for parameter in parameters(config).values())
-    if weights > _MOST_WEIGHTS:
-        raise UserError(
-            f"{source}: its weights would take {weights / 2**30:.0f} GiB, at most "
-            f"{_MOST_WEIGHTS / 2**30:.0f} are supported; check the widths in its configs"
-        )
     sides = {f"{layer.name}.attn1": layer.side for layer in attention_layers(config.unet)}
     recorded = sum(sides[name] ** 4 for name in config.capture.self_layers)
-    decoded = config.image_side**2 * config.vae.block_out_channels[0]
-    if (image := 4 * (recorded + decoded)) > _MOST_PER_IMAGE:
-        raise UserError(
-            f"{source}: an image of sample_size = {config.unet.sample_size} ({config.image_side} "
-            f"pixels) would take {image / 2**30:.0f} GiB of memory, at most "
-            f"{_MOST_PER_IMAGE / 2**30:.0f} are supported; check sample_size in its unet config"
-        )
+    image = 4 * (recorded + config.image_side**2 * config.vae.block_out_channels[0])
+    of_side = f"an image of sample_size = {config.unet.sample_size} ({config.image_side} pixels)"
+    for what, needed, most, where in (
+        ("its weights", weights, _MOST_WEIGHTS, "the widths in its configs"),
+        (of_side, image, _MOST_PER_IMAGE, "sample_size in its unet config"),
+    ):
+        if needed > most:
+            raise UserError(
+                f"{source}: {what} would take {needed / 2**30:.0f} GiB of memory, at most "
+                f"{most / 2**30:.0f} are supported; check {where}"
+            )
 
 
 def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> CaptureConfig:
     """Reads a choice of attention layers to record.
 
-    Args:
-        choice: a name of `capture.PRESETS`; a JSON file with the lists "cross_layers",
-            "self_layers" and, to average only some UNet calls, "calls"; or a CaptureConfig.
-        unet: config of the UNet.
+    It is a name of `capture.PRESETS`; a JSON file with the lists "cross_layers", "self_layers" and,
+    to average only some UNet calls, "calls"; or a CaptureConfig.
     """
     if isinstance(choice, CaptureConfig):
         check_capture(choice, unet)
@@ -211,22 +213,20 @@ def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> Cap
     path = Path(expand_path(choice))
     content = {"calls": [0.0, 1.0], **read_json(path)}
     kinds = {"cross_layers": str, "self_layers": str, "calls": (int, float)}
-    if (
-        content.keys() != kinds.keys()
-        or not all(isinstance(values, list) for values in content.values())
-        or not all(isinstance(value, kinds[name]) for name in kinds for value in content[name])
-        or len(content["calls"]) != 2
-    ):
+    is_sound = content.keys() == kinds.keys() and all(
+        isinstance(content[name], list) and all(isinstance(item, kind) for item in content[name])
+        for name, kind in kinds.items()
+    )
+    if not is_sound or len(content["calls"]) != 2:
         raise UserError(
             f"{path}: needed are the lists of layer names cross_layers and self_layers, optionally "
             '"calls": [from, to], and nothing else'
         )
     try:
-        capture = CaptureConfig(**{name: tuple(values) for name, values in content.items()})
-        check_capture(capture, unet)
+        values = {name: tuple(values) for name, values in content.items()}
+        return choose_capture(CaptureConfig(**values), unet)
     except UserError as error:
         raise UserError(f"{path}: {shown(str(error))}") from error
-    return capture
 
 
 def read_model_index(folder: Path) -> Json:
@@ -261,14 +261,10 @@ def read_model_index(folder: Path) -> Json:
     return index
 
 
-def is_xl(index: Json) -> bool:
-    """Whether the pipeline is Stable Diffusion XL, with two text encoders."""
-    return index["_class_name"] == XL_PIPELINE
-
-
 def index_components(index: Json) -> tuple[str, ...]:
     """The parts of the pipeline that have weights, as `ModelConfig.components`."""
-    return tuple(name for name in COMPONENTS if name != "text_encoder_2" or is_xl(index))
+    is_xl = index["_class_name"] == XL_PIPELINE
+    return tuple(name for name in COMPONENTS if name != "text_encoder_2" or is_xl)
 
 
 def _other_folder(folder: Path) -> str:
@@ -287,10 +283,6 @@ def _is_refiner(index: Json) -> bool:
 def _describe_pipeline(index: Json) -> str:
     """The name of a pipeline, with an explanation where it is a known one."""
     name = shown(str(index.get("_class_name")), 200)
-    if _is_refiner(index):
-        return f"{name} (the refiner of Stable Diffusion XL, which only changes images)"
-    if "Inpaint" in name:
-        return f"{name} (inpainting, whose UNet also reads an image and a mask)"
-    if name.startswith(("StableDiffusion3", "Flux")):
-        return f"{name} (a transformer instead of a UNet)"
-    return name
+    hints = [hint for part, hint in _OTHER_PIPELINES.items() if part in name]
+    hints = [REFINER] if _is_refiner(index) else hints
+    return f"{name} ({hints[0]})" if hints else name

@@ -6,31 +6,10 @@ projections of OpenCLIP. Names here have no prefix for their component; names of
 name without ".weight") are translated as well.
 """
 
-import dataclasses
 import re
 
 from seediff_jax.checkpoints.parameters import rename
 from seediff_jax.models.config import UNetConfig, VaeConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """The tensor of the original layout that a tensor of diffusers is made of.
-
-    Attributes:
-        name: its name.
-        qkv_index: which third of the rows of a fused projection to take: 0 is the query, 1 the key,
-            2 the value. None takes all rows.
-        transposed: whether its two axes are exchanged.
-        squeeze_1x1: whether it may be stored as a 1 x 1 convolution, whose last two axes are
-            dropped.
-    """
-
-    name: str
-    qkv_index: int | None = None
-    transposed: bool = False
-    squeeze_1x1: bool = False
-
 
 _UNET = (
     (r"^conv_in\b", "input_blocks.0.0"),
@@ -70,12 +49,13 @@ _OPEN_CLIP = (
     (r"^text_model\.embeddings\.token_embedding\b", "token_embedding"),
     (r"^text_model\.embeddings\.position_embedding\.weight$", "positional_embedding"),
     (r"^text_model\.final_layer_norm\b", "ln_final"),
+    (r"^text_projection\.weight$", "text_projection"),
     (r"\blayer_norm([12])\b", r"ln_\1"),
+    (r"\bself_attn\.[qkv]_proj\.", "attn.in_proj_"),
     (r"\bself_attn\b", "attn"),
     (r"\bmlp\.fc1\b", "mlp.c_fc"),
     (r"\bmlp\.fc2\b", "mlp.c_proj"),
 )
-_PROJECTION = re.compile(r"(.+\.self_attn)\.([qkv])_proj\.(weight|bias)")
 
 
 def original_unet_name(name: str, config: UNetConfig) -> str:
@@ -88,37 +68,27 @@ def original_unet_name(name: str, config: UNetConfig) -> str:
     hit = _UNET_LAYER.fullmatch(name)
     if hit is None:
         return rename(_UNET, name)
-    side, kind, rest = hit[1], hit[3], hit[5]
-    block, layer = int(hit[2]), int(hit[4])
-    length = config.layers_per_block + 1
-    first = block * length
-    place = {"resnets": 0, "attentions": 1}.get(kind)
+    side, block, kind, layer, rest = hit.groups()
+    number = int(block) * (config.layers_per_block + 1) + int(layer)
+    place = int(kind == "attentions")
+    if kind == "downsamplers":  # a layer of its own, the last of the block
+        number, rest = number + config.layers_per_block, re.sub("^conv", "op", rest)
+    elif kind == "upsamplers":  # it ends the last layer, after the attention where there is one
+        number += config.layers_per_block
+        place = 2 if config.up_block_types[int(block)] == "CrossAttnUpBlock2D" else 1
     if side == "down":
-        # Number 0 is conv_in; the last layer of a block is its downsampler.
-        if place is None:
-            return f"input_blocks.{first + length}.0.{re.sub('^conv', 'op', rest)}"
-        return f"input_blocks.{1 + first + layer}.{place}.{rest}"
-    if place is None:
-        # It shares its number with the last layer, after the attention where there is one.
-        place = 2 if config.up_block_types[block] == "CrossAttnUpBlock2D" else 1
-        return f"output_blocks.{first + length - 1}.{place}.{rest}"
-    return f"output_blocks.{first + layer}.{place}.{rest}"
+        return f"input_blocks.{number + 1}.{place}.{rest}"  # number 0 is conv_in
+    return f"output_blocks.{number}.{place}.{rest}"
 
 
-def original_vae_tensor(name: str, config: VaeConfig) -> Origin:
-    """The origin of a tensor of the VAE; `config` says how many levels it has."""
+def original_vae_name(name: str, config: VaeConfig) -> str:
+    """Translates the name of a tensor of the VAE; `config` says how many levels it has."""
     finest = len(config.block_out_channels) - 1
-    is_projection = re.search(r"\.attentions\.0\.to_.+\.weight$", name) is not None
     name = re.sub(r"\bdown_blocks\b", "down", name)
     name = re.sub(r"\bup_blocks\.(\d+)", lambda hit: f"up.{finest - int(hit[1])}", name)
-    return Origin(rename(_VAE, name), squeeze_1x1=is_projection)
+    return rename(_VAE, name)
 
 
-def original_open_clip_tensor(name: str) -> Origin:
-    """The origin of a tensor of OpenCLIP's text encoder (Stable Diffusion 2.x, SDXL)."""
-    if name == "text_projection.weight":
-        return Origin("text_projection", transposed=True)
-    if hit := _PROJECTION.fullmatch(name):
-        fused = f"{rename(_OPEN_CLIP, hit[1])}.in_proj_{hit[3]}"
-        return Origin(fused, qkv_index="qkv".index(hit[2]))
-    return Origin(rename(_OPEN_CLIP, name))
+def original_open_clip_name(name: str) -> str:
+    """Translates the name of a tensor of OpenCLIP's text encoder (Stable Diffusion 2.x, XL)."""
+    return rename(_OPEN_CLIP, name)

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from seediff_jax.checkpoints.families import FAMILIES, Family, Json
-from seediff_jax.checkpoints.model_config import SCHEDULER
+from seediff_jax.checkpoints.model_config import REFINER, SCHEDULER
 from seediff_jax.checkpoints.original_names import (
-    Origin,
-    original_open_clip_tensor,
+    original_open_clip_name,
     original_unet_name,
-    original_vae_tensor,
+    original_vae_name,
 )
 from seediff_jax.checkpoints.parameters import is_unused
 from seediff_jax.checkpoints.safetensors_files import StoredTensor, Tensors, open_weights
@@ -27,6 +26,9 @@ from seediff_jax.models.model import ModelConfig
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _CONV_IN = f"{_UNET}input_blocks.0.0.weight"
 _CONTEXT = re.compile(rf"{re.escape(_UNET)}.+\.attn2\.to_k\.weight")
+# Prefix of the first text encoder, in files of CompVis and in those of Stability AI's later code.
+_TEXT, _LATER_TEXT = "cond_stage_model.", "conditioner.embedders.0."
+_VAE_PROJECTION = re.compile(r"\.attentions\.0\.to_.+\.weight$")  # may be a 1 x 1 convolution
 # Empty tensors by which trainers state that the UNet predicts velocity, and that the last timestep
 # is pure noise; metadata that state what the UNet predicts.
 _VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
@@ -40,7 +42,6 @@ _NEEDED = (
     "encoder: 'cond_stage_model.transformer.*' (Stable Diffusion 1.x), 'cond_stage_model.model.*' "
     "(2.x), or 'conditioner.embedders.0.transformer.*' and 'conditioner.embedders.1.model.*' (XL)"
 )
-_REFINER = "the refiner of Stable Diffusion XL, which only changes images"
 # Tensors that only files of other families have.
 _OTHER_FAMILIES = {
     r"(.*\.)?joint_blocks\.": "Stable Diffusion 3 (a transformer instead of a UNet)",
@@ -58,10 +59,8 @@ def read_family(
 ) -> tuple[Family, dict[str, Json]]:
     """Recognises the family of a file; returns it with the JSON files of its diffusers folder.
 
-    Args:
-        path: a .safetensors file.
-        prediction_type: instead of the one that the file or its family states.
-        needs_vae: whether a file without a VAE is refused.
+    A `prediction_type` is used instead of the one that the file or its family states. Only with
+    `needs_vae`, a file without a VAE is refused.
 
     Raises:
         UserError: the file is damaged, is not Stable Diffusion 1.x, 2.x or XL, or predicts
@@ -86,67 +85,67 @@ def read_family(
 def component_tensors(
     tensors: Tensors, component: str, names: Iterable[str], config: ModelConfig
 ) -> Tensors:
-    """Finds the tensors of a component in a file.
+    """Finds the tensors of a component in a file; a VAE's own file may have diffusers' names.
 
     Returns:
         The tensors of `names` (in diffusers) that the file has, and, under their own names, all
         others with the component's prefix that are not known to be unused.
     """
-    prefix, origin_of, unused = _component(tensors, component, config)
-    origins = {name: origin_of(name) for name in names}
-    found = {
-        name: _derive(tensors[prefix + origin.name], origin)
-        for name, origin in origins.items()
-        if prefix + origin.name in tensors
-    }
-    for raw in tensors.keys() - {tensor.name for tensor in found.values()}:
+    prefix, translate, unused = _layout(tensors, component, config)
+    originals = {name: prefix + translate(name) for name in names}
+    found = {n: _derive(tensors[raw], n) for n, raw in originals.items() if raw in tensors}
+    for raw in tensors.keys() - originals.values():
         inside = raw.removeprefix(prefix)
         known = re.match(unused, inside) or is_unused(component, inside)
         if raw.startswith(prefix) and not known:
-            # Hugging Face's CLIP has other spellings of its own, which `canonical_name` knows.
-            found[inside if origin_of is Origin else raw] = tensors[raw]
+            # diffusers' names have other spellings, which `canonical_name` knows.
+            found[inside if translate is str else raw] = tensors[raw]
     return found
 
 
-def _component(
+def _layout(
     tensors: Tensors, component: str, config: ModelConfig
-) -> tuple[str, Callable[[str], Origin], str]:
-    """Prefix of a component, origins of its tensors, and a pattern of those that are not used."""
+) -> tuple[str, Callable[[str], str], str]:
+    """Prefix of a component, its names without it, and a pattern of those that are not used."""
     if component == "unet":
-        return _UNET, lambda name: Origin(original_unet_name(name, config.unet)), "$"
+        return _UNET, lambda name: original_unet_name(name, config.unet), "$"
     if component == "vae":
-        prefix = _VAE if any(name.startswith(_VAE) for name in tensors) else ""
-        return prefix, lambda name: original_vae_tensor(name, config.vae), r"(loss|model_ema)\."
+        if not any(".block." in name or ".mid." in name for name in tensors):
+            return "", str, "$"
+        prefix = _VAE if _has(tensors, _VAE) else ""
+        return prefix, lambda name: original_vae_name(name, config.vae), r"(loss|model_ema)\."
     _, prefixes = _find_family(tensors)
     if not prefixes[component].endswith(".model."):
-        return prefixes[component], Origin, "$"
+        return prefixes[component], str, "$"
     # Stable Diffusion 2.x reads the penultimate layer and never uses the last one.
     last = getattr(config, component).num_hidden_layers
-    return prefixes[component], original_open_clip_tensor, rf"transformer\.resblocks\.{last}\."
+    return prefixes[component], original_open_clip_name, rf"transformer\.resblocks\.{last}\."
 
 
 def _recognise(tensors: Tensors, path: Path, needs_vae: bool) -> Family:
-    def has(prefix: str) -> bool:
-        return any(name.startswith(prefix) for name in tensors)
-
     if any(".lora" in name for name in tensors):
         raise UserError(
             f"{path} is a LoRA, which changes another model: give that model, and the file as "
             "loras=[(path, weight)] (--lora=path:weight)"
         )
-    for pattern, kind in _OTHER_FAMILIES.items():
-        if any(re.match(pattern, name) for name in tensors):
-            raise UserError(_refusal(path, kind))
     family, _ = _find_family(tensors)
-    if family is None and has(_UNET) and has("conditioner.embedders.0.model."):
-        raise UserError(_refusal(path, _REFINER))
+    kinds = [
+        kind
+        for pattern, kind in _OTHER_FAMILIES.items()
+        if any(re.match(pattern, name) for name in tensors)
+    ]
+    if family is None and _has(tensors, _UNET) and _has(tensors, f"{_LATER_TEXT}model."):
+        kinds.append(REFINER)
+    if kinds:
+        known = ", ".join(family.name for family in FAMILIES.values())
+        raise UserError(f"{path} is {kinds[0]}, which is not supported; give a file of {known}")
     if family is None or _CONV_IN not in tensors:
         found = sorted({".".join(name.split(".")[:2]) for name in tensors})
         raise UserError(
             f"{path} does not hold a whole Stable Diffusion in the original layout: {_NEEDED}; "
             f"found are {listed(found, 8) or 'no tensors'}"
         )
-    if needs_vae and not has(_VAE):
+    if needs_vae and not _has(tensors, _VAE):
         raise UserError(
             f"{path} has no VAE ('{_VAE}*'); give one as vae (--vae): a file or a folder"
         )
@@ -158,29 +157,22 @@ def _recognise(tensors: Tensors, path: Path, needs_vae: bool) -> Family:
     return family
 
 
-def _refusal(path: Path, kind: str) -> str:
-    known = ", ".join(family.name for family in FAMILIES.values())
-    return f"{path} is {kind}, which is not supported; give a file of {known}"
-
-
 def _find_family(tensors: Tensors) -> tuple[Family | None, Mapping[str, str]]:
     """Finds the family of a file by its text encoders; also returns the prefixes of their names."""
-    for family in sorted(FAMILIES.values(), key=lambda family: -len(family.text_encoders)):
-        # All models with one text encoder have the same newer names; its width tells them apart.
-        width = family.configs["unet/config.json"]["cross_attention_dim"]
-        fits = width in _text_widths(tensors)
-        for prefixes in (family.text_encoders, family.newer_text_encoders if fits else None):
-            if prefixes is not None and all(
-                any(name.startswith(prefix) for name in tensors) for prefix in prefixes.values()
-            ):
+    width = next((t.shape for name, t in tensors.items() if _CONTEXT.fullmatch(name)), ())[1:2]
+    for family in FAMILIES.values():
+        old = family.text_encoders
+        new = {name: prefix.replace(_TEXT, _LATER_TEXT) for name, prefix in old.items()}
+        # The later code has one name for all of them; the width of the text tells them apart.
+        fits = width == (family.configs["unet/config.json"]["cross_attention_dim"],)
+        for prefixes in (old, *([new] if fits else [])):
+            if all(_has(tensors, prefix) for prefix in prefixes.values()):
                 return family, prefixes
     return None, {}
 
 
-def _text_widths(tensors: Tensors) -> tuple[int, ...]:
-    """Width of the text that the UNet reads, if it is known."""
-    found = (tensor.shape for name, tensor in tensors.items() if _CONTEXT.fullmatch(name))
-    return next(found, ())[1:2]
+def _has(tensors: Tensors, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in tensors)
 
 
 def _stated_prediction(tensors: Tensors, metadata: Mapping[str, str], path: Path) -> str | None:
@@ -198,14 +190,14 @@ def _stated_prediction(tensors: Tensors, metadata: Mapping[str, str], path: Path
     return stated.pop() if stated else None
 
 
-def _derive(tensor: StoredTensor, origin: Origin) -> StoredTensor:
-    """Makes a tensor of diffusers from a tensor of the original layout."""
-    shape, start = tensor.shape, tensor.start
-    if origin.qkv_index is not None and shape and shape[0] % 3 == 0:
+def _derive(tensor: StoredTensor, name: str) -> StoredTensor:
+    """Makes the tensor that diffusers names `name` from its source in the original layout."""
+    shape, start, transposed = tensor.shape, tensor.start, tensor.name.endswith("text_projection")
+    if ".in_proj_" in tensor.name and shape and shape[0] % 3 == 0:  # query, key and value
         shape = (shape[0] // 3, *shape[1:])
-        start += origin.qkv_index * tensor.size // 3
-    if origin.transposed:
+        start += "qkv".index(name.split(".self_attn.")[1][0]) * tensor.size // 3
+    if transposed:
         shape = shape[::-1]
-    if origin.squeeze_1x1 and set(shape[2:]) == {1}:
+    if _VAE_PROJECTION.search(name) and set(shape[2:]) == {1}:
         shape = shape[:2]
-    return dataclasses.replace(tensor, start=start, shape=shape, transposed=origin.transposed)
+    return dataclasses.replace(tensor, start=start, shape=shape, transposed=transposed)

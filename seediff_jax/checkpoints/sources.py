@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
 from seediff_jax.checkpoints.lora import Loras, lora_merges
-from seediff_jax.checkpoints.model_config import Json, make_model_config, read_model_config
+from seediff_jax.checkpoints.model_config import INDEX, make_model_config, read_model_config
 from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from seediff_jax.checkpoints.param_loading import Weights, read_components
 from seediff_jax.checkpoints.parameters import tensor_names
@@ -62,10 +62,12 @@ def find_source(
     if name and path.exists():  # the path of an empty name is the current folder
         if path.is_dir() or (path.is_file() and path.suffix == _FILE):
             return path
-        kind = "a file" if path.is_file() else "not a regular file"
-        raise UserError(
-            f"{path} is {kind}; a {_FILE} file or a diffusers folder is needed{_advice(path)}"
-        )
+        kind, advice = "a file" if path.is_file() else "not a regular file", ""
+        if path.suffix in PICKLES:
+            advice = "; " + CONVERT.format(loader="from_single_file", source=str(path))
+        elif (path.parent / INDEX).is_file():
+            advice = f"; name the folder, {path.parent}"
+        raise UserError(f"{path} is {kind}; a {_FILE} file or a diffusers folder is needed{advice}")
     raise UserError(
         f"there is no model {shown(name)!r}: neither {', '.join(map(repr, EMBEDDED_MODELS))}, nor "
         f"a folder or {_FILE} file, nor the 'owner/model' of the Hugging Face hub"
@@ -80,12 +82,9 @@ def read_source_config(
     vae: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> ModelConfig:
-    """Reads the config of a model.
+    """Reads the config of a model that `find_source` found.
 
-    Args:
-        source: from `find_source`.
-        prediction_type: see `load_model`, as are tokenizer, vae and the options (scheduler,
-            scheduler_options, capture).
+    See `load_model` for the arguments; the options are scheduler, scheduler_options and capture.
 
     Raises:
         UserError: something in the files, or an option, is not supported or does not fit.
@@ -94,7 +93,13 @@ def read_source_config(
         choices = ", ".join(map(repr, PREDICTION_TYPES))
         raise UserError(f"prediction_type={prediction_type!r} is not one of {choices}")
     folders = None if tokenizer is None else _find_tokenizers(tokenizer)
-    changes = {} if vae is None else _read_vae_config(find_vae(vae))
+    changes = {}
+    if vae is not None and (path := find_vae(vae) / "config.json").is_file():
+        changes["vae/config.json"] = read_json(path)
+        kind = changes["vae/config.json"].get("_class_name", "AutoencoderKL")
+        if kind != "AutoencoderKL":
+            kind = shown(str(kind), 200)
+            raise UserError(f"{path} has a {kind}; only AutoencoderKL is supported")
     if not source.is_file():
         return read_model_config(
             source, prediction_type=prediction_type, tokenizers=folders, changes=changes, **options
@@ -112,36 +117,33 @@ def read_source_weights(
     loras: Loras = (),
     vae: str | os.PathLike[str] | None = None,
 ) -> Weights:
-    """Reads the weights of a model one by one, each with the LoRAs merged; see `load_model`.
+    """Reads the weights of a model one by one, each with the LoRAs merged.
 
-    Args:
-        source: from `find_source`.
-        config: from `read_source_config`.
-        dtype: see `load_model`, as are loras and vae.
+    `source` and `config` come from the functions above; see `load_model` for the others.
 
     Raises:
         UserError: weights are missing, damaged or do not fit the config, or a LoRA does not fit.
     """
     merges = lora_merges(loras, config)
-    components = config.components
-    if source.is_dir() and is_orbax(source):
+    places = {name: source / name if source.is_dir() else source for name in config.components}
+    if vae is not None:
+        places["vae"] = find_vae(vae)
+    if is_orbax(source):
         for path, weight in read_orbax(source, config, dtype, merges):
             if vae is None or path[0] != "vae":
                 yield path, weight
-        components = ("vae",) if vae else ()
-    whole = None if source.is_dir() else open_weights(source)[0]
-    found: dict[str, tuple[str, Tensors]] = {}
-    for component in components:
-        if component == "vae" and vae is not None:
-            found[component] = str(vae), _open_vae(find_vae(vae), config)
-        elif whole is None:
-            folder = source / component
-            found[component] = str(folder), open_component(folder, component)
-        else:
-            names = tensor_names(config, component)
-            tensors = component_tensors(whole, component, names, config)
-            found[component] = f"{source}: {component}", tensors
+        places = {} if vae is None else {"vae": places["vae"]}
+    found = {name: _open_part(place, name, config) for name, place in places.items()}
     yield from read_components(found, config, dtype, merges)
+
+
+def _open_part(place: Path, component: str, config: ModelConfig) -> tuple[str, Tensors]:
+    """Opens the tensors of a component in its folder or in a file; also returns their name."""
+    if place.is_dir():
+        return str(place), open_component(place, component)
+    names = tensor_names(config, component)
+    tensors = component_tensors(open_weights(place)[0], component, names, config)
+    return f"{place}: {component}", tensors
 
 
 def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:
@@ -161,24 +163,6 @@ def find_vae(name_or_path: str | os.PathLike[str]) -> Path:
             "or of a model"
         )
     return path
-
-
-def _read_vae_config(vae: Path) -> dict[str, Json]:
-    """The config of a VAE in its own folder; it replaces that of the model."""
-    if vae.is_file():
-        return {}
-    config = read_json(vae / "config.json")
-    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-        kind = shown(str(config["_class_name"]), 200)
-        raise UserError(f"{vae / 'config.json'} has a {kind}; only AutoencoderKL is supported")
-    return {"vae/config.json": config}
-
-
-def _open_vae(vae: Path, config: ModelConfig) -> Tensors:
-    tensors = open_component(vae, "vae") if vae.is_dir() else open_weights(vae)[0]
-    if any(".block." in name or ".mid." in name for name in tensors):  # the original layout
-        return component_tensors(tensors, "vae", tensor_names(config, "vae"), config)
-    return tensors
 
 
 def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
@@ -203,12 +187,3 @@ def _default_tokenizer(source: Path) -> dict[str, Path]:
             f"{error}. Give tokenizer (--tokenizer): a folder with vocab.json and merges.txt, or a "
             "diffusers folder of Stable Diffusion"
         ) from error
-
-
-def _advice(path: Path) -> str:
-    """What to do with a file that is not a safetensors file."""
-    if path.suffix in PICKLES:
-        return "; " + CONVERT.format(loader="from_single_file", source=str(path))
-    if (path.parent / "model_index.json").is_file():
-        return f"; name the folder, {path.parent}"
-    return ""
