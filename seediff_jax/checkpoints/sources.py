@@ -21,7 +21,6 @@ from seediff_jax.checkpoints.parameters import tensor_names
 from seediff_jax.checkpoints.safetensors_files import (
     CONVERT,
     PICKLES,
-    Tensors,
     open_component,
     open_weights,
 )
@@ -133,17 +132,15 @@ def read_source_weights(
             if vae is None or path[0] != "vae":
                 yield path, weight
         places = {} if vae is None else {"vae": places["vae"]}
-    found = {name: _open_part(place, name, config) for name, place in places.items()}
+    opened = {path: open_weights(path)[0] for path in {*places.values()} if path.is_file()}
+    found = {}
+    for name, place in places.items():
+        if place in opened:
+            tensors = component_tensors(opened[place], name, tensor_names(config, name), config)
+            found[name] = f"{place}: {name}", tensors
+        else:
+            found[name] = str(place), open_component(place, name)
     yield from read_components(found, config, dtype, merges)
-
-
-def _open_part(place: Path, component: str, config: ModelConfig) -> tuple[str, Tensors]:
-    """Opens the tensors of a component in its folder or in a file; also returns their name."""
-    if place.is_dir():
-        return str(place), open_component(place, component)
-    names = tensor_names(config, component)
-    tensors = component_tensors(open_weights(place)[0], component, names, config)
-    return f"{place}: {component}", tensors
 
 
 def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:

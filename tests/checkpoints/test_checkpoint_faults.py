@@ -170,3 +170,9 @@ def test_missing_weights_are_named(folder, config):
     (folder / FILES["text_encoder"]).unlink()
     message = refusal(folder, config)
     assert f"{folder / FILES['text_encoder']} is missing; the folder holds config.json" in message
+
+
+def test_the_missing_folder_of_a_component_is_named_by_its_file(folder, config):
+    shutil.rmtree(folder / "unet")
+    message = refusal(folder, config)
+    assert message.startswith(f"{folder / FILES['unet']} is missing; the folder holds nothing")
