@@ -69,9 +69,10 @@ def load_model(
         revision: branch, tag or commit of a model on the hub.
         loras: LoRA files (.safetensors of kohya or diffusers) to merge into the weights, each with
             the factor of its change.
-        capture: attention layers to record: "published", "coarse" (without the finest level), a
-            JSON file with lists of layers, or a CaptureConfig; by default the folder's
-            `capture.json`, or "published".
+        capture: attention layers to record: "published", "coarse" (without the finest level),
+            "two_levels" (seeds from two levels), a JSON file with lists of layers, or a
+            CaptureConfig; by default the folder's `capture.json`, or "published". "later_half" is
+            this default, in the second half of the UNet calls.
         vae: VAE instead of the model's own: a .safetensors file in the original layout or that of
             diffusers, or the folder of a VAE or of a model; needed if a single file has none.
         sharding: of every weight, or a function from a weight's shape to its sharding; each weight

@@ -8,6 +8,7 @@ text_encoder_2/ tokenizer_2/      Stable Diffusion XL only
 capture.json                      ours, optional: the attention layers to record
 """
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -20,7 +21,14 @@ from seediff_jax.errors import UserError, quoted, shown
 from seediff_jax.files.paths import expand_path
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.models import config as configs
-from seediff_jax.models.capture import PRESETS, CaptureConfig, attention_layers, check_capture
+from seediff_jax.models.capture import (
+    HALF,
+    LATER_HALF,
+    PRESETS,
+    CaptureConfig,
+    attention_layers,
+    check_capture,
+)
 from seediff_jax.models.model import COMPONENTS, ModelConfig
 from seediff_jax.prompts.tokenizer import (
     TOKENIZER_FOLDERS,
@@ -74,7 +82,7 @@ def read_model_config(
         tokenizers: see `tokenizer_folders`, instead of the folder's own; a single one serves as
             both of Stable Diffusion XL, and the second keeps its padding.
         changes: other contents for files of the folder.
-        options: of `make_model_config`; capture is by default the folder's `capture.json`.
+        options: of `make_model_config`; own_capture is the folder's `capture.json`.
 
     Raises:
         UserError: the pipeline is not supported, or a file is missing or damaged, asks for
@@ -88,8 +96,8 @@ def read_model_config(
     contents[SCHEDULER] = read_json(folder / SCHEDULER, infinity=True)
     if prediction_type is not None:
         contents[SCHEDULER]["prediction_type"] = prediction_type
-    if options.get("capture") is None and (path := folder / "capture.json").exists():
-        options["capture"] = str(path)
+    if (path := folder / "capture.json").exists():
+        options["own_capture"] = str(path)
     names = TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]
     own, pad_tokens = {name: folder / name for name in names}, dict.fromkeys(names)
     if tokenizers and "tokenizer_2" in own and "tokenizer_2" not in tokenizers:
@@ -106,6 +114,7 @@ def make_model_config(
     scheduler: str | None = None,
     scheduler_options: Mapping[str, Any] | None = None,
     capture: str | CaptureConfig | None = None,
+    own_capture: str = "published",
 ) -> ModelConfig:
     """Builds the config of a model from the contents of the files of its diffusers folder.
 
@@ -114,7 +123,8 @@ def make_model_config(
         tokenizers: "tokenizer", and "tokenizer_2" of Stable Diffusion XL.
         source: prefix of the names of files in errors, for example "folder/".
         scheduler: see `load_model`, as are scheduler_options.
-        capture: see `choose_capture`; None is "published".
+        capture: see `choose_capture`; None is own_capture.
+        own_capture: the model's own choice.
     """
 
     def read(name: str, parse: Any, **options: Any) -> Any:
@@ -132,7 +142,7 @@ def make_model_config(
         unet=unet,
         vae=read("vae/config.json", configs.vae_config),
         scheduler=sampler.with_options(scheduler_options or {}),
-        capture=choose_capture(capture or "published", unet),
+        capture=choose_capture(capture or own_capture, unet, own_capture),
         **more,
     )
     check_model_config(config, source.rstrip("/: "))
@@ -195,20 +205,26 @@ def _require_memory(config: ModelConfig, source: str) -> None:
             )
 
 
-def choose_capture(choice: str | CaptureConfig, unet: configs.UNetConfig) -> CaptureConfig:
+def choose_capture(
+    choice: str | CaptureConfig, unet: configs.UNetConfig, own: str = "published"
+) -> CaptureConfig:
     """Reads a choice of attention layers to record.
 
-    It is a name of `capture.PRESETS`; a JSON file with the lists "cross_layers", "self_layers" and,
-    to average only some UNet calls, "calls"; or a CaptureConfig.
+    It is a name of `capture.PRESETS`; LATER_HALF, of the model's own choice; a JSON file with the
+    lists "cross_layers", "self_layers" and, to average only some UNet calls, "calls"; or a
+    CaptureConfig.
     """
     if isinstance(choice, CaptureConfig):
         check_capture(choice, unet)
         return choice
     if choice in PRESETS:
         return PRESETS[choice](unet)
+    if choice == LATER_HALF:
+        return dataclasses.replace(choose_capture(own, unet), calls=HALF)
     if not choice.endswith(".json"):
         raise UserError(
-            f"capture={shown(choice, 200)!r} is none of {', '.join(PRESETS)}, and no .json file"
+            f"capture={shown(choice, 200)!r} is not one of {', '.join([*PRESETS, LATER_HALF])}, "
+            "and not a .json file"
         )
     path = Path(expand_path(choice))
     content = {"calls": [0.0, 1.0], **read_json(path)}

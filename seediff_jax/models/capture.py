@@ -149,11 +149,6 @@ def coarse_capture(config: UNetConfig) -> CaptureConfig:
     return dataclasses.replace(published, self_layers=coarser)
 
 
-def later_half_capture(config: UNetConfig) -> CaptureConfig:
-    """The published layers, averaged over the second half of the calls (Text-to-Seed, 2026)."""
-    return dataclasses.replace(published_capture(config), calls=(0.5, 1.0))
-
-
 def two_levels_capture(config: UNetConfig) -> CaptureConfig:
     """The published layers, and for the seeds those of the next coarser side (Text-to-Seed, 2026).
 
@@ -173,10 +168,13 @@ def two_levels_capture(config: UNetConfig) -> CaptureConfig:
 PRESETS = {
     "published": published_capture,
     "coarse": coarse_capture,
-    "later_half": later_half_capture,
     "two_levels": two_levels_capture,
 }
 """Names of choices that suit every UNet."""
+
+LATER_HALF = "later_half"
+"""Name of the model's own choice, averaged over HALF of the UNet calls (Text-to-Seed, 2026)."""
+HALF = (0.5, 1.0)
 
 
 def check_capture(

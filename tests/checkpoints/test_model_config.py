@@ -341,6 +341,16 @@ def test_a_folder_of_xl_saved_by_an_image_to_image_pipeline_is_the_same_model(xl
     assert read_model_config(folder) == config
 
 
+def test_later_half_keeps_the_layers_that_the_model_chose(folder):
+    published = read_model_config(folder, capture="later_half").capture
+    assert published.calls == (0.5, 1.0)
+    assert published == dataclasses.replace(read_model_config(folder).capture, calls=(0.5, 1.0))
+    cross, own = published.cross_layers[:1], published.self_layers[:1]
+    (folder / "capture.json").write_text(json.dumps({"self_layers": own, "cross_layers": cross}))
+    chosen = read_model_config(folder, capture="later_half").capture
+    assert chosen == CaptureConfig(cross_layers=cross, self_layers=own, calls=(0.5, 1.0))
+
+
 def test_a_capture_that_does_not_fit_is_refused_with_its_file(folder):
     rewrite_json(folder / "unet" / "config.json", {"sample_size": 8})
     (folder / "capture.json").write_text('{"self_layers": ["x"], "cross_layers": []}')
