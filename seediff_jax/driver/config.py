@@ -103,7 +103,8 @@ class ModelSource:
         None,
         "Which attention is recorded: published (the layers of the paper), coarse (without the "
         "finest level), later_half (the model's choice, in the second half of the UNet calls), "
-        "two_levels (seeds from two levels), or a JSON file with lists of layers; by default the model's choice.",
+        "two_levels (seeds from two levels), or a JSON file with lists of layers; by default the "
+        "model's choice.",
         path=True,
     )
 
