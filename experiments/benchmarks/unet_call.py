@@ -32,6 +32,7 @@ from experiments.benchmarks.networks import (
     random_inputs,
     random_params,
 )
+from seediff_jax.driver.arithmetic import avoid_ynnpack
 from seediff_jax.models.capture import published_capture
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
@@ -41,6 +42,7 @@ BATCH_SIZE = 2
 
 def measure_ours(config: str, captured: bool, repeats: int) -> dict[str, Any]:
     """Measures this package; `captured` records the published layers of the conditional row."""
+    avoid_ynnpack()
     call = make_our_call(config, captured)
     return _measure(lambda: jax.block_until_ready(call()), repeats)
 
