@@ -97,7 +97,7 @@ def test_a_converted_folder_keeps_its_capture_unless_another_is_given(source, tm
         (["--output={new}", "--lora=none.safetensors:1"], "none.safetensors does not exist"),
         (["--output={new}", "--lora=none.safetensors:much"], "'much' is not a number"),
         (["--output={new}", "--revision=main"], "only models of the hub have revisions"),
-        (["--output={new}", "--capture=all"], "'all' is none of published, coarse, "),
+        (["--output={new}", "--capture=all"], "'all' is not one of published, coarse, "),
     ],
 )
 def test_a_bad_flag_gives_one_line_and_writes_nothing(source, tmp_path, capsys, options, message):
