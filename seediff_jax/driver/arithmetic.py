@@ -31,7 +31,7 @@ _VARIABLES = ("NVIDIA_TF32_OVERRIDE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAUL
 # How names of compiler flags look that choose a precision; others change rounding at most.
 _PRECISION_FLAG = re.compile(r"precision|fast_math|fast_min_max|b?f16|f8|tf32|denormal|fpmath")
 # No operation goes to YNNPACK, whose convolutions are slow.
-_NO_YNNPACK = ("--xla_cpu_experimental_ynn_fusion_type", "")
+_NO_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="
 _FIRST_UNTRIED_JAX = (0, 13)  # a flag that XLA does not know would end the process
 # Files and simulated devices of a host, and the stack of `hosts.widen_compiler_stack`.
 _NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
@@ -45,10 +45,10 @@ def avoid_ynnpack() -> None:
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
     is_file = given and not given.startswith("-")
-    if is_file or _NO_YNNPACK[0] in given:
+    if is_file or _NO_YNNPACK in given:
         return
     if jax.__version_info__ < _FIRST_UNTRIED_JAX and _is_x86() and _uses_cpu():
-        os.environ["XLA_FLAGS"] = f"{given} {'='.join(_NO_YNNPACK)}".strip()
+        os.environ["XLA_FLAGS"] = f"{given} {_NO_YNNPACK}".strip()
 
 
 def _is_x86() -> bool:
@@ -95,7 +95,4 @@ def _compiler_flags() -> dict[str, str]:
             text = Path(text).read_text(encoding="utf-8")  # as XLA does
         words += shlex.split(text)
     parts = (word.partition("=") for word in words)
-    found = {name: value if equals else "true" for name, equals, value in parts}
-    if _NO_YNNPACK in found.items():  # the usual value, see `avoid_ynnpack`
-        del found[_NO_YNNPACK[0]]
-    return found
+    return {name: value if equals else "true" for name, equals, value in parts}

@@ -20,8 +20,8 @@ class Preset:
     preset: str | None = setting(
         None,
         "Defaults of other flags, which win if they are given. fast: a third of the published "
-        "FLOPs (--num_steps=15 --scheduler=dpmsolver_multistep --capture=later_half); not for models "
-        "that were distilled to a few steps.",
+        "FLOPs (--num_steps=15 --scheduler=dpmsolver_multistep --capture=later_half); not for "
+        "models that were distilled to a few steps.",
         choices=tuple(PRESETS),
         stored=False,
     )

@@ -123,12 +123,10 @@ def test_other_machines_keep_the_flags_of_xla(x86, monkeypatch, what, value):
     assert "XLA_FLAGS" not in os.environ
 
 
-def test_the_flag_that_the_driver_sets_is_not_recorded_and_another_value_is(x86, monkeypatch):
+def test_the_flag_that_the_driver_sets_is_recorded_as_rounding(x86):
     avoid_ynnpack()
-    assert rounding_settings() == precision_settings() == {}
-    name, value = NO_YNNPACK[:-1], "LIBRARY_FUSION_TYPE_DOT"
-    monkeypatch.setenv("XLA_FLAGS", f"{name}={value}")
-    assert rounding_settings() == {name: value}
+    assert precision_settings() == {}
+    assert rounding_settings() == {NO_YNNPACK[:-1]: ""}
 
 
 def test_jax_takes_the_flag_that_the_driver_sets(tmp_path):
