@@ -1,6 +1,6 @@
 """Compares sets of XLA's CPU flags with the default, in pairs of processes that take turns.
 
-    python -m experiments.benchmarks.cpu_flags [--pairs=5 --sets=no_ynnpack --sets=onednn]
+    python -m experiments.benchmarks.cpu_flags [--pairs=5 --sets=no_ynnpack]
 
 Each process times one UNet call of the embedded model's size with the published layers recorded,
 and the convolutions and matrix products of Stable Diffusion 1.4 at 64 x 64 latents, float32, two
@@ -33,6 +33,9 @@ from experiments.benchmarks.measuring import (
 DEFAULT = "default"
 SETS = {
     DEFAULT: (),
+    "no_convolutions": (
+        "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
+    ),
     "no_ynnpack": ("--xla_cpu_experimental_ynn_fusion_type=",),
     # XNNPACK and YNNPACK take convolutions before oneDNN can. It is in JAX 0.12, not in 0.10.2.
     "onednn": (
@@ -41,7 +44,7 @@ SETS = {
         "--xla_cpu_experimental_ynn_fusion_type=",
     ),
 }
-"""Name -> flags of XLA; the driver sets those of "no_ynnpack" (`driver.arithmetic`)."""
+"""Name -> flags of XLA; the driver sets those of "no_convolutions" (`driver.arithmetic`)."""
 
 # Side and channels of 3x3 convolutions; rows, inputs and outputs of matrix products.
 CONVOLUTIONS = ((64, 320), (32, 640), (16, 1280), (8, 1280), (8, 2560))
@@ -164,7 +167,7 @@ def main(_) -> None:
 if __name__ == "__main__":
     known = [name for name in SETS if name != DEFAULT]
     flags.DEFINE_multi_enum(
-        "sets", ["no_ynnpack", "onednn"], known, "Sets to compare with the default."
+        "sets", ["no_convolutions", "no_ynnpack"], known, "Sets to compare with the default."
     )
     flags.DEFINE_integer("pairs", 5, "Pairs of processes.", lower_bound=2)
     flags.DEFINE_integer("repeats", 5, "Timed calls per part; the fastest counts.", lower_bound=1)

@@ -27,6 +27,7 @@ from experiments.benchmarks.measuring import (
 )
 from experiments.benchmarks.networks import UNETS, make_random_model
 from seediff_jax.checkpoints.load import load_model
+from seediff_jax.driver.arithmetic import avoid_ynnpack
 from seediff_jax.masks.config import MaskConfig, Thresholds
 from seediff_jax.masks.label_maps import make_masks
 from seediff_jax.models.model import Model, decode_latents
@@ -41,6 +42,7 @@ CAPTURES = {"image": False, "pair": True}
 
 def measure(name: str, num_steps: int, batch_size: int, repeats: int) -> dict[str, Any]:
     """Measures time and memory of images alone, images with masks, and the parts of both."""
+    avoid_ynnpack()  # as a run does
     model = make_random_model(name) if name in UNETS else load_model(name)
     programs = {key: _compile(model, num_steps, batch_size, on) for key, on in CAPTURES.items()}
     calls = {key: call for key, (call, _) in programs.items()}

@@ -30,8 +30,9 @@ _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
 # How names of compiler flags look that choose a precision; others change rounding at most.
 _PRECISION_FLAG = re.compile(r"precision|fast_math|fast_min_max|b?f16|f8|tf32|denormal|fpmath")
-# No operation goes to YNNPACK, whose convolutions are slow.
-_NO_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="
+_YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+# YNNPACK's convolutions are slow; its reductions and matrix products are not.
+_NO_CONVOLUTIONS = f"{_YNNPACK_FLAG}-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 _FIRST_UNTRIED_JAX = (0, 13)  # a flag that XLA does not know would end the process
 # Files and simulated devices of a host, and the stack of `hosts.widen_compiler_stack`.
 _NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
@@ -45,10 +46,10 @@ def avoid_ynnpack() -> None:
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
     is_file = given and not given.startswith("-")
-    if is_file or _NO_YNNPACK in given:
+    if is_file or _YNNPACK_FLAG in given:
         return
     if jax.__version_info__ < _FIRST_UNTRIED_JAX and _is_x86() and _uses_cpu():
-        os.environ["XLA_FLAGS"] = f"{given} {_NO_YNNPACK}".strip()
+        os.environ["XLA_FLAGS"] = f"{given} {_NO_CONVOLUTIONS}".strip()
 
 
 def _is_x86() -> bool:

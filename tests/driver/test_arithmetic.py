@@ -68,7 +68,8 @@ def test_flags_of_compilers_are_split_by_what_they_change(monkeypatch, tmp_path)
     assert precision_settings()["--xla_allow_excess_precision"] == "true"
 
 
-NO_YNNPACK = "--xla_cpu_experimental_ynn_fusion_type="
+FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+NO_YNNPACK = f"{FLAG}=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 
 
 @pytest.fixture
@@ -86,11 +87,12 @@ def x86(monkeypatch):
         ("--xla_dump_to=x", f"--xla_dump_to=x {NO_YNNPACK}"),
         (NO_YNNPACK, NO_YNNPACK),
         # The user's own choice stays, and so does a file of flags.
-        (f"{NO_YNNPACK}LIBRARY_FUSION_TYPE_DOT",) * 2,
+        (f"{FLAG}=LIBRARY_FUSION_TYPE_DOT",) * 2,
+        (f"{FLAG}=",) * 2,
         ("flags.txt",) * 2,
     ],
 )
-def test_cpus_use_no_ynnpack_unless_the_user_says_otherwise(x86, monkeypatch, before, after):
+def test_cpus_convolve_without_ynnpack_unless_told_otherwise(x86, monkeypatch, before, after):
     if before is not None:
         monkeypatch.setenv("XLA_FLAGS", before)
     avoid_ynnpack()
@@ -126,7 +128,7 @@ def test_other_machines_keep_the_flags_of_xla(x86, monkeypatch, what, value):
 def test_the_flag_that_the_driver_sets_is_recorded_as_rounding(x86):
     avoid_ynnpack()
     assert precision_settings() == {}
-    assert rounding_settings() == {NO_YNNPACK[:-1]: ""}
+    assert rounding_settings() == {FLAG: "-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
 
 
 def test_jax_takes_the_flag_that_the_driver_sets(tmp_path):
