@@ -38,3 +38,34 @@ def test_norms_of_low_precision_keep_small_differences_of_a_large_mean():
     got, _ = module.init_with_output(jax.random.key(0), x)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32).ravel(), np.tile([-1, 1], 8), rtol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["group_norm", "layer_norm"])
+@pytest.mark.parametrize(
+    ("dtype", "mean", "tolerance"),
+    [
+        # Results have 8 bits, so half a unit in the last place is 2^-8 at most.
+        ("bfloat16", 0, 2**-8 + 1e-4),
+        ("bfloat16", 30, 2**-8 + 1e-3),
+        # One pass errs by some units of 2^-24 mean^2 = 0.005; the rounding of x has added 0.3.
+        ("bfloat16", 300, 2**-8 + 0.02),
+        # Two passes: only the mean of 40,000 values of 1000 has an error, of some units of 2^-14.
+        ("float32", 1000, 1e-4),
+    ],
+)
+def test_norms_are_those_of_float64(kind, dtype, mean, tolerance):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(mean + random.standard_normal((2, 64, 64, 20)), dtype)
+    number = {"group_norm": (2,), "layer_norm": ()}[kind]
+    call = layers.nn.compact(lambda module, x: getattr(layers, kind)(x, *number, 1e-5, "norm"))
+    module = type("Norm", (layers.nn.Module,), {"__call__": call})()
+    got, _ = jax.jit(lambda x: module.init_with_output(jax.random.key(0), x))(x)
+    groups = np.asarray(x, np.float64).reshape(2, 64 * 64, 2, 10)
+    axes = (1, 3)
+    if kind == "layer_norm":
+        groups, axes = groups.reshape(2 * 64 * 64, 20), 1
+    centred = groups - groups.mean(axes, keepdims=True)
+    expected = centred / np.sqrt(centred.var(axes, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(
+        np.asarray(got, np.float64), expected.reshape(x.shape), rtol=tolerance, atol=1e-3
+    )
