@@ -36,32 +36,22 @@ class Family:
         return {name: {**json, **changes.get(name, {})} for name, json in self.configs.items()}
 
 
-_CLIP_L = {
-    "hidden_act": "quick_gelu",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "max_position_embeddings": 77,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "vocab_size": 49408,
-}
-# 23 of the 24 layers of OpenCLIP ViT-H: the last one is not used.
-_CLIP_H = _CLIP_L | {
-    "hidden_act": "gelu",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 23,
-}
-_CLIP_BIG_G = _CLIP_L | {
-    "hidden_act": "gelu",
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_attention_heads": 20,
-    "num_hidden_layers": 32,
-    "projection_dim": 1280,
-    "eos_token_id": 2,
-}
+def _clip(width: int, num_layers: int, **more: Any) -> Json:
+    return {
+        "hidden_act": "gelu",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": 77,
+        "num_attention_heads": width // 64,
+        "num_hidden_layers": num_layers,
+        "vocab_size": 49408,
+        **more,
+    }
+
+
+_CLIP_L = _clip(768, 12, hidden_act="quick_gelu")
+_CLIP_H = _clip(1024, 23)  # of the 24 layers of OpenCLIP ViT-H the last one is not used
+_CLIP_BIG_G = _clip(1280, 32, projection_dim=1280, eos_token_id=2)
 _UNET_1 = {
     "sample_size": 64,
     "in_channels": 4,

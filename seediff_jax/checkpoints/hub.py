@@ -61,9 +61,9 @@ def missing_files(folder: Path, *, weights: bool = True) -> list[str]:
         return [INDEX]
     components = index_components(read_model_index(folder))
     needed = [SCHEDULER, *(f"{name}/config.json" for name in components)]
-    missing = [name for name in needed if not (folder / name).exists()]
     for name in TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]:
-        missing += [f"{name}/{file}" for file in _missing_vocabulary(folder / name)]
+        needed += [f"{name}/{file}" for file in vocabulary_files(folder / name)]
+    missing = [name for name in needed if not (folder / name).exists()]
     for name in components if weights else ():
         missing += [f"{name}/{file}" for file in missing_weight_files(folder / name, name)]
     return missing
@@ -95,9 +95,9 @@ def tokenizer_files(names: Sequence[str]) -> list[str]:
 
 def missing_tokenizer_files(folder: Path) -> list[str]:
     """Lists the files that the tokenizers of a cached folder need and lack."""
-    paths = tokenizer_folders(folder).values()
-    missing = (path / name for path in paths for name in _missing_vocabulary(path))
-    return [path.relative_to(folder).as_posix() for path in missing]
+    folders = tokenizer_folders(folder).values()
+    needed = [inside / name for inside in folders for name in vocabulary_files(inside)]
+    return [path.relative_to(folder).as_posix() for path in needed if not path.exists()]
 
 
 def _fetch(
@@ -150,7 +150,3 @@ def _list_files(hub_id: str, revision: str | None) -> list[str]:
     timeout = constants.HF_HUB_ETAG_TIMEOUT
     info = huggingface_hub.HfApi().model_info(hub_id, revision=revision, timeout=timeout)
     return [file.rfilename for file in info.siblings or ()]
-
-
-def _missing_vocabulary(folder: Path) -> list[str]:
-    return [name for name in vocabulary_files(folder) if not (folder / name).exists()]

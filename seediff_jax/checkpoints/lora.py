@@ -22,7 +22,7 @@ import functools
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,10 @@ class Layer:
     module: str = dataclasses.field(default="", compare=False)
 
 
+_Change = tuple[Path, Tensors, float]
+"""A LoRA file, its factors of a layer, and their scale."""
+
+
 def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
     """Opens LoRA files to merge them into the weights of a model; their changes add up.
 
@@ -97,36 +101,32 @@ def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
         if path[-1] == "kernel" and path[0] != "vae"
         for layer in layer_spellings(path[0], parameter.name.removesuffix(".weight"), config.unet)
     }
-    changes = collections.defaultdict(list)
+    changes: dict[ParamPath, list[_Change]] = collections.defaultdict(list)
     for given, strength in loras:
         path = require_lora_file(given, strength)
         tensors, metadata = open_weights(path)
         adapters = read_adapters(path, tensors, metadata)
         for layer, factors in _match_layers(path, tensors, adapters, targets).items():
-            target, shape = targets[layer]
+            target, _ = targets[layer]
             scale = float(strength) * _scale(layer, factors, adapters)
-            changes[target].append(functools.partial(_change, path, factors, scale, shape))
-    return {path: functools.partial(_merge, changes[path]) for path in changes}
+            changes[target].append((path, factors, scale))
+    shapes = dict(targets.values())
+    return {path: functools.partial(_merge, changes[path], shapes[path]) for path in changes}
 
 
-def _merge(changes: Sequence[Callable[[np.ndarray], np.ndarray]], weight: np.ndarray) -> np.ndarray:
-    for change in changes:
-        weight = change(weight)
-    return weight
-
-
-def _change(
-    path: Path, factors: Tensors, scale: float, stored_shape: tuple[int, ...], weight: np.ndarray
+def _merge(
+    changes: Sequence[_Change], stored_shape: tuple[int, ...], weight: np.ndarray
 ) -> np.ndarray:
-    """Adds scale * up @ down to a float32 weight, given its shape in a checkpoint."""
-    down, up = factors[DOWN].read(), factors[UP].read()
+    """Adds scale * up @ down of each change to a float32 weight of a stored shape."""
     axes = np.argsort(checkpoint_axes("kernel", len(stored_shape)))
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the name
-        change = np.float32(scale) * (up.reshape(len(up), -1) @ down.reshape(len(down), -1))
-        weight = weight + change.reshape(stored_shape).transpose(axes)
-    if not np.isfinite(weight).all():
-        name = shown(factors[DOWN].name)
-        raise UserError(f"the LoRA {path}: NaN or infinity in the change by {name}")
+    for path, factors, scale in changes:
+        down, up = factors[DOWN].read(), factors[UP].read()
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below, with the name
+            change = np.float32(scale) * (up.reshape(len(up), -1) @ down.reshape(len(down), -1))
+            weight = weight + change.reshape(stored_shape).transpose(axes)
+        if not np.isfinite(weight).all():
+            name = shown(factors[DOWN].name)
+            raise UserError(f"the LoRA {path}: NaN or infinity in the change by {name}")
     return np.ascontiguousarray(weight)
 
 

@@ -59,10 +59,7 @@ def read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merg
 def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) -> None:
     """Writes an orbax folder, which appears when it is complete; weights keep their dtypes."""
     require_params(flatten_dict(dict(params)), config, "params")
-    with (
-        new_model_folder(folder, config) as aside,
-        ocp.StandardCheckpointer() as checkpointer,
-    ):
+    with new_model_folder(folder, config) as aside, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((aside / _FOLDER).absolute(), dict(params))
 
 

@@ -36,18 +36,14 @@ _RENAMES = {
     "unet": ((r"\bnet_0_proj\b", "net.0.proj"), _NUMBERED),
     "vae": ((r"\battentions_0\.attention\b", "attentions_0"), _NUMBERED),
 }
-_WEIGHT_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 # Other spellings of a diffusers name -> the one above.
 _SYNONYMS = {
     "text_encoder": ((r"^(embeddings|encoder|final_layer_norm)\.", r"text_model.\1."),),
-    "unet": (),
     "vae": (
         (r"(attentions\.0)\.([qkv])(?:uery|ey|alue)\.", r"\1.to_\2."),
         (r"(attentions\.0)\.proj_attn\.", r"\1.to_out.0."),
     ),
 }
-for _table in (_RENAMES, _SYNONYMS):
-    _table["text_encoder_2"] = _table["text_encoder"]
 # Parts of CLIP other than the text encoder, and buffers that are not weights.
 _UNUSED_OF_CLIP = re.compile(
     r"(.*\.)?position_ids|logit_(scale|bias)|attn_mask|text_projection(\.weight|\.bias)?"
@@ -87,13 +83,13 @@ def tensor_names(config: ModelConfig, component: str) -> list[str]:
 
 def checkpoint_name(component: str, path: ParamPath) -> str:
     """The diffusers name of the parameter at `path` in the Linen params of a component."""
-    *module, name = path
-    return f"{rename(_RENAMES[component], '.'.join(module))}.{_WEIGHT_NAMES[name]}"
+    module = rename(_RENAMES[component.removesuffix("_2")], ".".join(path[:-1]))
+    return f"{module}.bias" if path[-1] == "bias" else f"{module}.weight"
 
 
 def canonical_name(component: str, name: str) -> str:
     """The present diffusers spelling of a tensor's name."""
-    return rename(_SYNONYMS[component], name)
+    return rename(_SYNONYMS.get(component.removesuffix("_2"), ()), name)
 
 
 def is_unused(component: str, name: str) -> bool:

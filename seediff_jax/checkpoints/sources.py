@@ -18,12 +18,7 @@ from seediff_jax.checkpoints.model_config import INDEX, make_model_config, read_
 from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from seediff_jax.checkpoints.param_loading import Weights, read_components
 from seediff_jax.checkpoints.parameters import tensor_names
-from seediff_jax.checkpoints.safetensors_files import (
-    CONVERT,
-    PICKLES,
-    open_component,
-    open_weights,
-)
+from seediff_jax.checkpoints.safetensors_files import CONVERT, PICKLES, open_component, open_weights
 from seediff_jax.checkpoints.single_file import component_tensors, read_family
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.paths import expand_path

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from seediff_jax.files.folder_base import Folder, refuse_name
+from seediff_jax.files.folder_base import Folder, require_inside
 
 
 class BucketFolder(Folder):
@@ -21,11 +21,10 @@ class BucketFolder(Folder):
         self.filesystem = filesystem
 
     def write_all(self, files: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
+        upload = self.filesystem.pipe_file
         for group in (files, after):
-            upload = self.filesystem.pipe_file
-            self._at_once(
-                {n: functools.partial(upload, self._place(n), c) for n, c in group.items()}
-            )
+            tasks = {n: functools.partial(upload, self._place(n), c) for n, c in group.items()}
+            self._at_once(tasks)
 
     def put(self, name: str, source: Path) -> None:
         with self._named(name):
@@ -93,8 +92,7 @@ class BucketFolder(Folder):
     def _place(self, name: str) -> str:
         if not name:
             return self.root
-        if {"", ".", ".."} & set(name.split("/")):
-            refuse_name(name)
+        require_inside(name)
         return f"{self.root}/{name}"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from seediff_jax.errors import shown
-from seediff_jax.files.folder_base import LONGEST, Folder, refuse_name
+from seediff_jax.files.folder_base import LONGEST, Folder, require_inside
 
 TEMPORARY = ".part"
 """Ending of files that are being written on a disk; a run that was killed may leave some."""
@@ -28,17 +28,14 @@ class DiskFolder(Folder):
     def write_all(self, files: Mapping[str, bytes], after: Mapping[str, bytes]) -> None:
         with self._parts(files) as parts:
             self._at_once(_writes(parts, files))
-            self._replace(parts)
         with self._parts(after) as parts:
             self._at_once(_writes(parts, after) | self._syncs(files))
-            self._replace(parts)
         self._at_once(self._syncs(after))
 
     def put(self, name: str, source: Path) -> None:
         with self._named(name), self._parts([name]) as parts:
             _move(source, parts[name])
             _sync(parts[name])
-            self._replace(parts)
         self._at_once(self._syncs([name]))
 
     def read(self, name: str) -> bytes:
@@ -86,25 +83,23 @@ class DiskFolder(Folder):
         """Returns the path of a file; an OSError if it could lie outside the folder."""
         if not name:
             return self.root or "/"
+        require_inside(name)
         parent, _, last = name.rpartition("/")
-        if last in (".", ".."):
-            refuse_name(name)
-        return f"{self._folder(parent) if parent else self.root}/{last}"
+        return os.path.join(self._folder(parent), last)
 
     def _folder(self, name: str) -> str:
         """Returns the path of a folder within this one; an OSError for a link or `..` in it."""
-        path = self.root
-        for part in name.split("/") if name else ():
-            if part in ("", ".", ".."):
-                refuse_name(name)
-            path = f"{path}/{part}"
-            if os.path.islink(path):
-                _refuse_link(part)
-        return path or "/"
+        path = self._place(name)
+        if name and os.path.islink(path):
+            _refuse_link(path)
+        return path
 
     @contextmanager
     def _parts(self, names: Iterable[str]) -> Iterator[dict[str, str]]:
-        """Yields temporary paths by the names of files; removes the files after an error."""
+        """Yields temporary paths by the names of files, which replace the files at the end.
+
+        After an error the temporary files are removed.
+        """
         parts = {}
         for name in names:
             with self._named(name):
@@ -112,20 +107,14 @@ class DiskFolder(Folder):
                 _make_folder(os.path.dirname(parts[name]))
         try:
             yield parts
+            for name, part in parts.items():
+                with self._named(name):
+                    _replace(part, f"{self.root}/{name}")
         except BaseException:
             for part in parts.values():
                 with suppress(OSError):  # would hide what went wrong
                     os.unlink(part)
             raise
-
-    def _replace(self, parts: Mapping[str, str]) -> None:
-        for name, part in parts.items():
-            with self._named(name):
-                try:
-                    os.replace(part, f"{self.root}/{name}")
-                except IsADirectoryError as error:
-                    text = "is a folder where a file belongs; remove it"
-                    raise OSError(error.errno, text) from error
 
     def _syncs(self, names: Iterable[str]) -> dict[str, Callable[[], None]]:
         """Makes a task per folder of the files, which waits until their names are on the disk."""
@@ -133,8 +122,16 @@ class DiskFolder(Folder):
         return {folder: functools.partial(_sync, f"{self.root}/{folder}") for folder in folders}
 
 
-def _refuse_link(name: str) -> NoReturn:
-    text = f"{shown(name)} is a symbolic link; links are not followed within a dataset folder"
+def _replace(part: str, path: str) -> None:
+    try:
+        os.replace(part, path)
+    except IsADirectoryError as error:
+        raise OSError(error.errno, "is a folder where a file belongs; remove it") from error
+
+
+def _refuse_link(path: str) -> NoReturn:
+    name = shown(os.path.basename(path))
+    text = f"{name} is a symbolic link; links are not followed within a dataset folder"
     raise OSError(errno.ELOOP, text)
 
 
@@ -149,7 +146,7 @@ def _open_regular(path: str) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            _refuse_link(os.path.basename(path))
+            _refuse_link(path)
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -159,12 +156,11 @@ def _open_regular(path: str) -> BinaryIO:
 
 def _create(path: str) -> BinaryIO:
     """Opens a new file to write it; an old one, or a link, of that name is removed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        return os.fdopen(os.open(path, flags, 0o666), "wb")
+        return open(path, "xb")
     except FileExistsError:
         os.unlink(path)
-        return os.fdopen(os.open(path, flags, 0o666), "wb")
+        return open(path, "xb")
 
 
 def _writes(parts: Mapping[str, str], files: Mapping[str, bytes]) -> dict[str, Callable[[], None]]:
@@ -208,17 +204,12 @@ def _sync(path: str | os.PathLike[str]) -> None:
     """Waits until the content of a file, or the names in a folder, are on the disk."""
     # Some network filesystems cannot do this for a folder, nor can it be done for a folder that
     # may not be listed.
-    unable = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
     try:
         descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno in unable:
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in unable:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
-    finally:
-        os.close(descriptor)

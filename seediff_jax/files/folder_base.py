@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from seediff_jax.errors import UserError, shown
 
@@ -135,6 +135,7 @@ def name_in_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
-def refuse_name(name: str) -> NoReturn:
-    """Raises the OSError of a name that could lead out of a folder."""
-    raise OSError(errno.EINVAL, f"{shown(name)} is not a name of a file within the folder")
+def require_inside(name: str) -> None:
+    """Raises an OSError for a name that could lead out of a folder."""
+    if {"", ".", ".."} & set(name.split("/")):
+        raise OSError(errno.EINVAL, f"{shown(name)} is not a name of a file within the folder")

@@ -6,12 +6,12 @@ config. Infinity is refused unless the caller allows it: diffusers writes it int
 """
 
 import collections
+import functools
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from seediff_jax.errors import UserError, listed, shown
 from seediff_jax.files.text import open_regular
@@ -20,8 +20,6 @@ LONGEST = 2**24
 """Bytes; the tokenizer.json of Stable Diffusion, the longest in use, has 3.6 million."""
 DEEPEST = 32
 """Levels of lists and objects; tokenizer.json has 6."""
-
-_NESTED = (dict, list)
 
 
 def read_json(path: Path, *, infinity: bool = False) -> dict[str, Any]:
@@ -65,15 +63,11 @@ def parse_json(text: bytes | str, *, infinity: bool = False, flat: bool = True) 
         UserError: the text is not JSON, or one of the cases above.
     """
     try:
-        content = (_DECODER_INF if infinity else _DECODER).decode(
-            text if isinstance(text, str) else text.decode("utf-8")
-        )
+        content = _decoder(infinity).decode(text if isinstance(text, str) else text.decode())
     except RecursionError:
         raise UserError("it is nested too deeply") from None
     except MemoryError:
         raise UserError("it is too large for the memory") from None
-    except UserError:
-        raise
     except ValueError as error:
         raise UserError(str(error)) from error
     if flat:
@@ -90,39 +84,27 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def require_flat(content: Any) -> None:
+def require_flat(content: Any, levels: int = DEEPEST - 1) -> None:
     """Raises a UserError if lists and objects are nested so deeply that `repr` could fail."""
-    level = [content] if isinstance(content, _NESTED) else []
-    for _ in range(DEEPEST - 1):
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, _NESTED)
-        ]
-        if not level:
-            return
-    raise UserError("it is nested too deeply")
+    if not isinstance(content, (dict, list)):
+        return
+    if not levels:
+        raise UserError("it is nested too deeply")
+    for child in content.values() if isinstance(content, dict) else content:
+        require_flat(child, levels - 1)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise UserError(f"{name} is not a number of JSON")
+@functools.cache
+def _decoder(infinity: bool) -> json.JSONDecoder:
+    def constant(name: str) -> float:
+        if infinity and name != "NaN":
+            return float(name)
+        raise UserError(f"{name} is not a number of JSON")
 
-
-def _infinity(name: str) -> float:
-    return _refuse_constant(name) if name == "NaN" else float(name)
+    return json.JSONDecoder(object_pairs_hook=_object, parse_constant=constant, parse_float=_finite)
 
 
 def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise UserError(f"{shown(text, 50)} is too large")
     return value
-
-
-def _decoder(parse_constant: Callable[[str], Any]) -> json.JSONDecoder:
-    return json.JSONDecoder(
-        object_pairs_hook=_object, parse_constant=parse_constant, parse_float=_finite
-    )
-
-
-_DECODER, _DECODER_INF = _decoder(_refuse_constant), _decoder(_infinity)

@@ -1,7 +1,8 @@
 """Reads lines of text files that people write: UTF-8 with or without a BOM, any line ending."""
 
-import codecs
 import contextlib
+import functools
+import io
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,7 @@ from typing import BinaryIO
 from seediff_jax.errors import UserError, shown
 
 LONGEST_LINE = 2**20
-"""Bytes of the longest line: about a thousand times the longest prompt that a model reads."""
-
-_CHUNK = 2**16
+"""Characters of the longest line: a thousand times the longest prompt that a model reads."""
 
 
 @contextlib.contextmanager
@@ -41,29 +40,20 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             the path is not that of a file.
         OSError: the file cannot be read.
     """
-    prefix = f"{path}:"
     with open_regular(path) as file:
-        for number, line in enumerate(_byte_lines(file, prefix), 1):
+        # A byte that is not UTF-8 becomes a lone surrogate here, and an error with its line below.
+        text = io.TextIOWrapper(file, "utf-8", "surrogateescape")
+        lines = iter(functools.partial(text.readline, LONGEST_LINE + 1), "")
+        for number, line in enumerate(lines, 1):
+            place = f"{path}:{number}"
+            if len(line) > LONGEST_LINE:
+                raise UserError(f"{place}: the line has more than {LONGEST_LINE} bytes")
+            line = line.removeprefix("\ufeff") if number == 1 else line
             try:
-                yield f"{prefix}{number}", line.decode("utf-8")
+                yield place, line.removesuffix("\n").encode(errors="surrogateescape").decode()
             except UnicodeDecodeError as error:
                 reason = f"not UTF-8 ({error.reason} at byte {error.start})"
-                raise UserError(f"{prefix}{number}: {reason}; save it as UTF-8") from None
-
-
-def _byte_lines(file: BinaryIO, prefix: str) -> Iterator[bytes]:
-    if (rest := file.read(len(codecs.BOM_UTF8))) == codecs.BOM_UTF8:
-        rest = b""
-    number = 1
-    while chunk := file.read(_CHUNK):
-        # The last line may go on in the next chunk, as may a line ending of two characters.
-        *lines, rest = (rest + chunk).splitlines(keepends=True)
-        for line in lines:
-            yield line.rstrip(b"\r\n")
-        number += len(lines)
-        if len(rest) > LONGEST_LINE:
-            raise UserError(f"{prefix}{number}: the line has more than {LONGEST_LINE} bytes")
-    yield from rest.splitlines()
+                raise UserError(f"{place}: {reason}; save it as UTF-8") from None
 
 
 def read_entries(path: Path) -> Iterator[tuple[str, str]]:

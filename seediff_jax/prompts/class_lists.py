@@ -35,106 +35,87 @@ CLASS_LISTS: Mapping[str, tuple[str, ...]] = {
 }
 """The class lists by name."""
 
-_AIRCRAFT_KINDS = _names("airliner, jetliner, biplane, seaplane")
-_MOTORCYCLE_KINDS = _names("moped, dirt bike")
-_SOFA_KINDS = _names("settee, loveseat")
-_TV_KINDS = _names("television, computer monitor")
-
-SUBCLASSES: Mapping[str, tuple[str, ...]] = {
-    "aeroplane": _AIRCRAFT_KINDS,
-    "airplane": _AIRCRAFT_KINDS,
-    "motorbike": _MOTORCYCLE_KINDS,
-    "motorcycle": _MOTORCYCLE_KINDS,
-    "sofa": _SOFA_KINDS,
-    "couch": _SOFA_KINDS,
-    "tvmonitor": _TV_KINDS,
-    "tv": _TV_KINDS,
-    "pottedplant": _names("houseplant, potted flower, potted tree"),
-    "person": _names(
-        "man, woman, boy, girl, child, baby, toddler, teenager, lady, gentleman, policeman, fireman"
+# Class -> other words for the same thing, and words for one of its kinds.
+_WORDS = {
+    "aeroplane": ("aeroplane, airplane, plane, aircraft", "airliner, jetliner, biplane, seaplane"),
+    "motorbike": ("motorbike, motorcycle", "moped, dirt bike"),
+    "sofa": ("sofa, couch", "settee, loveseat"),
+    "tvmonitor": ("tv, tv monitor, tv set, tv screen, monitor", "television, computer monitor"),
+    "bicycle": ("bike", "tricycle"),
+    "bird": (
+        "gull",
+        "pigeon, dove, seagull, duck, goose, swan, parrot, eagle, hawk, owl, sparrow, robin, "
+        "crow, penguin, flamingo, peacock, ostrich, heron, pelican, hummingbird, hen, rooster",
     ),
-    "bicycle": _names("tricycle"),
-    "bird": _names(
-        "pigeon, dove, seagull, duck, goose, swan, parrot, eagle, hawk, owl, sparrow, robin, crow,"
-        "penguin, flamingo, peacock, ostrich, heron, pelican, hummingbird, hen, rooster"
+    "boat": (
+        "",
+        "ship, sailboat, rowboat, motorboat, speedboat, canoe, kayak, ferry, yacht, dinghy, "
+        "gondola",
     ),
-    "boat": _names(
-        "ship, sailboat, rowboat, motorboat, speedboat, canoe, kayak, ferry, yacht, dinghy, gondola"
+    "bus": ("autobus", "minibus"),
+    "car": ("automobile", "taxi, sedan, suv, minivan, convertible, hatchback, limousine"),
+    "cat": ("kitty", "kitten, tomcat, tabby"),
+    "chair": ("", "armchair, deckchair, recliner"),
+    "cow": ("cattle", "calf, ox, heifer"),
+    "diningtable": ("dinner table", ""),
+    "dog": (
+        "",
+        "puppy, poodle, labrador, beagle, dalmatian, retriever, german shepherd, bulldog, "
+        "corgi, dachshund, chihuahua, terrier, husky, pug",
     ),
-    "bus": _names("minibus"),
-    "car": _names("taxi, sedan, suv, minivan, convertible, hatchback, limousine"),
-    "truck": _names("pickup truck, tow truck, dump truck"),
-    "train": _names("locomotive"),
-    "cat": _names("kitten, tomcat, tabby"),
-    "dog": _names(
-        "puppy, poodle, labrador, beagle, dalmatian, retriever, german shepherd, bulldog, corgi,"
-        "dachshund, chihuahua, terrier, husky, pug"
+    "horse": ("", "pony, foal, stallion, mare"),
+    "person": (
+        "human, kid, infant, adult, guy, pedestrian, cyclist, skier, surfer, snowboarder, "
+        "skateboarder",
+        "man, woman, boy, girl, child, baby, toddler, teenager, lady, gentleman, policeman, "
+        "fireman",
     ),
-    "horse": _names("pony, foal, stallion, mare"),
-    "sheep": _names("lamb, ewe"),
-    "cow": _names("calf, ox, heifer"),
-    "bear": _names("grizzly bear, polar bear"),
-    "chair": _names("armchair, deckchair, recliner"),
-    "umbrella": _names("parasol"),
-    "handbag": _names("purse"),
-    "sports ball": _names("soccer ball, tennis ball, beach ball, golf ball, rugby ball"),
-    "cup": _names("mug, teacup"),
-    "sandwich": _names("hamburger"),
-    "cake": _names("cupcake, cheesecake"),
-    "cell phone": _names("smartphone"),
+    "pottedplant": ("pot plant", "houseplant, potted flower, potted tree"),
+    "sheep": ("", "lamb, ewe"),
+    "train": ("", "locomotive"),
+    "truck": ("lorry", "pickup truck, tow truck, dump truck"),
+    "traffic light": ("stoplight, traffic signal", ""),
+    "fire hydrant": ("hydrant", ""),
+    "bear": ("grizzly", "grizzly bear, polar bear"),
+    "backpack": ("rucksack, knapsack", ""),
+    "umbrella": ("", "parasol"),
+    "handbag": ("", "purse"),
+    "tie": ("necktie", ""),
+    "skis": ("ski", ""),
+    "sports ball": ("", "soccer ball, tennis ball, beach ball, golf ball, rugby ball"),
+    "baseball glove": ("baseball mitt", ""),
+    "tennis racket": ("tennis racquet", ""),
+    "cup": ("", "mug, teacup"),
+    "sandwich": ("burger", "hamburger"),
+    "donut": ("doughnut", ""),
+    "cake": ("", "cupcake, cheesecake"),
+    "laptop": ("notebook computer", ""),
+    "remote": ("remote control", ""),
+    "cell phone": ("mobile phone", "smartphone"),
+    "microwave": ("microwave oven", ""),
+    "refrigerator": ("fridge", ""),
+    "teddy bear": ("teddy, stuffed bear", ""),
+    "hair drier": ("hair dryer, blow dryer, blow drier", ""),
 }
-"""Kinds of a class, each a word for one of them that a template can take."""
-
-_AIRCRAFT = _names("aeroplane, airplane, plane, aircraft")
-_MOTORCYCLE = _names("motorbike, motorcycle")
-_SOFA = _names("sofa, couch")
-_TV = _names("tv, tv monitor, tv set, tv screen, monitor")
+_WORDS |= {  # the same classes under COCO's names
+    "airplane": _WORDS["aeroplane"],
+    "motorcycle": _WORDS["motorbike"],
+    "couch": _WORDS["sofa"],
+    "tv": _WORDS["tvmonitor"],
+}
 
 OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
-    "aeroplane": _AIRCRAFT,
-    "airplane": _AIRCRAFT,
-    "motorbike": _MOTORCYCLE,
-    "motorcycle": _MOTORCYCLE,
-    "sofa": _SOFA,
-    "couch": _SOFA,
-    "tvmonitor": _TV,
-    "tv": _TV,
-    "pottedplant": _names("pot plant"),
-    "diningtable": _names("dinner table"),
-    "person": _names(
-        "human, kid, infant, adult, guy, pedestrian, cyclist, skier, surfer, snowboarder,"
-        "skateboarder"
-    ),
-    "bicycle": _names("bike"),
-    "bird": _names("gull"),
-    "bus": _names("autobus"),
-    "car": _names("automobile"),
-    "truck": _names("lorry"),
-    "cat": _names("kitty"),
-    "cow": _names("cattle"),
-    "bear": _names("grizzly"),
-    "traffic light": _names("stoplight, traffic signal"),
-    "fire hydrant": _names("hydrant"),
-    "backpack": _names("rucksack, knapsack"),
-    "tie": _names("necktie"),
-    "skis": _names("ski"),
-    "baseball glove": _names("baseball mitt"),
-    "tennis racket": _names("tennis racquet"),
-    "sandwich": _names("burger"),
-    "donut": _names("doughnut"),
-    "laptop": _names("notebook computer"),
-    "remote": _names("remote control"),
-    "cell phone": _names("mobile phone"),
-    "microwave": _names("microwave oven"),
-    "refrigerator": _names("fridge"),
-    "teddy bear": _names("teddy, stuffed bear"),
-    "hair drier": _names("hair dryer, blow dryer, blow drier"),
+    name: _names(others) for name, (others, _) in _WORDS.items() if others
 }
 """Words for the same thing as a class."""
 
+SUBCLASSES: Mapping[str, tuple[str, ...]] = {
+    name: _names(kinds) for name, (_, kinds) in _WORDS.items() if kinds
+}
+"""Kinds of a class, each a word for one of them that a template can take."""
+
 SYNONYMS: Mapping[str, tuple[str, ...]] = {
-    name: (*OTHER_NAMES.get(name, ()), *SUBCLASSES.get(name, ()))
-    for name in {**OTHER_NAMES, **SUBCLASSES}
+    name: (*OTHER_NAMES.get(name, ()), *SUBCLASSES.get(name, ())) for name in _WORDS
 }
 """Words that also name a class: the same thing or a kind of it, never something wider (a table need
 not be a dining table)."""

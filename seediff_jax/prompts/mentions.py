@@ -30,7 +30,6 @@ Mentions = dict[str, list[tuple[int, int]]]
 
 _OWN_NAME, _SYNONYM, _LOOK_ALIKE = range(3)
 _HINTED_WORDS = 1000
-_KEPT_SETS = 2**12
 
 
 class _Claim(NamedTuple):
@@ -63,10 +62,9 @@ class MentionFinder:
         self._claims: dict[str, list[_Claim]] = {}
         self._beginnings: set[str] = set()
         self._known: set[str] = set()
-        self._sets: dict[tuple[str, ...], frozenset[str]] = {}
         self._lock = threading.Lock()
         for name in LOOK_ALIKES:
-            self._claim(name, _Claim("", _LOOK_ALIKE, frozenset()))
+            self._claim(name, "", _LOOK_ALIKE)
 
     def find(self, prompt: str, classes: Sequence[str]) -> Mentions:
         """Finds where a prompt names each class; a class without a mention gets an empty list.
@@ -128,19 +126,22 @@ class MentionFinder:
         with self._lock:
             for name in classes:
                 if name not in self._known:
-                    self._claim(name, _Claim(name, _OWN_NAME, frozenset()))
+                    self._claim(name, name, _OWN_NAME)
                     for word in self._words_of.get(name_key(name), ()):
-                        self._claim(word, _Claim(name, _SYNONYM, frozenset()))
+                        self._claim(word, name, _SYNONYM)
                     self._known.add(name)
 
-    def _claim(self, word: str, claim: _Claim) -> None:
+    def _claim(self, word: str, name: str, rank: int) -> None:
         for key, points in forms_of(word):
-            self._claims.setdefault(key, []).append(claim._replace(punctuation=points))
+            self._claims.setdefault(key, []).append(_Claim(name, rank, points))
             self._beginnings.update(key[:end] for end in range(1, len(key) + 1))
 
     def _scan(self, words: Words, classes: Collection[str]) -> list[_Hit]:
         """Finds names in a text from left to right, the longest at each place."""
-        wanted = classes if isinstance(classes, frozenset) else self._learned(tuple(classes))
+        wanted = classes
+        if not isinstance(classes, frozenset):  # going through one would take too long
+            self.learn(classes)
+            wanted = frozenset(classes)
         keys, beginnings, hits, after = words.keys, self._beginnings, [], 0
         for i in [i for i, key in enumerate(keys) if key in beginnings]:
             if i < after:
@@ -155,15 +156,6 @@ class MentionFinder:
                 hits.append(hit)
                 after = hit.last + 1
         return hits
-
-    def _learned(self, classes: tuple[str, ...]) -> frozenset[str]:
-        """Adds classes and returns their set; the sets of recent calls are kept."""
-        if (wanted := self._sets.get(classes)) is None:
-            self.learn(classes)
-            if len(self._sets) == _KEPT_SETS:
-                self._sets = {}
-            self._sets[classes] = wanted = frozenset(classes)
-        return wanted
 
     def _longest_name(self, words: Words, first: int, classes: frozenset[str]) -> _Hit | None:
         keys, claims = words.keys, self._claims
@@ -211,14 +203,6 @@ class MentionFinder:
         return f" (nearest there: {quoted(near[0])})" if near else ""
 
 
-def _require_words(name: str, words: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
-        raise UserError(f"synonyms of {quoted(name)} must be a list of words, got {quoted(words)}")
-    for word in words:
-        require_word(word, f"synonyms of {quoted(name)}:")
-    return tuple(words)
-
-
 def _text_of(words: Words, hit: _Hit) -> str:
     return words.text[words.spans[hit.first][0] : words.spans[hit.last][1]]
 
@@ -229,8 +213,14 @@ def mention_finder(synonyms: Mapping[str, Sequence[str]] | None = None) -> Menti
     Raises:
         UserError: a synonym is not a word.
     """
-    words = ((name, _require_words(name, words)) for name, words in (synonyms or {}).items())
-    return _shared_finder(tuple(words))
+    synonyms = synonyms or {}
+    for name, words in synonyms.items():
+        what = f"synonyms of {quoted(name)}"
+        if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            raise UserError(f"{what} must be a list of words, got {quoted(words)}")
+        for word in words:
+            require_word(word, f"{what}:")
+    return _shared_finder(tuple((name, tuple(words)) for name, words in synonyms.items()))
 
 
 @functools.lru_cache(maxsize=16)

@@ -72,21 +72,18 @@ class Words:
 
     def __init__(self, text: str):
         self.text = text
-        self._spans: list[tuple[int, int]] | None = None
         if text.isascii() and not _ASCII_SYMBOL.search(text):  # as most prompts: fast
             self.keys = text.lower().translate(_ASCII_BLANKS).split()
         else:
             self.keys = [_word_key(text[start:end]) for start, end in self.spans]
 
-    @property
+    @functools.cached_property
     def spans(self) -> list[tuple[int, int]]:
         """The first character of each word, and the one after its last."""
-        if self._spans is None:
-            is_ascii = self.text.isascii()
-            pattern = _ASCII_WORDS if is_ascii else _WORDS
-            kinds = self.text if is_ascii else self.text.translate(_KINDS)
-            self._spans = [word.span() for word in pattern.finditer(kinds)]
-        return self._spans
+        is_ascii = self.text.isascii()
+        pattern = _ASCII_WORDS if is_ascii else _WORDS
+        kinds = self.text if is_ascii else self.text.translate(_KINDS)
+        return [word.span() for word in pattern.finditer(kinds)]
 
     def gap(self, number: int) -> str:
         """The text between a word and the one before it, or the start of the text."""

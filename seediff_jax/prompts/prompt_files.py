@@ -83,10 +83,11 @@ def iterate_prompts(
     if classes is not None:
         classes = require_classes(classes, "iterate_prompts")
     if suffix == ".json":
-        yield from _read_captions(path, classes, mention_finder(synonyms))
-        return
-    entries, is_empty = _READERS[suffix](path), True
-    for record in _make_records(entries, classes, synonyms):
+        records = _read_captions(path, classes, mention_finder(synonyms))
+    else:
+        records = _make_records(_READERS[suffix](path), classes, synonyms)
+    is_empty = True
+    for record in records:
         is_empty = False
         yield record
     if is_empty:
@@ -112,39 +113,33 @@ def _make_records(
     synonyms: Mapping[str, Sequence[str]] | None,
 ) -> Iterator[PromptRecord]:
     finder = mention_finder(synonyms)
-    wanted = _Wanted(classes, finder)
+    positions = {name: k for k, name in enumerate(classes or ())}
+    wanted = frozenset(positions)
+    finder.learn(positions)
     for entry in entries:
         try:
-            record = _make_record(entry, wanted, finder)
+            record = _make_record(entry, wanted, positions, finder)
         except UserError as error:
             raise UserError(f"{entry.place}: {error}") from error
         yield record
 
 
-class _Wanted:
-    """The classes to look for in prompts without classes of their own."""
-
-    def __init__(self, classes: Sequence[str] | None, finder: MentionFinder):
-        self.classes = classes or ()
-        self.position = {name: k for k, name in enumerate(self.classes)}
-        self.names = frozenset(self.classes)
-        finder.learn(self.classes)
-
-
-def _make_record(entry: Entry, wanted: _Wanted, finder: MentionFinder) -> PromptRecord:
+def _make_record(
+    entry: Entry, wanted: frozenset[str], positions: Mapping[str, int], finder: MentionFinder
+) -> PromptRecord:
+    """Makes a record; a prompt without classes gets those of `wanted` that it names, in order."""
     prompt, named, unnamed = entry.prompt, entry.classes, tuple(entry.unnamed)
     if named is None:
-        if not wanted.classes and not unnamed:
+        if not wanted and not unnamed:
             raise UserError(
                 f"prompt {quoted(prompt)} has no classes; pass the classes to look for, or use a "
                 '.jsonl or .csv file with "classes" in every line'
             )
-        found = finder.find_named(prompt, wanted.names)
-        named = sorted(found, key=wanted.position.__getitem__)
+        named = sorted(finder.find_named(prompt, wanted), key=positions.__getitem__)
         if not named and not unnamed:
             raise UserError(
-                f"prompt {quoted(prompt)} names none of the {len(wanted.classes)} classes: "
-                f"{listed(wanted.classes)}"
+                f"prompt {quoted(prompt)} names none of the {len(positions)} classes: "
+                f"{listed(positions)}"
             )
         if not unnamed:
             return PromptRecord(prompt, tuple(named))
@@ -273,8 +268,6 @@ def _read_list(path: Path) -> list[Any]:
             f"{path}: a .json prompt file must be a list as of Dataset Diffusion, "
             f"{_NEEDED_CAPTION}; found {found}"
         )
-    if not entries:
-        raise UserError(f"{path}: no prompt in the file, at least one is needed")
     return entries
 
 

@@ -141,13 +141,17 @@ class BalancedOrder:
         for place, names in enumerate(classes):
             shown = {ids.setdefault(name, len(ids)) for name in names}
             groups.setdefault(tuple(sorted(shown)), array.array("i")).append(place)
-        self._shown = [np.array(shown) for shown in groups]
+        # The classes of each group, padded with an id that no class has.
+        self._classes_of = np.full((len(groups), max(map(len, groups))), len(ids))
+        for row, shown in zip(self._classes_of, groups, strict=True):
+            row[: len(shown)] = shown
+        shows = [(self._classes_of == k).any(axis=1) for k in range(len(ids))]
+        self._groups_of = [np.flatnonzero(each) for each in shows]
         self._places = [np.array(places) for places in groups.values()]
         # The next prompt of each group, plus the number of all prompts per earlier round.
         self._next = np.array([places[0] for places in groups.values()])
         self._taken = [0] * len(groups)
         self._counts = np.zeros(len(ids) + 1, np.int64)  # of each class, and of the padding
-        self._groups_of = _groups_by_class([*groups], len(ids))
         self._num_prompts = place + 1
         self._order = array.array("i")
         self._lock = threading.Lock()
@@ -164,8 +168,8 @@ class BalancedOrder:
         least = np.argmin(self._counts[:-1])
         excess = self._counts - self._counts[least]
         excess[-1] = 0
-        groups, rows = self._groups_of[least]
-        excesses = excess[rows].sum(axis=1)
+        groups = self._groups_of[least]
+        excesses = excess[self._classes_of[groups]].sum(axis=1)
         groups = groups[excesses == excesses.min()]
         group = groups[np.argmin(self._next[groups])]
         places = self._places[group]
@@ -173,27 +177,5 @@ class BalancedOrder:
         self._taken[group] += 1
         rounds, k = divmod(self._taken[group], len(places))
         self._next[group] = rounds * self._num_prompts + places[k]
-        self._counts[self._shown[group]] += 1
+        self._counts[self._classes_of[group]] += 1
         return int(place)
-
-
-_GroupTable = tuple[np.ndarray, np.ndarray]
-"""int64 [groups], and int64 [groups, classes]."""
-
-
-def _groups_by_class(groups: Sequence[Sequence[int]], num_classes: int) -> list[_GroupTable]:
-    """For each class, the groups that show it, and the classes of each of them.
-
-    Rows are padded with `num_classes`.
-    """
-    found: list[list[int]] = [[] for _ in range(num_classes)]
-    for g, shown in enumerate(groups):
-        for class_id in shown:
-            found[class_id].append(g)
-    tables = []
-    for members in found:
-        rows = np.full((len(members), max(len(groups[g]) for g in members)), num_classes)
-        for row, g in zip(rows, members, strict=True):
-            row[: len(groups[g])] = groups[g]
-        tables.append((np.array(members), rows))
-    return tables

@@ -4,7 +4,7 @@ import array
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, overload
 
 from seediff_jax.errors import UserError, quoted
@@ -107,11 +107,14 @@ class PromptTable(Sequence[PromptRecord]):
         ids = self._list_ids if places is None else map(self._list_ids.__getitem__, places)
         return [(self.class_lists[k], count) for k, count in collections.Counter(ids).items()]
 
-    def map_classes(self, change: Callable[[ClassList], ClassList]) -> "PromptTable":
-        """Returns the same prompts with other lists of classes."""
+    def rename_classes(self, names: Mapping[str, str]) -> "PromptTable":
+        """Returns the same prompts with other names of their classes."""
         table = PromptTable()
         table._texts, table._ends, table._list_ids = self._texts, self._ends, self._list_ids
-        table.class_lists = [change(each) for each in self.class_lists]
+        table.class_lists = [
+            ClassList(*(tuple(names[name] for name in part) for part in each))
+            for each in self.class_lists
+        ]
         return table
 
     def json_rows(self) -> Iterator[str]:

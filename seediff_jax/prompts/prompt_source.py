@@ -3,25 +3,22 @@
 prompt file | templates x classes x sub-classes -> PromptRecords -> PromptPlan
 """
 
+import functools
+import itertools
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from seediff_jax.errors import UserError, listed, quoted
 from seediff_jax.masks.config import IGNORE_INDEX
-from seediff_jax.prompts.class_files import (
-    is_class_file,
-    read_classes,
-    read_image_classes,
-    read_subclasses,
-)
+from seediff_jax.prompts import class_files
 from seediff_jax.prompts.class_lists import CLASS_LISTS, COCO_CLASSES, OTHER_NAMES, SUBCLASSES
 from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS, require_drawn, split_by_model
 from seediff_jax.prompts.mentions import mention_finder
 from seediff_jax.prompts.names import name_key, require_classes
 from seediff_jax.prompts.prompt_files import iterate_prompts, records_of_texts
 from seediff_jax.prompts.prompt_plan import PromptPlan
-from seediff_jax.prompts.prompt_record import ClassList, PromptRecord, PromptTable
+from seediff_jax.prompts.prompt_record import PromptRecord, PromptTable
 from seediff_jax.prompts.settings import DEFAULT_TEMPLATE, SUBCLASS_TEMPLATE, PromptSource
 from seediff_jax.prompts.templates import (
     list_classes,
@@ -56,7 +53,9 @@ def make_plan(source: PromptSource) -> tuple[PromptPlan, tuple[str, ...]]:
     if source.prompts is not None:
         records = iterate_prompts(source.prompts, classes, synonyms)
     elif source.texts:
-        records = records_of_texts(source.texts, classes or _looked_for(source.model), synonyms)
+        embedded = EMBEDDED_MODELS.get(source.model)
+        looked_for = classes or (embedded.classes if embedded else COCO_CLASSES)
+        records = records_of_texts(source.texts, looked_for, synonyms)
     else:
         shown = _classes_to_show(source, classes)
         records, synonyms = _fill_templates(source, shown, synonyms)
@@ -94,33 +93,37 @@ def make_image_plan(
         model=model, classes=None if classes is None else tuple(classes), class_ids=class_ids
     )
     names, synonyms = _read_classes(source)
-    if image_classes is None:
-        if names is None:
-            raise UserError("say what to look for: --classes, or --image_classes for each image")
-        record = _image_record(template, _classes_to_show(source, names))
-        return _collect(source, [record] * len(images), names, synonyms)
-    lists = read_image_classes(image_classes)
-    known = {name_key(name) for name in names or ()}
-    made: dict[tuple[str, ...], PromptRecord] = {}  # a million images have few lists
-    records = []
+    if image_classes is not None:
+        lists = _lists_of_images(image_classes, images, names)
+    elif names is not None:
+        lists = itertools.repeat(_classes_to_show(source, names), len(images))
+    else:
+        raise UserError("say what to look for: --classes, or --image_classes for each image")
+
+    @functools.cache  # a million images have few lists
+    def make_record(shown: tuple[str, ...]) -> PromptRecord:
+        return PromptRecord(list_classes(template, shown), shown)
+
+    return _collect(source, map(make_record, lists), names, synonyms)
+
+
+def _lists_of_images(
+    path: str, images: Sequence[str], classes: Sequence[str] | None
+) -> Iterator[tuple[str, ...]]:
+    """Yields the classes that a file lists for each image, which must be some of `classes`."""
+    lists = class_files.read_image_classes(path)
+    known = {name_key(name) for name in classes or ()}
     for image in images:
         name = unicodedata.normalize("NFC", image)
         found = lists.get(name) or lists.get(Path(name).stem)
         if found is None:
-            raise UserError(f"{image_classes} has no entry for the image {quoted(image)}")
-        if found not in made:
-            if unknown := [name for name in found if names and name_key(name) not in known]:
-                raise UserError(
-                    f"{image_classes}: image {quoted(image)} has {quoted(unknown[0])}, which is "
-                    "not one of --classes"
-                )
-            made[found] = _image_record(template, found)
-        records.append(made[found])
-    return _collect(source, records, names, synonyms)
-
-
-def _image_record(template: str, names: Sequence[str]) -> PromptRecord:
-    return PromptRecord(list_classes(template, names), tuple(names))
+            raise UserError(f"{path} has no entry for the image {quoted(image)}")
+        if unknown := [each for each in found if known and name_key(each) not in known]:
+            raise UserError(
+                f"{path}: image {quoted(image)} has {quoted(unknown[0])}, which is not one of "
+                "--classes"
+            )
+        yield found
 
 
 def _collect(
@@ -130,17 +133,20 @@ def _collect(
     synonyms: WordLists,
 ) -> tuple[PromptPlan, tuple[str, ...]]:
     """Gives each class of the prompts one name and id, and makes the plan of the prompts."""
-    names = _Names(classes or ())
-    table = PromptTable(names.collect(records))
-    if source.model in EMBEDDED_MODELS:
-        asked = dict.fromkeys(name for each in table.class_lists for name in each.classes)
-        require_drawn(source.model, split_by_model(source.model, tuple(asked))[1])
+    keys = {spelling: name_key(spelling) for spelling in classes or ()}
+    names = {key: spelling for spelling, key in keys.items()}  # in order of the ids
+    table = PromptTable(_note_classes(records, keys, names))
+    asked = tuple(dict.fromkeys(name for each in table.class_lists for name in each.classes))
+    require_drawn(source.model, split_by_model(source.model, asked)[1])
     if source.class_ids is not None:
-        class_names = names.take_list(source.class_ids)
+        names = _names_in_list(source.class_ids, names)
+        class_names = CLASS_LISTS[source.class_ids]
     else:
-        class_names = names.choose(official=classes is None or bool(_listed_classes(source)))
+        if classes is None or _listed_classes(source):
+            names = _official_names(names, keys)
+        class_names = tuple(names.values())
     plan = PromptPlan(
-        records=names.rename(table),
+        records=table.rename_classes({spelling: names[key] for spelling, key in keys.items()}),
         synonyms=synonyms,
         images_per_prompt=source.images_per_prompt or 1,
         shuffle_seed=source.shuffle_seed if source.shuffle else None,
@@ -149,85 +155,61 @@ def _collect(
     return plan, class_names
 
 
-def _looked_for(model: str) -> tuple[str, ...]:
-    """The classes that are looked for in prompts where none are given."""
-    return EMBEDDED_MODELS[model].classes if model in EMBEDDED_MODELS else COCO_CLASSES
+def _note_classes(
+    records: Iterable[PromptRecord], keys: dict[str, str], names: dict[str, str]
+) -> Iterator[PromptRecord]:
+    """Yields records; adds spelling -> key, and key -> first spelling, of their classes.
 
-
-class _Names:
-    """The names of the classes of a run: one per class, and no more than label maps have ids."""
-
-    def __init__(self, classes: Iterable[str]):
-        self._spellings: dict[str, str] = {}  # spelling -> key
-        self._names: dict[str, str] = {}  # key -> name
-        for name in classes:
-            self._add(name)
-
-    def _add(self, name: str) -> None:
-        self._spellings[name] = name_key(name)
-        self._names.setdefault(name_key(name), name)
-        if len(self._names) >= IGNORE_INDEX:
+    Raises:
+        UserError: there are more classes than label maps have ids.
+    """
+    for record in records:
+        for spelling in record.classes:
+            if spelling not in keys:
+                keys[spelling] = name_key(spelling)
+                names.setdefault(keys[spelling], spelling)
+        if len(names) >= IGNORE_INDEX:
             raise UserError(
-                f"the prompts have {len(self._names)} classes or more, but a mask has ids for "
+                f"the prompts have {len(names)} classes or more, but a mask has ids for "
                 f"{IGNORE_INDEX - 1}"
             )
+        yield record
 
-    def collect(self, records: Iterable[PromptRecord]) -> Iterator[PromptRecord]:
-        """Yields records and adds their classes; a UserError if there are too many."""
-        for record in records:
-            for name in record.classes:
-                if name not in self._spellings:
-                    self._add(name)
-            yield record
 
-    def choose(self, *, official: bool) -> tuple[str, ...]:
-        """Returns the names in the order of their ids.
+def _official_names(names: Mapping[str, str], spellings: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns key -> name of an official list that has all keys of `names`, or else `names`.
 
-        If `official`, the names and ids of an official list are taken if one has all classes: of
-        several, the one with most of the spellings, then the first.
-        """
-        lists = [{name_key(name): name for name in known} for known in CLASS_LISTS.values()]
-        lists = [known for known in lists if official and self._names.keys() <= known.keys()]
-        if lists:
-            self._names = max(
-                lists, key=lambda known: len(self._spellings.keys() & set(known.values()))
-            )
-        return tuple(self._names.values())
+    Of several lists it is the one with most of the spellings, then the first.
+    """
+    lists = [{name_key(name): name for name in known} for known in CLASS_LISTS.values()]
+    lists = [known for known in lists if names.keys() <= known.keys()]
+    return max(lists, key=lambda known: len(spellings.keys() & known.values()), default=names)
 
-    def take_list(self, name: str) -> tuple[str, ...]:
-        """Returns the names of a list in the order of its ids.
 
-        A class takes the name of the list that is a word for the same thing, as sofa for couch.
+def _names_in_list(list_name: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Returns key -> the name that an official list has for each class of a run.
 
-        Raises:
-            UserError: the list lacks a class of the run, or has one name for two.
-        """
-        names = CLASS_LISTS[name]
-        known = {name_key(word): each for each in names for word in OTHER_NAMES.get(each, ())}
-        known |= {name_key(each): each for each in names}
-        if missing := [each for key, each in self._names.items() if key not in known]:
-            raise UserError(
-                f"class_ids={name} has no id for {listed(map(quoted, missing))}; leave it out to "
-                "number the classes of the run"
-            )
-        taken: dict[str, str] = {}
-        for key, each in self._names.items():
-            if (other := taken.setdefault(known[key], each)) != each:
-                raise UserError(
-                    f"class_ids={name} has one id, of {known[key]}, for {quoted(other)} and "
-                    f"{quoted(each)}; leave one out"
-                )
-        self._names = {key: known[key] for key in self._names}
-        return names
+    It may be another word for the same thing, as sofa for couch.
 
-    def rename(self, table: PromptTable) -> PromptTable:
-        """Returns the prompts with the chosen names of their classes."""
-        names = {spelling: self._names[key] for spelling, key in self._spellings.items()}
-        if all(spelling == name for spelling, name in names.items()):
-            return table
-        return table.map_classes(
-            lambda each: ClassList(*(tuple(names[name] for name in part) for part in each))
+    Raises:
+        UserError: the list lacks a class of the run, or has one name for two.
+    """
+    official = CLASS_LISTS[list_name]
+    known = {name_key(word): each for each in official for word in OTHER_NAMES.get(each, ())}
+    known |= {name_key(each): each for each in official}
+    if missing := [name for key, name in names.items() if key not in known]:
+        raise UserError(
+            f"class_ids={list_name} has no id for {listed(map(quoted, missing))}; leave it out to "
+            "number the classes of the run"
         )
+    taken: dict[str, str] = {}
+    for key, name in names.items():
+        if (other := taken.setdefault(known[key], name)) != name:
+            raise UserError(
+                f"class_ids={list_name} has one id, of {known[key]}, for {quoted(other)} and "
+                f"{quoted(name)}; leave one out"
+            )
+    return {key: known[key] for key in names}
 
 
 def _classes_to_show(source: PromptSource, classes: Sequence[str] | None) -> tuple[str, ...]:
@@ -280,19 +262,13 @@ def count_images(plan: PromptPlan, source: PromptSource) -> int:
     return num_images
 
 
-def _is_class_file(classes: Sequence[str] | None) -> bool:
-    return classes is not None and len(classes) == 1 and is_class_file(classes[0])
-
-
-def _read_classes(
-    source: PromptSource,
-) -> tuple[tuple[str, ...] | None, dict[str, Sequence[str]]]:
+def _read_classes(source: PromptSource) -> tuple[tuple[str, ...] | None, dict[str, Sequence[str]]]:
     """Reads the names of the classes, and the synonyms in their file."""
     classes = source.classes
     if classes is None:
         return None, {}
-    if _is_class_file(classes):
-        found = read_classes(classes[0])
+    if len(classes) == 1 and class_files.is_class_file(classes[0]):
+        found = class_files.read_classes(classes[0])
         names = tuple(found)
         synonyms = {name: words for name, words in found.items() if words is not None}
     else:
@@ -321,17 +297,14 @@ def _read_templates(source: PromptSource) -> list[str]:
         return [DEFAULT_TEMPLATE if source.subclasses is None else SUBCLASS_TEMPLATE]
     templates: list[str] = []
     for text in source.templates:
-        if "{" not in text and Path(text).suffix.lower() == ".txt":
-            templates += read_templates(text)
-        else:
-            require_template(text)
-            templates.append(text)
+        is_file = "{" not in text and Path(text).suffix.lower() == ".txt"
+        templates += read_templates(text) if is_file else [require_template(text)]
     return templates
 
 
 def _read_subclasses(path: str, classes: Sequence[str]) -> WordLists:
     """Reads the lists of a file; classes without one keep the built-in list."""
-    own = read_subclasses(path)
+    own = class_files.read_subclasses(path)
     keys = {name_key(name) for name in classes}
     for name in own:
         if name_key(name) not in keys:

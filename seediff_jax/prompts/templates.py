@@ -44,9 +44,8 @@ def make_prompts(
             prompt does not mention its class.
     """
     names = require_classes(classes, "make_prompts")
-    templates = [templates] if isinstance(templates, str) else list(templates)
-    for template in templates:
-        require_template(template)
+    templates = [templates] if isinstance(templates, str) else templates
+    templates = [require_template(template) for template in templates]
     synonyms = with_subclasses(names, templates, subclasses, synonyms)
     records = [
         PromptRecord(prompt, (name,))
@@ -93,10 +92,9 @@ def read_templates(path: str | os.PathLike[str]) -> list[str]:
     templates = []
     for place, template in read_entries(Path(path)):
         try:
-            require_template(template)
+            templates.append(require_template(template))
         except UserError as error:
             raise UserError(f"{place}: {error}") from None
-        templates.append(template)
     if not templates:
         raise UserError(f"{path}: no template in the file, at least one is needed")
     return templates
@@ -125,12 +123,12 @@ def template_fields(template: str) -> Iterator[str]:
             yield name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
 
 
-def require_template(template: str) -> None:
-    """Raises a UserError unless a template has {class} or {subclass} and no other field."""
-    _require_fields(template, FIELDS, "must name the class as {class} or {subclass}")
+def require_template(template: str) -> str:
+    """Returns a template; a UserError unless it has {class} or {subclass} and no other field."""
+    return _require_fields(template, FIELDS, "must name the class as {class} or {subclass}")
 
 
-def _require_fields(template: str, known: Sequence[str], needed: str) -> None:
+def _require_fields(template: str, known: Sequence[str], needed: str) -> str:
     require_text(template, "template")
     try:
         fields = list(template_fields(template))
@@ -141,6 +139,7 @@ def _require_fields(template: str, known: Sequence[str], needed: str) -> None:
             f"template {quoted(template)} {needed} and have no other field; write {{{{ and }}}} "
             "for braces"
         )
+    return template
 
 
 def _fill(template: str, name: str, subclasses: Mapping[str, Sequence[str]]) -> Iterator[str]:

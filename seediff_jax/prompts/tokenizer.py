@@ -53,8 +53,14 @@ class Tokenizer:
                 with the vocabulary.
         """
         rows = []
+        most = self.max_length - 2
         for text, tokens in zip(*self.tokenize(prompts), strict=True):
-            _require_fit(text, tokens, self.max_length)
+            if len(tokens) > self.max_length:
+                lost = _word_at(text, tokens[most + 1][1])
+                raise UserError(
+                    f"the prompt {quoted(text)} takes {len(tokens) - 2} tokens, only {most} fit; "
+                    f"the first word that is lost is {quoted(lost)}: shorten the prompt"
+                )
             rows.append([token_id for token_id, _, _ in tokens])
         return np.array(rows, np.int32)
 
@@ -119,15 +125,6 @@ class Tokenizer:
                     f"{quoted(_word_at(text, start))} in the prompt {quoted(text)}; use the words "
                     "that the model was trained on"
                 )
-
-
-def _require_fit(text: str, tokens: Sequence[tuple[int, int, int]], max_length: int) -> None:
-    if len(tokens) > max_length:
-        lost = _word_at(text, tokens[max_length - 1][1])
-        raise UserError(
-            f"the prompt {quoted(text)} takes {len(tokens) - 2} tokens, only {max_length - 2} fit; "
-            f"the first word that is lost is {quoted(lost)}: shorten the prompt"
-        )
 
 
 def _word_at(text: str, i: int) -> str:
@@ -244,14 +241,12 @@ def _require_files(folder: Path) -> tuple[str, ...]:
             raise UserError(
                 f"{folder / name} is missing; needed: vocab.json and merges.txt, or tokenizer.json"
             )
-    first, *_ = [
-        _read_object(folder / name)
-        for name in (*names, "special_tokens_map.json", "added_tokens.json")
-        if name.endswith(".json")
-    ]
-    model = {"type": "BPE", "vocab": first}
+    content = read_json(folder / names[0])
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        _read_object(folder / name)  # transformers would not name a damaged one
+    model = {"type": "BPE", "vocab": content}
     if names[0] == "tokenizer.json":
-        model = first.get("model", {"type": "BPE"})
+        model = content.get("model", {"type": "BPE"})
     if not isinstance(model, dict) or model.get("type") != "BPE":
         raise UserError(f"{folder / names[0]} is not a byte-pair encoding like that of CLIP")
     vocab = model.get("vocab")
@@ -353,18 +348,16 @@ def read_tokenizers(
 
 def require_same_tokens(first: Tokenizer, second: Tokenizer, source: str) -> None:
     """Raises a UserError unless two tokenizers differ only in their padding."""
-    for name, (one, other) in _compared(first, second).items():
-        if one != other:
-            raise UserError(
-                f"{source}: tokenizer and tokenizer_2 differ in {name}, so a class would have "
-                "different tokens in the two text encoders"
-            )
+    one, other = (_compared_parts(tokenizer) for tokenizer in (first, second))
+    if different := [name for name in one if one[name] != other[name]]:
+        raise UserError(
+            f"{source}: tokenizer and tokenizer_2 differ in {different[0]}, so a class would have "
+            "different tokens in the two text encoders"
+        )
 
 
-def _compared(*tokenizers: Tokenizer) -> dict[str, list[Any]]:
-    models = [json.loads(t.backend.backend_tokenizer.to_str())["model"] for t in tokenizers]
-    compared = {name: [model[name] for model in models] for name in ("vocab", "merges")}
-    compared["max_length"] = [t.max_length for t in tokenizers]
-    for name in ("bos_token", "eos_token", "unk_token"):
-        compared[name] = [getattr(t.backend, name) for t in tokenizers]
-    return compared
+def _compared_parts(tokenizer: Tokenizer) -> dict[str, Any]:
+    model = json.loads(tokenizer.backend.backend_tokenizer.to_str())["model"]
+    parts = {"vocab": model["vocab"], "merges": model["merges"], "max_length": tokenizer.max_length}
+    special = ("bos_token", "eos_token", "unk_token")
+    return parts | {name: getattr(tokenizer.backend, name) for name in special}
