@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from experiments.benchmarks.measuring import in_own_process
 from experiments.benchmarks.networks import TOKENS, make_unet_config
 from experiments.benchmarks.tpu_topologies import make_topology_mesh
 from experiments.benchmarks.tpu_unet_table import JSON_FILE, render_calls
-from seediff_jax.models.capture import NO_CAPTURE, published_capture
+from seediff_jax.models.capture import NO_CAPTURE, layer_sizes, published_capture
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 from seediff_jax.pipeline.batch_size import QUICK
@@ -43,27 +44,40 @@ def _calls() -> list[str]:
 
 
 def compile_call(topology: str, images: int, attention: str, is_recorded: bool) -> Any:
-    """Compiles a UNet call of `images` images for one chip of a slice."""
+    """Compiles a UNet call of `images` images for one chip of a slice.
+
+    A recorded one adds its self-attention to that of earlier calls, in place, as sampling does.
+    """
     config = make_unet_config("sd1")
     capture = published_capture(config) if is_recorded else NO_CAPTURE
     unet = UNet(config, capture, jnp.bfloat16, attention)
     mesh = make_mesh(devices=make_topology_mesh(topology).devices.flat[:1])
     rows, side = 2 * images, config.sample_size
+    weights = jax.ShapeDtypeStruct((images * is_recorded, TOKENS, 1), jnp.float32)
+    sizes = layer_sizes(config, (side, side))
+    locations = {name: math.prod(sizes[name]) for name in capture.self_layers}
+    totals = {
+        name: jax.ShapeDtypeStruct((images, n, n), jnp.float32) for name, n in locations.items()
+    }
     inputs = (
         jax.ShapeDtypeStruct((rows, side, side, config.in_channels), jnp.float32),
         jax.ShapeDtypeStruct((rows,), jnp.int32),
         jax.ShapeDtypeStruct((rows, TOKENS, config.cross_attention_dim), jnp.float32),
-        TokenColumns(jax.ShapeDtypeStruct((images * is_recorded, TOKENS, 1), jnp.float32)),
+        TokenColumns(weights, totals=totals),
     )
-    variables = jax.eval_shape(unet.init, jax.random.key(0), *inputs)
-    variables = jax.tree.map(_stored, variables)
+    variables = stored_variables(unet.init, *inputs)
     # Kernels are compiled for the devices of the mesh that is mapped over.
     call = jax.shard_map(unet.apply, mesh=mesh, in_specs=(P(), *[P(DATA)] * 4), out_specs=P(DATA))
-    return jax.jit(call).lower(variables, *inputs).compile(QUICK)
+    return jax.jit(call, donate_argnums=4).lower(variables, *inputs).compile(QUICK)
 
 
-def _stored(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.ndim > 1 else jnp.float32)
+def stored_variables(init: Callable[..., Any], *inputs: jax.ShapeDtypeStruct) -> Any:
+    """Shapes of a network's variables, as a bfloat16 run stores them."""
+
+    def stored(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16 if leaf.ndim > 1 else jnp.float32)
+
+    return jax.tree.map(stored, jax.eval_shape(init, jax.random.key(0), *inputs))
 
 
 def measure(topology: str, images: int, attention: str, is_recorded: bool) -> dict[str, Any]:
@@ -75,15 +89,22 @@ def measure(topology: str, images: int, attention: str, is_recorded: bool) -> di
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"refused": str(error).splitlines()[0][:300]}
-    cost, program = compiled.cost_analysis(), compiled.as_text()
+    program = compiled.as_text()
+    return figures_of(compiled) | {
+        "kernels": program.count('custom_call_target="tpu_custom_call"'),
+        "parts": bytes_by_part(program),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def figures_of(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """Returns what the compiler says of a program: FLOPs, bytes, seconds, bytes of temporaries."""
+    cost = compiled.cost_analysis()
     return {
         "flops": cost["flops"],
         "bytes": cost["bytes accessed"],
         "roofline_s": cost.get("optimal_seconds", math.nan),
         "temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        "kernels": program.count('custom_call_target="tpu_custom_call"'),
-        "parts": bytes_by_part(program),
-        "seconds": round(time.perf_counter() - start, 1),
     }
 
 

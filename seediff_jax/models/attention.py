@@ -49,7 +49,7 @@ def attend(query: Array, key: Array, value: Array, choice: str = "auto") -> Arra
     # On a CPU jax.nn.dot_product_attention holds the probabilities of all rows and heads: 2 GiB for
     # two rows of 64 x 64 locations with 8 heads, and three times slower than one head at a time.
     known = {"xla": _dot_product_attention, "cudnn": _cudnn_attention, "flash": tpu_attention.flash}
-    by_platform = _by_platform(known, query, key, choice, is_recorded=False)
+    by_platform = _by_platform(known, query, key, choice)
     by_platform["cpu"] = _attend_head_by_head
     return jax.lax.platform_dependent(query, key, value, **by_platform)
 
@@ -79,7 +79,13 @@ def _current_place() -> Place:
 
 
 def _by_platform(
-    known: dict[str, Callable[..., Any]], query: Array, key: Array, choice: str, is_recorded: bool
+    known: dict[str, Callable[..., Any]],
+    query: Array,
+    key: Array,
+    choice: str,
+    *,
+    is_recorded: bool = False,
+    is_added: bool = False,
 ) -> dict[str, Callable[..., Any]]:
     """The implementation of every platform, as `jax.lax.platform_dependent` takes them.
 
@@ -87,7 +93,7 @@ def _by_platform(
     platform that this is traced for.
     """
     _, n, heads, k = query.shape
-    layer = Layer(query.dtype.name, heads, k, n, key.shape[1], is_recorded)
+    layer = Layer(query.dtype.name, heads, k, n, key.shape[1], is_recorded, is_added)
     current = _current_place()
     chosen = {"default": known["xla"]}
     # Always in the same order, so that every process finds the program in the compilation cache.
@@ -179,6 +185,7 @@ def attend_recording(
     key: Float[Array, "b m heads k"],
     value: Float[Array, "b m heads k"],
     choice: str = "auto",
+    total: Float[Array, "b n m"] | None = None,
 ) -> tuple[Float[Array, "b n heads k"], Float[Array, "b n m"]]:
     """Attention that also returns its probabilities, summed over the heads.
 
@@ -187,17 +194,20 @@ def attend_recording(
         key: as of `attend`.
         value: as of `attend`.
         choice: as of `attend`; cuDNN does not return probabilities and leaves this to XLA.
+        total: float32, what the head sum is added to, such as that of earlier calls.
 
     Returns:
-        The attended values in the dtype of `value`, and the head sum in float32: every row of it
-        sums to the number of heads.
+        The attended values in the dtype of `value`, and the head sum in float32: without `total`,
+        every row of it sums to the number of heads.
 
     Raises:
         UserError: the implementation that is asked for cannot serve.
     """
     known = {"xla": _record_by_groups, "flash": tpu_attention.flash_recording}
-    by_platform = _by_platform(known, query, key, choice, is_recorded=True)
-    return jax.lax.platform_dependent(query, key, value, **by_platform)
+    inputs = (query, key, value) if total is None else (query, key, value, total)
+    options = {"is_recorded": True, "is_added": total is not None}
+    by_platform = _by_platform(known, query, key, choice, **options)
+    return jax.lax.platform_dependent(*inputs, **by_platform)
 
 
 def attend_keeping_heads(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
@@ -206,7 +216,9 @@ def attend_keeping_heads(query: Array, key: Array, value: Array) -> tuple[Array,
     return jnp.einsum("bhnm,bmhk->bnhk", probs.astype(value.dtype), value), probs
 
 
-def _record_by_groups(query: Array, key: Array, value: Array) -> tuple[Array, Array]:
+def _record_by_groups(
+    query: Array, key: Array, value: Array, total: Array | None = None
+) -> tuple[Array, Array]:
     """Walks the heads in groups, so that their probabilities never exist together."""
     b, n, heads, k = query.shape
     m = key.shape[1]
@@ -227,7 +239,8 @@ def _record_by_groups(query: Array, key: Array, value: Array) -> tuple[Array, Ar
     head_sum, first = attend_group(0.0, [x[0] for x in walked])
     head_sum, others = jax.lax.scan(attend_group, head_sum, [x[1:] for x in walked])
     out = jnp.concatenate([first[None], others])
-    return jnp.moveaxis(out, 0, 2).reshape(b, n, heads, k), head_sum
+    out = jnp.moveaxis(out, 0, 2).reshape(b, n, heads, k)
+    return out, head_sum if total is None else total + head_sum
 
 
 class Attention(nn.Module):
@@ -247,6 +260,7 @@ class Attention(nn.Module):
         context: Array,
         recorded_rows: int = 0,
         watched: Array | None = None,
+        total: Array | None = None,
     ) -> tuple[Array, tuple[Array, ...]]:
         """`[b, n, c]` attends to `[b, m, d]`.
 
@@ -256,6 +270,7 @@ class Attention(nn.Module):
             recorded_rows: how many rows, from the end of the batch, to record.
             watched: `[recorded_rows, o, d]`, further keys of the recorded rows: the attention that
                 they would have on their own is recorded, and the output does not depend on it.
+            total: `[recorded_rows, n, m]`, what the record is added to; not with `keeps_heads`.
 
         Returns:
             `[b, n, c]`, and the records: none, or float32 `[recorded_rows, n, m]`, or this and
@@ -281,7 +296,7 @@ class Attention(nn.Module):
             outs.append(attend(query[:plain], key[:plain], value[:plain], self.choice))
         if recorded_rows:
             rows = (x[plain:] for x in (query, key, value))
-            out, probs = record(*rows)
+            out, probs = record(*rows) if total is None else record(*rows, total=total)
             outs.append(out)
             records.append(probs)
         if recorded_rows and watched is not None:

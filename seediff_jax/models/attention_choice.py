@@ -44,6 +44,7 @@ class Layer(NamedTuple):
         queries: n, number of queries.
         keys: m, number of keys.
         is_recorded: whether the head sum of the probabilities is returned as well.
+        is_added: whether it is added to an earlier one.
     """
 
     dtype: str
@@ -52,6 +53,7 @@ class Layer(NamedTuple):
     queries: int
     keys: int
     is_recorded: bool = False
+    is_added: bool = False
 
 
 class Place(NamedTuple):
@@ -80,35 +82,40 @@ class Blocks(NamedTuple):
         all_heads: whether keys and values of all heads stay in on-chip memory while heads are
             summed; otherwise they are read again for every block of queries.
         vmem_limit: bytes of on-chip memory that the compiler may use.
+        adds: whether the kernel itself adds to an earlier head sum, in place.
     """
 
     queries: int
     all_heads: bool
     vmem_limit: int
+    adds: bool = False
 
 
 def flash_blocks(layer: Layer, place: Place) -> Blocks | None:
     """Finds the largest blocks of queries that fit into on-chip memory; None if none fits."""
     vmem = VMEM.get(place.kind, _SMALL_VMEM)
-    for all_heads in (True, False) if layer.is_recorded else (False,):
-        for queries in _QUERY_BLOCKS:
-            rows = min(queries, layer.queries)
-            if rows > 512 and rows * layer.keys > _BLOCK_LOGITS:
-                continue
-            taken = _flash_vmem(layer, rows, all_heads)
-            if taken <= _USABLE_VMEM * vmem:
-                limit = min(vmem, max(_SMALL_VMEM, int(_VMEM_SLACK * taken)))
-                return Blocks(rows, all_heads, limit)
+    # Columns of padding would have to be cut off the sum, which then is not in place.
+    may_add = layer.is_added and layer.keys % 128 == 0
+    for adds in (True, False) if may_add else (False,):
+        for all_heads in (True, False) if layer.is_recorded else (False,):
+            for queries in _QUERY_BLOCKS:
+                rows = min(queries, layer.queries)
+                if rows > 512 and rows * layer.keys > _BLOCK_LOGITS:
+                    continue
+                taken = _flash_vmem(layer, rows, all_heads, adds)
+                if taken <= _USABLE_VMEM * vmem:
+                    limit = min(vmem, max(_SMALL_VMEM, int(_VMEM_SLACK * taken)))
+                    return Blocks(rows, all_heads, limit, adds)
     return None
 
 
-def _flash_vmem(layer: Layer, queries: int, all_heads: bool) -> int:
+def _flash_vmem(layer: Layer, queries: int, all_heads: bool, adds: bool) -> int:
     itemsize = 4 if layer.dtype == "float32" else 2
     rows, keys = _rounded(queries, 128), _rounded(layer.keys, 128)
     width = _rounded(layer.head_width, 16) * itemsize
     # Blocks are double: one is at work while the next is copied.
     moved = 2 * 2 * rows * width + 2 * 2 * keys * width * (layer.heads if all_heads else 1)
-    summed = 2 * 4 * rows * keys if layer.is_recorded else 0
+    summed = 2 * 4 * rows * keys * (layer.is_recorded + adds)
     # Logits, weights and probabilities, and these once more in the dtype of the values.
     return moved + summed + rows * keys * (3 * 4 + itemsize)
 

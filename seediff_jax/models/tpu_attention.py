@@ -23,7 +23,7 @@ _LANES = 128
 
 
 def flash(
-    query: Array, key: Array, value: Array, blocks: Blocks, *, interpret: bool = False
+    query: Array, key: Array, value: Array, *, blocks: Blocks, interpret: bool = False
 ) -> Array:
     """Attention of `[b, n, heads, k]` to `[b, m, heads, k]`, of any lengths.
 
@@ -40,23 +40,35 @@ def flash(
 
 
 def flash_recording(
-    query: Array, key: Array, value: Array, blocks: Blocks, *, interpret: bool = False
+    query: Array,
+    key: Array,
+    value: Array,
+    total: Array | None = None,
+    *,
+    blocks: Blocks,
+    interpret: bool = False,
 ) -> tuple[Array, Array]:
-    """As `flash`; also returns the head sum of the probabilities, float32 `[b, n, m]`."""
-    return _attend(query, key, value, blocks, True, interpret)
+    """As `flash`; also returns `total` plus the head sum of the probabilities, float32 `[b, n, m]`.
+
+    With `blocks.adds` the result takes the place of `total`.
+    """
+    if total is None or blocks.adds:
+        return _attend(query, key, value, blocks, True, interpret, total)
+    out, head_sum = _attend(query, key, value, blocks, True, interpret)
+    return out, total + head_sum
 
 
-def _attend(query, key, value, blocks, is_recorded, interpret):
+def _attend(query, key, value, blocks, is_recorded, interpret, total=None):
     # The scale is that of the queries: padding below does not change it.
     query, key, value = (x.transpose(0, 2, 3, 1) for x in (query, key, value))
     keys = key.shape[-1]
     padding = ((0, 0), (0, 0), (0, 0), (0, -keys % _LANES))
     key, value = (jnp.pad(x, padding) for x in (key, value))
-    out, *sums = _call(query, key, value, keys, blocks, is_recorded, interpret)
+    out, *sums = _call(query, key, value, keys, blocks, is_recorded, interpret, total)
     return out.transpose(0, 3, 1, 2), *(head_sum[..., :keys] for head_sum in sums)
 
 
-def _call(query, key, value, keys, blocks, is_recorded, interpret):
+def _call(query, key, value, keys, blocks, is_recorded, interpret, total):
     b, heads, width, n = query.shape
     m, rows = key.shape[-1], blocks.queries
     count = pl.cdiv(n, rows)
@@ -78,19 +90,31 @@ def _call(query, key, value, keys, blocks, is_recorded, interpret):
     result = functools.partial(
         jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).manual_axis_type
     )
+    inputs, in_specs = [query, key, value], [some, whole, whole]
     shapes, specs = [result(query.shape, value.dtype)], [some]
     if is_recorded:
         shapes.append(result((b, n, m), jnp.float32))
         specs.append(block((1, rows, m), lambda i, head, j: (i, j, 0)))
+    if total is not None:
+        inputs.append(total)
+        in_specs.append(specs[1])
     readings = count if is_recorded and not blocks.all_heads else 1
     itemsize = query.dtype.itemsize
-    moved = itemsize * b * heads * width * 2 * (n + readings * m) + 4 * b * n * m * is_recorded
+    sums = is_recorded + (total is not None)
+    moved = itemsize * b * heads * width * 2 * (n + readings * m) + 4 * b * n * m * sums
     return pl.pallas_call(
-        functools.partial(_kernel, scale=width**-0.5, keys=keys, all_heads=blocks.all_heads),
+        functools.partial(
+            _kernel,
+            scale=width**-0.5,
+            keys=keys,
+            all_heads=blocks.all_heads,
+            adds=total is not None,
+        ),
         grid=grid,
-        in_specs=[some, whole, whole],
+        in_specs=in_specs,
         out_specs=specs,
         out_shape=shapes,
+        input_output_aliases={3: 1} if total is not None else {},
         cost_estimate=pl.CostEstimate(
             flops=4 * b * heads * n * m * width,
             transcendentals=b * heads * n * m,
@@ -101,11 +125,12 @@ def _call(query, key, value, keys, blocks, is_recorded, interpret):
             vmem_limit_bytes=blocks.vmem_limit,
         ),
         interpret=interpret,
-    )(query, key, value)
+    )(*inputs)
 
 
-def _kernel(query_ref, key_ref, value_ref, out_ref, *sum_refs, scale, keys, all_heads):
+def _kernel(query_ref, key_ref, value_ref, *refs, scale, keys, all_heads, adds):
     """One block of queries of one head: `[k, rows]`, `[k, m]`, `[k, m]` -> `[k, rows]`."""
+    totals, (out_ref, *sum_refs) = refs[:adds], refs[adds:]
     head = pl.program_id(2)  # where the sum is recorded, and not read elsewhere
     own = head if all_heads else 0
     query, key, value = query_ref[0, 0], key_ref[0, own], value_ref[0, own]
@@ -117,13 +142,13 @@ def _kernel(query_ref, key_ref, value_ref, out_ref, *sum_refs, scale, keys, all_
     probs = weights * (1 / jnp.sum(weights, axis=1, keepdims=True))
     out_ref[0, 0] = _dot(value, probs.astype(value.dtype), 1).astype(out_ref.dtype)
     if sum_refs:
-        _add_to(sum_refs[0], probs, head)
+        _add_to(sum_refs[0], probs, head, *totals)
 
 
-def _add_to(sum_ref, probs: Array, head: Array) -> None:
+def _add_to(sum_ref, probs: Array, head: Array, total_ref=None) -> None:
     @pl.when(head == 0)
     def _():
-        sum_ref[0] = probs
+        sum_ref[0] = probs if total_ref is None else total_ref[0] + probs
 
     @pl.when(head > 0)
     def _():

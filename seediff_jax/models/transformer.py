@@ -26,11 +26,13 @@ class TokenColumns:
         watched: `[r, o, d]`, embeddings of another text that the rows are compared with but do not
             read, or None.
         watched_weights: float32 `[r, o, k]`, of its tokens, or None.
+        totals: name of a self-attention layer -> float32 `[r, n, n]`, what its record is added to.
     """
 
     weights: Array
     watched: Array | None = None
     watched_weights: Array | None = None
+    totals: dict[str, Array] = struct.field(default_factory=dict)
 
 
 Records = dict[str, Array]
@@ -74,7 +76,8 @@ class TransformerBlock(nn.Module):
             options = {"choice": self.attention, "name": name}
             options["keeps_heads"] = full_name in self.capture.kept_layers
             attention = Attention(self.num_heads, self.dtype, **options)
-            return attention(y, y if context is None else context, recorded_rows, watched)
+            total = columns.totals.get(full_name)
+            return attention(y, y if context is None else context, recorded_rows, watched, total)
 
         y, probs = attend("attn1", layer_norm(x, 1e-5, "norm1"), None)
         x = x + y

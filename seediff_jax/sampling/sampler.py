@@ -20,6 +20,7 @@ from flax import struct
 
 from seediff_jax.array_typing import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.models.capture import layer_sizes
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.model import Model, decode_latents, encode_text, predict_noise
 from seediff_jax.models.transformer import TokenColumns
@@ -93,18 +94,26 @@ def denoise(
     negative = (negative_text_embeddings, negative_conditions)
     both = jax.tree.map(lambda *rows: jnp.concatenate(rows), negative, prompts)
 
-    def predict(guided: bool, latents: Array, timestep: Array) -> tuple[Array, AttentionMaps]:
+    def predict(
+        guided: bool, latents: Array, timestep: Array, totals: dict[str, Array]
+    ) -> tuple[Array, AttentionMaps]:
         text, conditions = both if guided else prompts
         inputs = jnp.concatenate([latents, latents]) if guided else latents
         timesteps = jnp.full(inputs.shape[0], timestep)
-        noise_pred, maps = predict_noise(model, inputs, timesteps, text, columns, conditions)
+        recorded = columns.replace(totals=totals)
+        noise_pred, maps = predict_noise(model, inputs, timesteps, text, recorded, conditions)
         if guided:
             noise_pred = guide(*jnp.split(noise_pred, 2), guidance_scale, guidance_rescale)
         return noise_pred, maps
 
     def call(guided: bool, carry, inputs: tuple[Steps | MixingSteps, Array | None, Array | None]):
         (latents, state, total), (step, number, weight) = carry, inputs
-        noise_pred, maps = predict(guided, scale_input(scheduler, latents, step), step.timesteps)
+        levels = total.self_attention
+        totals = {name: levels[side] for name, side in added.items() if side in levels}
+        scaled = scale_input(scheduler, latents, step)
+        noise_pred, maps = predict(guided, scaled, step.timesteps, totals)
+        if totals:
+            total = total.replace(self_attention=dict.fromkeys(levels, 0.0))
         kept, maps = maps.kept, maps.replace(kept={})
         if weight is not None:
             maps = jax.tree.map(lambda leaf: weight * leaf, maps)
@@ -118,7 +127,7 @@ def denoise(
 
     if (scale := initial_noise_scale(scheduler, num_steps)) != 1:
         latents = scale * latents
-    first = functools.partial(predict, segments[0][1])
+    first = functools.partial(predict, segments[0][1], totals={})
     _, maps = jax.eval_shape(first, latents, steps.timesteps[0])
     total = jax.tree.map(lambda leaf: _zeros(latents, leaf), maps.replace(kept={}))
     state = init_scheduler_state(scheduler, latents)
@@ -130,6 +139,11 @@ def denoise(
         np.arange(calls, dtype=np.int32) if is_stochastic(scheduler) else None,
         None if recorded.all() else recorded,
     )
+    # Attention adds to the sum itself where a kernel does that in place.
+    added = {}
+    if recorded.all() and not model.capture.kept_layers:
+        sizes = layer_sizes(model.unet_config, latents.shape[1:3])
+        added = {name: sizes[name][0] for name in model.capture.self_layers}
     carry, kept = (latents, state, total), []
     for part, guided in segments:
         of_part = jax.tree.map(lambda column, part=part: column[part], xs)

@@ -159,10 +159,10 @@ def flash_inputs(heads, width, n, m, rows=1, dtype=jnp.float32):
     return [jnp.asarray(x, dtype) for x in inputs]
 
 
-def flash_recording(query, key, value):
-    layer = Layer(query.dtype.name, *query.shape[2:], query.shape[1], key.shape[1], True)
-    blocks = flash_blocks(layer, V5E)
-    return tpu_attention.flash_recording(query, key, value, blocks, interpret=True)
+def flash_recording(query, key, value, total=None):
+    shape = (query.dtype.name, *query.shape[2:], query.shape[1], key.shape[1])
+    blocks = flash_blocks(Layer(*shape, True, total is not None), V5E)
+    return tpu_attention.flash_recording(query, key, value, total, blocks=blocks, interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +189,31 @@ def test_the_fused_kernel_equals_recorded_attention(heads, width, n, m, rows):
     np.testing.assert_allclose(got_sum.sum(-1), heads, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("n", "m", "adds"),
+    [(1024, 1024, True), (640, 640, True), (39 * 27, 39 * 27, False), (300, 77, False)],
+)
+def test_the_fused_kernel_adds_to_an_earlier_sum(n, m, adds):
+    """In place where the keys fill registers, and by XLA elsewhere."""
+    assert flash_blocks(Layer("float32", 2, 40, n, m, True, True), V5E).adds == adds
+    inputs, total = flash_inputs(2, 40, n, m, 2), np.abs(normal(7, 2, n, m))
+    got, got_sum = flash_recording(*inputs, jnp.asarray(total))
+    expected, head_sum = attention._record_by_groups(*inputs)
+    np.testing.assert_allclose(got, expected, atol=ROUNDING)
+    # Totals up to 5 have a rounding of 2.4e-7 per addition.
+    np.testing.assert_allclose(got_sum, total + head_sum, atol=1e-6)
+    _, added = attention.attend_recording(*inputs, total=jnp.asarray(total))
+    np.testing.assert_allclose(added, total + head_sum, atol=1e-6)
+
+
 def test_keys_that_are_read_again_for_every_block_give_the_same():
     """As on a v4 chip, whose on-chip memory does not hold the keys of all heads."""
     layer = Layer("bfloat16", 8, 40, 4096, 4096, True)
     again, once = flash_blocks(layer, V4), flash_blocks(layer, V5E)
     assert not again.all_heads and once.all_heads and again.queries < once.queries
     inputs = flash_inputs(2, 40, 1024, 1024)
-    got = tpu_attention.flash_recording(*inputs, again, interpret=True)
-    expected = tpu_attention.flash_recording(*inputs, once, interpret=True)
+    got = tpu_attention.flash_recording(*inputs, blocks=again, interpret=True)
+    expected = tpu_attention.flash_recording(*inputs, blocks=once, interpret=True)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=ROUNDING)
 
@@ -205,7 +222,7 @@ def test_keys_that_are_read_again_for_every_block_give_the_same():
 def test_the_flash_kernel_equals_the_definition(n, m):
     inputs = flash_inputs(3, 40, n, m, 2)
     blocks = flash_blocks(Layer("float32", 3, 40, n, m), V5E)
-    got = tpu_attention.flash(*inputs, blocks, interpret=True)
+    got = tpu_attention.flash(*inputs, blocks=blocks, interpret=True)
     expected, _ = reference_attention(*map(np.asarray, inputs))
     np.testing.assert_allclose(got, expected, atol=2e-6)  # float32 sums
 
@@ -262,7 +279,7 @@ def test_the_gradient_of_the_kernel_is_that_of_xla():
     blocks = flash_blocks(Layer("float32", 2, 8, 130, 130, True), V5E)
 
     def kernel(*x):
-        return tpu_attention.flash_recording(*x, blocks, interpret=True)
+        return tpu_attention.flash_recording(*x, blocks=blocks, interpret=True)
 
     weights = [normal(5, 1, 130, 2, 8), normal(6, 1, 130, 130)]
 
