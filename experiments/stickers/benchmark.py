@@ -92,6 +92,9 @@ class Settings:
     batch_size: int = setting(8, "Images that are generated at once.", least=1)
     train_steps: int = setting(LAPTOP.steps, "Training steps of the segmenter.", least=1)
     train_batch_size: int = setting(LAPTOP.batch_size, "Images per training step.", least=1)
+    train_side: int | None = setting(
+        None, "Side of the images that the segmenter reads, pixels; None is the model's.", least=16
+    )
     num_test: int = setting(1000, "Number of scenes of the unseen style.", least=1)
     num_seeds: int = setting(3, "Number of training runs per row.", least=1)
     rows: tuple[str, ...] = setting(
@@ -102,11 +105,12 @@ class Settings:
         check_settings(self)
 
     def segmenter(self, side: int) -> SegmenterConfig:
-        """The recipe that every row is trained with, on images of `side` pixels."""
+        """The recipe that every row is trained with; images have `side` pixels."""
         return dataclasses.replace(
             LAPTOP,
             num_labels=len(CLASSES) + 1,
-            crop=side,
+            crop=self.train_side or side,
+            test_side=self.train_side,
             steps=self.train_steps,
             batch_size=self.train_batch_size,
         )
