@@ -49,7 +49,6 @@ class ImageFiles:
     Raises:
         UserError: there is no image, two have the same name but for the ending, one that was chosen
             does not exist, or one has no truth.
-        OSError: a folder cannot be read.
     """
 
     folder: Folder
@@ -92,16 +91,13 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What tells these files from others, for settings.json.
 
         Hashes of all names and sizes, and of the content of some files: sizes alone do not tell
         copies of other pixels in a format without compression.
         """
-        return self._settings
-
-    @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
         truths = [self._truths[stem(name)] for name in self.names] if self.truth else []
         return {
             "images_sha256": _digest(self.folder, self.names),
@@ -113,7 +109,6 @@ class ImageFiles:
 
         Raises:
             UserError: the file is not an image, has several frames, or more than 8 bits per colour.
-            OSError: it cannot be read.
         """
         return self._read(index)[0]
 
@@ -126,7 +121,6 @@ class ImageFiles:
 
         Raises:
             UserError: as `read`, or the truth is not such a mask of the size of the image.
-            OSError: one of them cannot be read.
         """
         image, turn = self._read(index)
         return image, None if self.truth is None else self._read_truth(
