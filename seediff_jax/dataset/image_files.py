@@ -166,11 +166,7 @@ class ImageFiles:
         return labels
 
     def check(self, num_labels: int, watch: Callable[[int], object] = lambda count: None) -> None:
-        """Reads all images and truths once.
-
-        Args:
-            num_labels: see `read_pair`.
-            watch: called with every number of images that were read.
+        """Reads all images and truths once; calls `watch` with every number that was read.
 
         Raises:
             UserError: as `read_pair`.

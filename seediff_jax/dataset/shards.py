@@ -61,11 +61,7 @@ def read_summary(folder: Folder, name: str) -> dict[str, Any]:
 def read_listing(folder: Folder, name: str, counts: Sequence[str], fault: str) -> dict[str, Any]:
     """Reads a file with counts and with facts of other files, as `read_summary`.
 
-    Args:
-        folder: of the dataset.
-        name: of the file.
-        counts: names of its counts.
-        fault: what is wrong with a file that lacks one of them.
+    `fault` says what is wrong with a file that lacks one of the counts.
     """
     content = read_json_with_checksum(folder, name)
     if not all(is_count(content.get(count)) for count in counts):
@@ -91,10 +87,7 @@ def _read_listed(folder: Folder, summary: str, name: str) -> bytes:
 def read_records(folder: Folder, summary: str, lines: str) -> Iterator[dict[str, Any]]:
     """Reads the records of the samples of a finished shard, without those that failed.
 
-    Args:
-        folder: of the dataset.
-        summary: name of the shard's summary.
-        lines: name of the file with its records.
+    `summary` and `lines` are the names of its summary and of the file with its records.
 
     Raises:
         DamagedFile: one of them is not as it was written.
@@ -280,12 +273,7 @@ def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
 def make_formats(
     names: Sequence[str], class_names: Sequence[str], kept: Sequence[str]
 ) -> list[Format]:
-    """Makes formats by their names.
-
-    Args:
-        names: out of FORMATS, each once.
-        class_names: of the run.
-        kept: further parts, see `kept_parts`.
+    """Makes formats by their names in FORMATS; `kept` are further parts, see `kept_parts`.
 
     Raises:
         UserError: there is no such format, or a library that one needs is not installed.
