@@ -149,7 +149,8 @@ class ImageFiles:
         height, width = image.shape[:2]
         stored = (height, width) if turn in _SIDEWAYS else (width, height)
         if own_turn == 1 and picture.size == stored:
-            picture = _upright(picture, turn)
+            picture.getexif()[ExifTags.Base.Orientation] = turn  # that of the image
+            picture = ImageOps.exif_transpose(picture)
         labels = np.asarray(picture)
         if labels.shape != (height, width):
             turned = " upright" if (turn, own_turn) != (1, 1) else ""
@@ -211,12 +212,6 @@ def _open(folder: Folder, name: str) -> tuple[Image.Image, int]:
             f"{path} has {frames} frames or pages; save the one to use as a file of its own"
         )
     return picture, turn if turn in range(2, 9) else 1
-
-
-def _upright(picture: Image.Image, turn: int) -> Image.Image:
-    """Turns a picture by the EXIF orientation of another one."""
-    picture.getexif()[ExifTags.Base.Orientation] = turn
-    return ImageOps.exif_transpose(picture)
 
 
 def _digest(folder: Folder, names: Sequence[str]) -> str:
