@@ -1,1 +1,4 @@
-"""Dataset folders: layout, formats, journal, checksums and verification."""
+"""Dataset folders: layout, formats, journal, checksums and verification.
+
+What reads or writes files here raises an OSError that names the file which cannot be.
+"""

@@ -70,7 +70,6 @@ def read_json_with_checksum(folder: Folder, name: str) -> dict[str, Any]:
 
     Raises:
         DamagedFile: it is missing, or a byte of it has changed.
-        OSError: it cannot be read.
     """
     try:
         return parse_json_with_checksum(folder.read(name))
@@ -104,6 +103,18 @@ def parse_record(line: bytes) -> dict[str, Any]:
     return record
 
 
+def read_record(folder: Folder, name: str, line: bytes) -> dict[str, Any]:
+    """Reads a line of a file of a dataset, as `parse_record`.
+
+    Raises:
+        DamagedFile: the line has changed.
+    """
+    try:
+        return parse_record(line)
+    except ValueError as error:
+        raise DamagedFile(folder, name, str(error)) from error
+
+
 def require_record(record: Any) -> None:
     """Checks the entries of a record that other parts of the package rely on.
 
@@ -123,7 +134,6 @@ def read_checked(folder: Folder, name: str, facts: Mapping[str, Any]) -> bytes:
 
     Raises:
         DamagedFile: it is missing or has changed.
-        OSError: it cannot be read.
     """
     try:
         content = folder.read(name)

@@ -15,13 +15,12 @@ from seediff_jax.dataset.checksums import (
     DamagedFile,
     describe_file,
     json_with_checksum,
-    parse_record,
     read_checked,
-    read_json_with_checksum,
+    read_record,
 )
 from seediff_jax.dataset.formats.names import OTHER_METHODS_PART
 from seediff_jax.dataset.pictures import contact_sheet
-from seediff_jax.dataset.shards import COUNTS, Dataset, is_count, require_files
+from seediff_jax.dataset.shards import COUNTS, Dataset, read_listing
 from seediff_jax.files.folder import Folder, name_in_errors
 
 MANIFEST, FAILED_LIST = "manifest.jsonl", "failed.jsonl"
@@ -37,13 +36,9 @@ def read_complete(folder: Folder) -> dict[str, Any]:
 
     Raises:
         DamagedFile: it is missing or damaged.
-        OSError: it cannot be read.
     """
-    content = read_json_with_checksum(folder, COMPLETE)
-    if not all(is_count(content.get(name)) for name in ("num_images", *COUNTS)):
-        raise DamagedFile(folder, COMPLETE, "does not tell how many samples there are")
-    require_files(folder, COMPLETE, content)
-    return content
+    fault = "does not tell how many samples there are"
+    return read_listing(folder, COMPLETE, ("num_images", *COUNTS), fault)
 
 
 def complete_counts(folder: Folder) -> dict[str, int] | None:
@@ -70,7 +65,6 @@ def complete_run(dataset: Dataset, class_names: Sequence[str], model: str) -> di
 
     Raises:
         DamagedFile: a finished file is not as it was written.
-        OSError: a file cannot be written.
     """
     folder, shards = dataset.folder, range(dataset.layout.num_shards)
     lists = {name: dataset.scratch / name for name in (MANIFEST, FAILED_LIST)}
@@ -110,11 +104,7 @@ def _write_lists(dataset: Dataset, good: Path, failed: Path) -> dict[str, int]:
                 good_lines.write(lines)
                 continue
             for line in lines.splitlines(keepends=True):
-                try:
-                    record = parse_record(line)
-                except ValueError as error:
-                    name = f"shards/{shard:05d}.jsonl"
-                    raise DamagedFile(dataset.folder, name, str(error)) from error
+                record = read_record(dataset.folder, f"shards/{shard:05d}.jsonl", line)
                 (failed_lines if FAILED in record else good_lines).write(line)
     return dict(counts)
 

@@ -110,9 +110,6 @@ def decode_png(content: bytes) -> np.ndarray:
 def convert_parts(parts: Mapping[str, bytes]) -> dict[str, bytes]:
     """Makes parts that hold the same image or mask as other parts, encoded in another way.
 
-    Args:
-        parts: content by name.
-
     Returns:
         "image.jpg" if there is an "image.png"; both kinds of masks if there is one of them.
     """
@@ -125,10 +122,10 @@ def convert_parts(parts: Mapping[str, bytes]) -> dict[str, bytes]:
     return converted
 
 
-def _panoptic_ids(mask: np.ndarray) -> np.ndarray:
-    colours = np.zeros((*mask.shape, 3), np.uint8)
-    colours[..., 0] = np.where(mask == IGNORE_INDEX, 0, mask + np.uint8(1))
-    return colours
+def _panoptic_png(sample: Sample) -> bytes:
+    colours = np.zeros((*sample.mask.shape, 3), np.uint8)
+    colours[..., 0] = np.where(sample.mask == IGNORE_INDEX, 0, sample.mask + np.uint8(1))
+    return _mask_png(colours)
 
 
 def _soft_png(sample: Sample) -> bytes:
@@ -144,25 +141,28 @@ def _soft_masks(sample: Sample) -> np.ndarray:
         raise ValueError(
             f"the soft masks of sample {sample.index} lie in [{low}, {high}]; [0, 1] is needed"
         )
-    return soft_masks
+    return soft_masks.astype(np.float32, copy=False)
 
 
-def _require(name: str, sample: Sample, maps: np.ndarray | None) -> np.ndarray:
-    if maps is None or not maps.size:
+def _require(name: str, sample: Sample, maps: Any) -> Any:
+    if maps is None or not len(maps):
         raise ValueError(f"sample {sample.index} has no {name}; do not ask for the part")
-    return maps.astype(np.float32, copy=False)
+    return maps
 
 
 def _methods_png(sample: Sample) -> bytes:
-    if sample.other_masks is None:
-        raise ValueError(f"sample {sample.index} has no masks of other methods; do not ask for it")
-    return encode_mask(np.concatenate(sample.other_masks))
+    masks = _require("masks of other methods", sample, sample.other_masks)
+    return encode_mask(np.concatenate(masks))
 
 
 def _attention_npz(sample: Sample) -> bytes:
-    if sample.attention is None:
-        raise ValueError(f"sample {sample.index} has no attention; do not ask for the part")
-    return _npz(**{name: maps.astype(np.float16) for name, maps in sample.attention.items()})
+    attention = _require("attention", sample, sample.attention)
+    return _npz(**{name: maps.astype(np.float16) for name, maps in attention.items()})
+
+
+def _seeds_npz(sample: Sample) -> bytes:
+    seed_maps = _require("seed maps", sample, sample.seed_maps)
+    return _npz(seed_maps=seed_maps.astype(np.float32, copy=False))
 
 
 def _mask_png(pixels: np.ndarray) -> bytes:
@@ -192,10 +192,10 @@ _ENCODERS: dict[str, Callable[[Sample], bytes]] = {
     "mask.png": lambda sample: encode_mask(sample.mask),
     "mask_grey.png": lambda sample: _mask_png(sample.mask),
     "overlay.png": lambda sample: encode_png(overlay(sample.image, sample.mask)),
-    "panoptic.png": lambda sample: _mask_png(_panoptic_ids(sample.mask)),
+    "panoptic.png": _panoptic_png,
     "soft.npz": lambda sample: _npz(soft_masks=_soft_masks(sample)),
     "soft.png": _soft_png,
-    "seeds.npz": lambda sample: _npz(seed_maps=_require("seed maps", sample, sample.seed_maps)),
+    "seeds.npz": _seeds_npz,
     ATTENTION_PART: _attention_npz,
     OTHER_METHODS_PART: _methods_png,
 }

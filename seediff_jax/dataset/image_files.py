@@ -49,7 +49,6 @@ class ImageFiles:
     Raises:
         UserError: there is no image, two have the same name but for the ending, one that was chosen
             does not exist, or one has no truth.
-        OSError: a folder cannot be read.
     """
 
     folder: Folder
@@ -92,16 +91,13 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
+    @functools.cached_property
     def settings(self) -> dict[str, Any]:
         """What tells these files from others, for settings.json.
 
         Hashes of all names and sizes, and of the content of some files: sizes alone do not tell
         copies of other pixels in a format without compression.
         """
-        return self._settings
-
-    @functools.cached_property
-    def _settings(self) -> dict[str, Any]:
         truths = [self._truths[stem(name)] for name in self.names] if self.truth else []
         return {
             "images_sha256": _digest(self.folder, self.names),
@@ -113,7 +109,6 @@ class ImageFiles:
 
         Raises:
             UserError: the file is not an image, has several frames, or more than 8 bits per colour.
-            OSError: it cannot be read.
         """
         return self._read(index)[0]
 
@@ -126,7 +121,6 @@ class ImageFiles:
 
         Raises:
             UserError: as `read`, or the truth is not such a mask of the size of the image.
-            OSError: one of them cannot be read.
         """
         image, turn = self._read(index)
         return image, None if self.truth is None else self._read_truth(
@@ -155,7 +149,8 @@ class ImageFiles:
         height, width = image.shape[:2]
         stored = (height, width) if turn in _SIDEWAYS else (width, height)
         if own_turn == 1 and picture.size == stored:
-            picture = _upright(picture, turn)
+            picture.getexif()[ExifTags.Base.Orientation] = turn  # that of the image
+            picture = ImageOps.exif_transpose(picture)
         labels = np.asarray(picture)
         if labels.shape != (height, width):
             turned = " upright" if (turn, own_turn) != (1, 1) else ""
@@ -172,11 +167,7 @@ class ImageFiles:
         return labels
 
     def check(self, num_labels: int, watch: Callable[[int], object] = lambda count: None) -> None:
-        """Reads all images and truths once.
-
-        Args:
-            num_labels: see `read_pair`.
-            watch: called with every number of images that were read.
+        """Reads all images and truths once; calls `watch` with every number that was read.
 
         Raises:
             UserError: as `read_pair`.
@@ -221,12 +212,6 @@ def _open(folder: Folder, name: str) -> tuple[Image.Image, int]:
             f"{path} has {frames} frames or pages; save the one to use as a file of its own"
         )
     return picture, turn if turn in range(2, 9) else 1
-
-
-def _upright(picture: Image.Image, turn: int) -> Image.Image:
-    """Turns a picture by the EXIF orientation of another one."""
-    picture.getexif()[ExifTags.Base.Orientation] = turn
-    return ImageOps.exif_transpose(picture)
 
 
 def _digest(folder: Folder, names: Sequence[str]) -> str:

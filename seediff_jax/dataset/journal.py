@@ -8,6 +8,7 @@ samples in flight. The names of the files say which samples exist. A file begins
 the rest, because the files of the shard are made from it, and their hashes are computed afterwards.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Collection, Iterator, Sequence
@@ -51,14 +52,6 @@ class Journal:
         """Returns the indices of the samples in the journal."""
         return {first + k for first, count in self.entries() for k in range(count)}
 
-    def count(self) -> int:
-        """Counts the samples in the journal; reads only the names of files."""
-        count = after = 0
-        for first, length in self.entries():
-            count += max(first + length - max(first, after), 0)
-            after = max(after, first + length)
-        return count
-
     def contents(self, samples: Sequence[EncodedSample]) -> dict[str, bytes]:
         """Makes the files for samples, one for each range of successive indices.
 
@@ -94,14 +87,12 @@ class Journal:
 
     def compact(self) -> None:
         """Rewrites the journal, so that its files do not depend on the order of the work."""
-        kept, chunk = set(), []
-        for sample in self.samples():
-            if chunk and not _belongs_to(sample, chunk):
-                kept.add(self._write_chunk(chunk))
-                chunk = []
-            chunk.append(sample)
-        if chunk:
-            kept.add(self._write_chunk(chunk))
+        kept: set[str] = set()
+        for _, chunk in itertools.groupby(self.samples(), lambda sample: sample.index // _CHUNK):
+            contents = self.contents([*chunk])
+            kept |= contents.keys()
+            if new := {n: c for n, c in contents.items() if not self._folder.exists(n)}:
+                self._folder.write_all({}, new)
         for name in self._folder.names(self.path):
             if f"{self.path}/{name}" not in kept:
                 self._folder.remove(f"{self.path}/{name}")
@@ -129,7 +120,6 @@ class Journal:
 
         Raises:
             DamagedFile: it does not hold what its name says.
-            OSError: it cannot be read.
         """
         name = self.name(first, count)
         try:
@@ -157,12 +147,6 @@ class Journal:
         is_within = count > 0 and first in self._indices and first + count - 1 in self._indices
         return (first, count) if is_within and name == f"{first:06d}+{count}" else None
 
-    def _write_chunk(self, chunk: Sequence[EncodedSample]) -> str:
-        name = self.name(chunk[0].index, len(chunk))
-        if not self._folder.exists(name):
-            self.add(chunk)
-        return name
-
 
 def _pack(samples: Sequence[EncodedSample]) -> bytes:
     try:
@@ -185,9 +169,3 @@ def _parse_row(row: object) -> EncodedSample:
 
 def _checksum(content: bytes) -> bytes:
     return zlib.crc32(content).to_bytes(_CHECKSUM_BYTES, "big")
-
-
-def _belongs_to(sample: EncodedSample, chunk: Sequence[EncodedSample]) -> bool:
-    """Tells whether a sample goes into the file of the chunk: it is the next one of a part."""
-    is_next = sample.index == chunk[-1].index + 1
-    return is_next and sample.index // _CHUNK == chunk[0].index // _CHUNK

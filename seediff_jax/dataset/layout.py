@@ -7,10 +7,6 @@
 A device makes one block at a time. Blocks begin at fixed indices, whatever is missing: rounding may
 depend on the place in a batch, and a run that was stopped must end with the same bits as one that
 was not. A block that is cut short by the end of a shard or of the run is made in full, too.
-
-    00012.journal     samples of shard 12 while it is not finished
-    00012.jsonl       one line per sample of the shard
-    00012.json        summary of the shard, written last; 00012.open.json if it is not full
 """
 
 import dataclasses
@@ -88,18 +84,14 @@ class ShardLayout:
         Args:
             exists: bool `[num_images]`, the samples that exist.
         """
+        step = -(-_CHUNK // self.shard_size) * self.shard_size  # a run may have 2**31 samples
+        shards = np.arange(0, step, self.shard_size)[:, None]
+        all_firsts = (shards + np.arange(0, self.shard_size, self.batch_size)).ravel()
         found = []
-        shards_at_a_time = -(-_CHUNK // self.shard_size)  # a run may have 2**31 samples
-        num_blocks = -(-self.shard_size // self.batch_size)
-        for shard in range(0, self.num_shards, shards_at_a_time):
-            begin = self.full_shard(shard).start
-            part = exists[begin : self.full_shard(shard + shards_at_a_time).start]
-            rows = np.ones((-(-len(part) // self.shard_size), num_blocks * self.batch_size), bool)
-            for row, k in zip(rows, range(0, len(part), self.shard_size), strict=True):
-                there = part[k : k + self.shard_size]
-                row[: len(there)] = there
-            lacking = np.argwhere(~rows.reshape(len(rows), num_blocks, -1).all(axis=-1))
-            found.append(begin + lacking @ np.array([self.shard_size, self.batch_size]))
+        for begin in range(0, len(exists), step):
+            part = exists[begin : begin + step]
+            firsts = all_firsts[all_firsts < len(part)]
+            found.append(begin + firsts[~np.logical_and.reduceat(part, firsts)])
         return np.concatenate(found)
 
 

@@ -201,10 +201,7 @@ def _fitting(word: str, font: ImageFont.FreeTypeFont, width: int) -> int:
 
 
 def _legend(
-    label_map: np.ndarray,
-    class_names: Mapping[int, str],
-    font: ImageFont.FreeTypeFont,
-    width: int,
+    label_map: np.ndarray, class_names: Mapping[int, str], font: ImageFont.FreeTypeFont, width: int
 ) -> list[list[tuple[int, int, str]]]:
     """The classes that a mask shows, in lines: left edge, class id and name."""
     names = {**class_names, IGNORE_INDEX: "ignore"} if class_names else {}

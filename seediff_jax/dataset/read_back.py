@@ -17,14 +17,7 @@ PartSource = Callable[[Mapping[str, Any]], Mapping[str, bytes]]
 def part_sources(
     folder: Folder, formats: Sequence[Format], shard: int, scratch: Path
 ) -> list[PartSource]:
-    """Lists where the parts of the samples of a shard can be read.
-
-    Args:
-        folder: of the dataset.
-        formats: that were written.
-        shard: number of the shard.
-        scratch: folder for copies.
-    """
+    """Lists where the parts of the samples of a shard can be read; `scratch` is for copies."""
     return [
         source
         for each in formats
@@ -37,10 +30,7 @@ def recover_parts(
 ) -> dict[str, bytes] | None:
     """Finds parts of a sample with the right hashes; None where one is lost.
 
-    Args:
-        record: of the sample.
-        parts: their names.
-        sources: where to look, see `part_sources`; what is found may be converted.
+    What `sources` have, see `part_sources`, may be converted.
     """
     parts = set(parts)
     found: dict[str, bytes] = {}

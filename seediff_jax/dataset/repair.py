@@ -21,18 +21,13 @@ _CHUNK = 16
 
 
 def repair(folder: Folder, problems: Sequence[Problem]) -> int:
-    """Removes what is damaged; the caller holds the lock of the folder.
-
-    Args:
-        folder: of the dataset.
-        problems: as `verify` found them.
+    """Removes what `verify` found damaged; the caller holds the lock of the folder.
 
     Returns:
         Number of samples that the command of the run will make again.
 
     Raises:
         UserError: the settings are lost.
-        OSError: the folder cannot be written.
     """
     settings = read_sound_settings(folder)
     dataset = open_dataset(folder, settings)
@@ -58,7 +53,7 @@ def _repair_shard(dataset: Dataset, shard: int, damaged: Collection[int], scratc
     """Moves the sound samples of a shard to its journal; returns how many are lost."""
     full, stem = dataset.layout.full_shard(shard), f"shards/{shard:05d}"
     folder, journal = dataset.folder, dataset.journal(shard)
-    before = len(full) if folder.exists(f"{stem}.json") else journal.count()
+    before = len(full) if folder.exists(f"{stem}.json") else len(journal.indices())
     journal.remove_damaged(damaged)
     known = {*damaged, *journal.indices()}
     chunk: list[EncodedSample] = []
@@ -73,7 +68,7 @@ def _repair_shard(dataset: Dataset, shard: int, damaged: Collection[int], scratc
     # Last, so that a repair that is killed can be repeated.
     for kind in ("json", "open.json"):
         folder.remove(f"{stem}.{kind}")
-    return max(before - journal.count(), 0)
+    return max(before - len(journal.indices()), 0)
 
 
 def _recover(dataset: Dataset, shard: int, scratch: Path) -> Iterator[EncodedSample]:

@@ -5,7 +5,6 @@ other samples, to the same bytes.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,9 +24,6 @@ from seediff_jax.dataset.settings_file import (
 from seediff_jax.dataset.shards import SCRATCH
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.folder import TEMPORARY, Folder
-
-# Journals and summaries of shards.
-_SAMPLES = re.compile(r"\d+\.(journal|json|open\.json)")
 
 
 def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
@@ -62,7 +58,8 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
             f"{folder} is a copy of a dataset, to which no run can add samples; give the "
             "folder of the run itself"
         )
-    if not any(_SAMPLES.fullmatch(name) for name in folder.names("shards")):
+    found = filter(None, map(parse_shard_name, folder.names("shards")))
+    if all(kind == "jsonl" for _, kind in found):  # without a journal or a summary
         return []
     changes = _differences(old, settings)
     changes.pop(COMMAND, None)

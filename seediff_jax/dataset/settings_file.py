@@ -8,11 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from seediff_jax.dataset.checksums import (
-    find_damage,
-    json_with_checksum,
-    parse_json_with_checksum,
-)
+from seediff_jax.dataset.checksums import find_damage, json_with_checksum, parse_json_with_checksum
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.folder import Folder
 from seediff_jax.files.text import join_lines

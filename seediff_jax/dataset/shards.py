@@ -6,7 +6,8 @@ Every file appears whole or not at all, so a run can resume after any stop; see 
     image/ mask/ overlay/ ...        the files of the chosen formats, see dataset.formats
     shards/00012.journal/            finished samples of a shard that is not finished yet
     shards/00012.jsonl               one line per sample of the shard
-    shards/00012.json                summary of a finished shard: its files and their hashes
+    shards/00012.json                summary of a finished shard: its files and their hashes;
+                                     00012.open.json if a longer run would add samples to it
     manifest.jsonl, failed.jsonl     all lines, when the run is complete
     contact_sheet.png, strip.png     pictures for people
 """
@@ -15,7 +16,7 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from seediff_jax.dataset.checksums import (
     describe_file,
     json_line,
     json_with_checksum,
-    parse_record,
     read_checked,
     read_json_with_checksum,
+    read_record,
 )
 from seediff_jax.dataset.encoding import EncodedSample
 from seediff_jax.dataset.formats import FORMATS, Format
@@ -53,21 +54,18 @@ def read_summary(folder: Folder, name: str) -> dict[str, Any]:
 
     Raises:
         DamagedFile: it is missing or damaged.
-        OSError: it cannot be read.
     """
-    summary = read_json_with_checksum(folder, name)
-    if not all(is_count(summary.get(count)) for count in COUNTS):
-        raise DamagedFile(folder, name, "is not the summary of a shard")
-    require_files(folder, name, summary)
-    return summary
+    return read_listing(folder, name, COUNTS, "is not the summary of a shard")
 
 
-def require_files(folder: Folder, name: str, content: Mapping[str, Any]) -> None:
-    """Checks the entry "files" of a summary or of `shards/closed.json`.
+def read_listing(folder: Folder, name: str, counts: Sequence[str], fault: str) -> dict[str, Any]:
+    """Reads a file with counts and with facts of other files, as `read_summary`.
 
-    Raises:
-        DamagedFile: "bytes" or "sha256" of a file is missing.
+    `fault` says what is wrong with a file that lacks one of the counts.
     """
+    content = read_json_with_checksum(folder, name)
+    if not all(is_count(content.get(count)) for count in counts):
+        raise DamagedFile(folder, name, fault)
     files = content.get("files")
     if not isinstance(files, dict) or not all(
         isinstance(facts, dict)
@@ -76,6 +74,7 @@ def require_files(folder: Folder, name: str, content: Mapping[str, Any]) -> None
         for facts in files.values()
     ):
         raise DamagedFile(folder, name, "lacks sizes and hashes of files")
+    return content
 
 
 def _read_listed(folder: Folder, summary: str, name: str) -> bytes:
@@ -88,20 +87,13 @@ def _read_listed(folder: Folder, summary: str, name: str) -> bytes:
 def read_records(folder: Folder, summary: str, lines: str) -> Iterator[dict[str, Any]]:
     """Reads the records of the samples of a finished shard, without those that failed.
 
-    Args:
-        folder: of the dataset.
-        summary: name of the shard's summary.
-        lines: name of the file with its records.
+    `summary` and `lines` are the names of its summary and of the file with its records.
 
     Raises:
         DamagedFile: one of them is not as it was written.
-        OSError: one of them cannot be read.
     """
     for line in _read_listed(folder, summary, lines).splitlines():
-        try:
-            record = parse_record(line)
-        except ValueError as error:
-            raise DamagedFile(folder, lines, str(error)) from error
+        record = read_record(folder, lines, line)
         if FAILED not in record:
             yield record
 
@@ -153,7 +145,6 @@ class Dataset:
         Raises:
             UserError: a file of the journal was damaged, and is removed together with its samples;
                 or samples are missing.
-            OSError: a file cannot be written.
         """
         try:
             self._finish(shard, self.journal(shard))
@@ -174,7 +165,8 @@ class Dataset:
             )
         files = {f"shards/{shard:05d}.jsonl": lines}
         for each in self.formats:
-            files |= each.write_shard(shard, _without_failed(journal.samples()), self.scratch)
+            good = (sample for sample in journal.samples() if FAILED not in sample.record)
+            files |= each.write_shard(shard, good, self.scratch)
         made = {name: describe_file(path) for name, path in sorted(files.items())}
         for name, path in files.items():
             self.folder.put(name, path)
@@ -240,17 +232,13 @@ def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, An
 
     Raises:
         UserError: the sample is missing or failed, or its record is damaged.
-        OSError: a file cannot be read.
     """
     shard = layout.shard_of(index)
     name = f"shards/{shard:05d}.jsonl"
     found = None
     if folder.exists(name):
         for line in folder.read(name).splitlines():
-            try:
-                record = parse_record(line)
-            except ValueError as error:
-                raise DamagedFile(folder, name, str(error)) from error
+            record = read_record(folder, name, line)
             found = record if record["index"] == index else found
     if found is None:
         journal = Journal(folder, shard, layout.full_shard(shard))
@@ -268,9 +256,7 @@ def find_record(folder: Folder, layout: ShardLayout, index: int) -> dict[str, An
 def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
     """Makes an empty folder for files that are being made, on the disk of their final place.
 
-    Args:
-        folder: of the dataset, which has a folder `shards`.
-        name: different in each process that writes there.
+    The dataset has a folder `shards`; `name` differs in each process that writes there.
     """
     if folder.local is None:
         with tempfile.TemporaryDirectory() as path:
@@ -287,12 +273,7 @@ def scratch_folder(folder: Folder, name: str) -> Iterator[Path]:
 def make_formats(
     names: Sequence[str], class_names: Sequence[str], kept: Sequence[str]
 ) -> list[Format]:
-    """Makes formats by their names.
-
-    Args:
-        names: out of FORMATS, each once.
-        class_names: of the run.
-        kept: further parts, see `kept_parts`.
+    """Makes formats by their names in FORMATS; `kept` are further parts, see `kept_parts`.
 
     Raises:
         UserError: there is no such format, or a library that one needs is not installed.
@@ -303,7 +284,3 @@ def make_formats(
     for each in formats:
         each.require_available()
     return formats
-
-
-def _without_failed(samples: Iterable[EncodedSample]) -> Iterator[EncodedSample]:
-    return (sample for sample in samples if FAILED not in sample.record)

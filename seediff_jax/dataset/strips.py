@@ -52,10 +52,7 @@ def stage_pictures(
     light, dark = contour(np.asarray(marks).astype(np.uint8))
     seeded[light], seeded[dark] = (255, 255, 255), (0, 0, 0)
     count = int(stages.seeds.sum())
-    pictures = [
-        ("image", image),
-        (f"seeds: {count} of {stages.seeds.size}", seeded),
-    ]
+    pictures = [("image", image), (f"seeds: {count} of {stages.seeds.size}", seeded)]
     for level in stages.levels:
         rows, columns = level.shape
         caption = "soft mask" if (columns, rows) == size else f"level {columns} x {rows}"

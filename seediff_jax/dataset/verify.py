@@ -74,11 +74,7 @@ def open_dataset(folder: Folder, settings: Mapping[str, Any]) -> Dataset:
 
 
 def verify(folder: Folder, watch: Callable[[int], None] = lambda count: None) -> list[Problem]:
-    """Checks a dataset folder.
-
-    Args:
-        folder: a run's output.
-        watch: called with every number of samples that were checked.
+    """Checks a dataset folder; calls `watch` with every number of samples that were checked.
 
     Returns:
         What is wrong, in the order of shards; empty where nothing is.
@@ -165,8 +161,6 @@ class _ShardChecker:
     """Checks one shard.
 
     Args:
-        dataset: to be checked.
-        shard: the number of the shard.
         kinds: what there is of it, see `parse_shard_name`.
         num_images: samples of a complete run, or None.
     """

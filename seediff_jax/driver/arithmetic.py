@@ -48,12 +48,9 @@ def avoid_ynnpack() -> None:
     is_file = given and not given.startswith("-")
     if is_file or _YNNPACK_FLAG in given:
         return
-    if jax.__version_info__ < _FIRST_UNTRIED_JAX and _is_x86() and _uses_cpu():
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    if jax.__version_info__ < _FIRST_UNTRIED_JAX and is_x86 and _uses_cpu():
         os.environ["XLA_FLAGS"] = f"{given} {_NO_CONVOLUTIONS}".strip()
-
-
-def _is_x86() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
 
 
 def _uses_cpu() -> bool:

@@ -159,12 +159,9 @@ def tell(text: str) -> None:
 
 
 def meet(place: Place, seconds: float, member: Member) -> Channel:
-    """Waits until all hosts of a run have come, and connects them.
+    """Waits until all hosts of a run have come, at most so many seconds, and connects them.
 
-    Args:
-        place: where.
-        seconds: to wait at most.
-        member: answers the other hosts from now on.
+    `member` answers the other hosts from now on.
 
     Raises:
         UserError: some did not come, two claim one place, or another program is there.

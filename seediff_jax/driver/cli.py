@@ -80,21 +80,16 @@ def _kind(config_type: type, name: str, made: Setting) -> str:
 def _default(config_type: type, name: str, made: Setting) -> Any:
     if made.parse is not None:
         return made.text
-    (field,) = (field for field in dataclasses.fields(config_type) if field.name == name)
-    if isinstance(field.default, tuple):
-        return [str(element) for element in field.default] or None
-    return field.default
+    default = getattr(config_type, name)
+    if isinstance(default, tuple):
+        return [str(element) for element in default] or None
+    return default
 
 
 def read_settings(
     values: flags.FlagValues, config_type: Callable[..., Config], **more: Any
 ) -> Config:
-    """Makes a dataclass of settings from parsed flags.
-
-    Args:
-        values: from `define_flags`.
-        config_type: the dataclass.
-        more: values of the other fields.
+    """Makes a dataclass of settings from parsed flags, and from values of its other fields.
 
     Raises:
         UserError: a value is out of range or has no effect, or settings contradict each other.

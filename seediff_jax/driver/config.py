@@ -359,7 +359,7 @@ class RunConfig(ModelSource, RunSettings):
             **self.masks.recorded(),
             **own_method_sources(self.masks.methods),
             **self.plan.settings(),
-            **({} if self.images is None else self.images.settings()),
+            **({} if self.images is None else self.images.settings),
             "class_names": list(self.class_names),
             COMMAND: self._command(),
         }

@@ -5,14 +5,18 @@ a rate    configs alone -> compiled programs -> memory; existing or typical samp
 """
 
 import math
+import tempfile
+from pathlib import Path
+
+import jax
 
 from seediff_jax.checkpoints.lora import lora_merges
-from seediff_jax.checkpoints.sources import find_source, read_source_config
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.resume import count_existing, require_resumable
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.hosts import gather, is_first
 from seediff_jax.driver.make_dataset import (
+    configured_model,
     prepare,
     require_fit,
     require_prompts_fit,
@@ -25,7 +29,7 @@ from seediff_jax.driver.plan import (
     stored_sample_bytes,
     typical_sample_bytes,
 )
-from seediff_jax.driver.regenerate import measure
+from seediff_jax.driver.regenerate import make_block
 from seediff_jax.files.folder import Folder, open_folder
 from seediff_jax.models.capture import layer_sizes
 from seediff_jax.models.model import Model
@@ -33,7 +37,6 @@ from seediff_jax.pipeline.batch_size import batch_bytes, programs_bytes
 from seediff_jax.pipeline.memory import abstract_model, lower_programs
 from seediff_jax.pipeline.mesh import local_rows_of, make_mesh
 from seediff_jax.pipeline.settings import DATA
-from seediff_jax.sampling.guidance import uses_guidance
 from seediff_jax.sampling.noise import latent_size
 
 
@@ -47,29 +50,31 @@ def measure_run(config: RunConfig) -> tuple[RunConfig, Estimate]:
         UserError: as a run does before its first round.
     """
     config, model, programs = prepare(config)
-    measured = measure(config, model, programs)
+    with tempfile.TemporaryDirectory() as scratch:
+        seconds, failures = make_block(config, model, programs, 0, open_folder(scratch))
+        files = [path for path in Path(scratch).rglob("*") if path.is_file()]
+        written = sum(path.stat().st_size for path in files if path.name != "strip.png")
+    made = min(config.batch_size, config.num_images) - len(failures)
+    stats = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
     if config.partition == "shard_map":  # the programs that ran are compiled already
         sizes = (config.plan.max_classes, config.plan.has_unnamed)
         batch = config.batch_size * programs.mesh.shape[DATA]
-        is_guided = uses_guidance(model, config.sampling)
-        device_bytes = programs_bytes(lower_programs(programs, model, batch, is_guided, *sizes), {})
+        lowered = lower_programs(programs, model, config.sampling, batch, *sizes)
+        device_bytes = programs_bytes(lowered, {})
     else:
         device_bytes = _device_bytes(config, model)
     return config, Estimate(
-        rate=config.batch_size / measured.seconds,
-        sample_bytes=measured.sample_bytes,
+        rate=config.batch_size / seconds,
+        sample_bytes=written / max(made, 1),
         disk_source="measured in a trial round",
-        device_bytes=max(device_bytes or 0, measured.device_bytes or 0),
+        device_bytes=max(device_bytes or 0, stats.get("peak_bytes_in_use") or 0),
     )
 
 
 def estimate_run(config: RunConfig, folder: Folder, rate: float) -> tuple[RunConfig, Estimate]:
     """Estimates what a run needs at a given rate; reads no weights, but checks all configs.
 
-    Args:
-        config: of the run.
-        folder: where it writes.
-        rate: images per second of one row of the mesh.
+    The rate is in images per second of one row of the mesh; the run writes to `folder`.
 
     Returns:
         The config with its batch size, and the estimate.
@@ -91,8 +96,7 @@ def estimate_run(config: RunConfig, folder: Folder, rate: float) -> tuple[RunCon
 
 
 def _weightless_model(config: RunConfig) -> Model:
-    source = find_source(config.model, config.revision, weights=False)
-    model_config = read_source_config(source, **config.source_options)
+    model_config = configured_model(config).config
     lora_merges(config.loras, model_config)  # refuses those that do not fit; reads no weight
     model = abstract_model(model_config, config.dtype)
     require_fit(model, config)

@@ -83,11 +83,9 @@ class HostGroup:
         self._channel = channel
 
     def agree(self, facts: Mapping[str, Any], what: str) -> None:
-        """Waits until all hosts have sent the same facts; ends all hosts if they differ.
+        """Waits until all hosts have sent the same facts, JSON values; ends all if they differ.
 
-        Args:
-            facts: JSON values.
-            what: what the other hosts do meanwhile, for messages, as in "to load the model".
+        `what` the other hosts do meanwhile is for messages, as in "to load the model".
         """
         if self._channel is not None:
             texts = {name: _fact(facts[name]) for name in facts if name != COMMAND}
@@ -184,10 +182,6 @@ def joined(settings: RunSettings, explain: Explain) -> Iterator[HostGroup]:
 
     Without `coordinator`, TPU pods, GKE, Slurm and Open MPI are recognised by JAX, and anything
     else is a run of one process; so is a program that has used JAX before.
-
-    Args:
-        settings: say where the hosts meet.
-        explain: makes a line of an error.
 
     Raises:
         UserError: the processes did not find one another, or a launcher has started several and

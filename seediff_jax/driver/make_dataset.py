@@ -56,11 +56,7 @@ _PROMPTS_AT_A_TIME = 1000
 
 
 def make_dataset(config: RunConfig, group: hosts.HostGroup | None = None) -> int | None:
-    """Makes the samples that the output folder lacks; all hosts of a run call it.
-
-    Args:
-        config: of the run.
-        group: the hosts of the run; by default it has one.
+    """Makes the samples that the output folder lacks; every host of a run calls it.
 
     Returns:
         Number of samples of the folder that failed; None if the run stopped before the folder was
@@ -92,10 +88,8 @@ def prepare(
 ) -> tuple[RunConfig, Model, PairPrograms]:
     """Loads the model of a run onto the devices, and makes the two programs.
 
-    Args:
-        config: of the run.
-        folder: where the run writes. If an earlier run with the same settings has written there,
-            it has checked all prompts, so that check is left out: it takes minutes for a million.
+    If an earlier run with the same settings has written to the folder, it has checked all prompts,
+    so that check is left out: it takes minutes for a million.
 
     Returns:
         The config, with a batch size that fits if it had none; the model; the programs.
@@ -108,9 +102,7 @@ def prepare(
     require_fit(configured, config)  # before any weight is read
     planned_attention(configured, config.sampling, mesh)
     model = load_model(
-        config.model,
-        **config.load_options,
-        sharding=lambda shape: weight_sharding(mesh, shape),
+        config.model, **config.load_options, sharding=lambda shape: weight_sharding(mesh, shape)
     )
     require_fit(model, config)
     if folder is None or not has_settings(folder, config.settings_with(model)):
@@ -123,11 +115,7 @@ def prepare(
 
 
 def require_files(source: ModelSource) -> None:
-    """Checks that a model and its LoRAs are there, before anything else is read.
-
-    Raises:
-        UserError: one of them is not.
-    """
+    """Raises a UserError unless a model and its LoRAs are there; reads nothing else."""
     find_source(source.model, source.revision, weights=False)
     for path, strength in source.loras:
         require_lora_file(path, strength)
@@ -159,11 +147,7 @@ def with_batch_size(config: RunConfig, model: Model, mesh: Mesh) -> RunConfig:
 
 
 def require_fit(model: Model, config: RunConfig) -> None:
-    """Checks that a model can make what a run asks for.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Raises a UserError unless a model can make what a run asks for."""
     if config.log_dir is not None:
         require_installed(f"log_dir={config.log_dir}", ["tensorboardX"])
     require_method(model, config.masks, config.sampling)
@@ -179,11 +163,7 @@ def require_fit(model: Model, config: RunConfig) -> None:
 
 
 def require_prompts_fit(model: Model, config: RunConfig) -> None:
-    """Checks that a model can read all prompts of a run.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Raises a UserError unless a model can read all prompts of a run."""
     checked: set[tuple[str, ...]] = {()}
     table = config.plan.records
     for k in range(0, len(table), _PROMPTS_AT_A_TIME):
@@ -208,12 +188,7 @@ class _Run:
     """One run on one host."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        model: Model,
-        folder: Folder,
-        programs: PairPrograms,
-        scratch: Path,
+        self, config: RunConfig, model: Model, folder: Folder, programs: PairPrograms, scratch: Path
     ):
         self.config, self.model, self.folder = config, model, folder
         self.layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
@@ -365,7 +340,7 @@ def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
             folder.make("shards")
             remove_leftovers(folder)
             folder.write(mark, b"")
-            stack.enter_context(_removed_at_end(folder, mark))
+            stack.callback(_remove_mark, folder, mark)
         hosts.wait_for_all("folder opened")
         if not folder.exists(mark):
             raise UserError(
@@ -375,10 +350,6 @@ def _opened(folder: Folder, settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _removed_at_end(folder: Folder, name: str) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # would hide what ended the run
-            folder.remove(name)
+def _remove_mark(folder: Folder, name: str) -> None:
+    with contextlib.suppress(OSError):  # would hide what ended the run
+        folder.remove(name)

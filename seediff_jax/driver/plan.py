@@ -73,7 +73,6 @@ def typical_sample_bytes(
     """Estimates the bytes of a sample whose image is a photograph.
 
     Args:
-        config: of the run.
         num_pixels: of an image.
         num_classes: of an image, on average.
         attention_bytes: of the attention of an image, in one format.
@@ -89,10 +88,7 @@ def typical_sample_bytes(
 
 
 def stored_sample_bytes(config: RunConfig, folder: Folder) -> float | None:
-    """Returns the mean bytes of the samples in the first finished shard of a folder.
-
-    Returns:
-        None where there is none.
+    """Returns the mean bytes of the samples in the first finished shard; None if there is none.
 
     Raises:
         OSError: the folder cannot be read.
@@ -117,21 +113,6 @@ def stored_sample_bytes(config: RunConfig, folder: Folder) -> float | None:
 _SHOWN_CLASSES = 12
 
 
-class Measured(NamedTuple):
-    """What a trial round on this machine took.
-
-    Attributes:
-        seconds: time of the round, without compilation.
-        sample_bytes: mean bytes of one sample on disk.
-        device_bytes: peak memory of the first device; None for devices that do not report it,
-            such as CPUs.
-    """
-
-    seconds: float
-    sample_bytes: float
-    device_bytes: int | None
-
-
 class Estimate(NamedTuple):
     """What a run needs.
 
@@ -151,14 +132,7 @@ class Estimate(NamedTuple):
 def describe_plan(
     config: RunConfig, hosts: Sequence[int], num_existing: int, estimate: Estimate
 ) -> str:
-    """Describes a run in a few lines.
-
-    Args:
-        config: of the run.
-        hosts: rows on the data axis of each host.
-        num_existing: number of samples that exist already.
-        estimate: what the run needs.
-    """
+    """Describes a run in a few lines; `hosts` are the rows on the data axis of each host."""
     layout = ShardLayout(config.num_images, config.shard_size, config.batch_size)
     missing = config.num_images - num_existing
     rounds = share_blocks(range(-(-missing // config.batch_size)), hosts, 0)[1]

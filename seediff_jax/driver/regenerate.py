@@ -1,23 +1,21 @@
-"""Makes single blocks: to compare a sample with the stored one, or to measure a trial round."""
+"""Makes single blocks, and compares a sample that is made again with the stored one."""
 
 import dataclasses
-import io
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from PIL import Image
 
 from seediff_jax.dataset.checksums import find_damage
+from seediff_jax.dataset.encoding import decode_png
 from seediff_jax.dataset.layout import ShardLayout
 from seediff_jax.dataset.resume import require_resumable
 from seediff_jax.dataset.shards import Dataset, find_record
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.make_dataset import prepare
-from seediff_jax.driver.plan import Measured, run_formats
+from seediff_jax.driver.plan import run_formats
 from seediff_jax.driver.sample_maker import Failure, PairMaker
 from seediff_jax.driver.verify import DIFFERENT
 from seediff_jax.files.folder import Folder, open_folder
@@ -36,8 +34,7 @@ def make_block(
     """
     count = max(config.num_images, first + config.batch_size)
     layout = ShardLayout(count, config.shard_size, config.batch_size)
-    formats = run_formats(config)
-    dataset = Dataset(folder, layout, formats, Path(folder.root))
+    dataset = Dataset(folder, layout, run_formats(config), Path(folder.root))
     rows = len(local_rows_of(programs.mesh))
     maker = PairMaker(config, model, programs, dataset, np.zeros(count, bool), rows)
     maker.fetch(maker.start([first]))
@@ -47,20 +44,8 @@ def make_block(
     return seconds, maker.write(first, block)[1]
 
 
-def measure(config: RunConfig, model: Model, programs: PairPrograms) -> Measured:
-    """Measures the first block of a run, made in a folder that is thrown away."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = open_folder(scratch)
-        seconds, failures = make_block(config, model, programs, 0, folder)
-        files = [path for path in Path(scratch).rglob("*") if path.is_file()]
-        written = sum(path.stat().st_size for path in files if path.name != "strip.png")
-    made = min(config.batch_size, config.num_images) - len(failures)
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return Measured(seconds, written / max(made, 1), stats.get("peak_bytes_in_use"))
-
-
-def with_stored_batch_size(config: RunConfig, index: int) -> RunConfig:
-    """Returns the config with the batch size of a sample, because rounding depends on it.
+def regenerate_sample(config: RunConfig, index: int) -> int:
+    """Makes a sample again and prints how it differs; returns the exit status.
 
     Raises:
         UserError: there is no such sample, or the folder was made with other settings.
@@ -68,28 +53,21 @@ def with_stored_batch_size(config: RunConfig, index: int) -> RunConfig:
     folder = open_folder(config.output)
     require_resumable(folder, config.settings())
     stored = find_record(folder, ShardLayout(index + 1, config.shard_size, 1), index)
-    return dataclasses.replace(config, batch_size=stored["batch_size"])
+    # Rounding depends on the batch size.
+    config = dataclasses.replace(config, batch_size=stored["batch_size"])
+    differences = _find_differences(*prepare(config, folder), folder, stored)
+    for line in differences or [f"sample {index} is the same to the byte"]:
+        print(line)
+    return DIFFERENT if differences else 0
 
 
-def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: int) -> list[str]:
-    """Makes the block of a sample again in a temporary folder, and compares the sample.
-
-    Args:
-        config: of the run, from `with_stored_batch_size`.
-        model: of the run.
-        programs: of the run.
-        index: of the sample.
-
-    Returns:
-        What differs, one line per part; empty if every byte is the same.
-
-    Raises:
-        UserError: there is no such sample, or the folder was made with other settings.
-    """
-    folder = open_folder(config.output)
+def _find_differences(
+    config: RunConfig, model: Model, programs: PairPrograms, folder: Folder, stored: dict[str, Any]
+) -> list[str]:
+    """Makes the block of a sample in a temporary folder; what differs, one line per part."""
     require_resumable(folder, config.settings_with(model))
+    index = stored["index"]
     layout = ShardLayout(max(config.num_images, index + 1), config.shard_size, config.batch_size)
-    stored = find_record(folder, layout, index)
     first = int(layout.blocks_with(np.array([index]))[0])
     with tempfile.TemporaryDirectory() as scratch:
         again = open_folder(scratch)
@@ -102,36 +80,24 @@ def regenerate(config: RunConfig, model: Model, programs: PairPrograms, index: i
             for part in made["sha256"]
             if made["sha256"][part] != stored["sha256"].get(part)
         }
-        return [*changed.values(), *_damages(folder, config, stored, set(changed))]
-
-
-def _damages(
-    folder: Folder, config: RunConfig, stored: dict[str, Any], reported: set[str]
-) -> list[str]:
-    """Lists what is wrong with a sample's own files, except for parts that are reported already."""
-    formats = run_formats(config)
-    parts = {
-        name: part
-        for each in formats
-        for name, part in each.sample_files(stored["index"]).items()
-        if part not in reported
-    }
-    faults = {
-        name: find_damage(folder, name, {"sha256": stored["sha256"][part]})
-        for name, part in parts.items()
-    }
-    return [f"{name}: {fault}" for name, fault in faults.items() if fault]
+    damages = []
+    for each in run_formats(config):
+        for name, part in each.sample_files(index).items():
+            if part not in changed:
+                damage = find_damage(folder, name, {"sha256": stored["sha256"][part]})
+                damages += [f"{name}: {damage}"] if damage else []
+    return [*changed.values(), *damages]
 
 
 def _difference(
     folder: Folder, again: Folder, stored: dict[str, Any], made: dict[str, Any], part: str
 ) -> str:
-    place = stored.get(part.split(".")[0])
+    key = part.split(".")[0]
+    place = stored.get(key)
     if not part.endswith(".png") or not str(place).endswith(".png"):
         return f"{part} has other bytes"
-    before, now = (
-        _pixels(f, record[part.split(".")[0]]) for f, record in ((folder, stored), (again, made))
-    )
+    before = decode_png(folder.read(place))
+    now = decode_png(again.read(made[key]))
     if before.shape != now.shape:
         return f"{place} has the shape {before.shape}, now {now.shape}"
     changed = before != now
@@ -139,17 +105,3 @@ def _difference(
     if part == "mask.png":
         return f"{place}: {changed.mean():.4%} of the pixels have another class"
     return f"{place}: {changed.mean():.4%} of the values differ, by {largest} at most"
-
-
-def _pixels(folder: Folder, name: str) -> np.ndarray:
-    with Image.open(io.BytesIO(folder.read(name))) as picture:
-        return np.asarray(picture)
-
-
-def regenerate_sample(config: RunConfig, index: int) -> int:
-    """Makes a sample again and prints how it differs; returns the exit status."""
-    config = with_stored_batch_size(config, index)
-    differences = regenerate(*prepare(config, open_folder(config.output)), index)
-    for line in differences or [f"sample {index} is the same to the byte"]:
-        print(line)
-    return DIFFERENT if differences else 0

@@ -40,17 +40,10 @@ from seediff_jax.settings import static_part, stored_settings
 
 
 def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> str:
-    """Writes a dataset with other masks of the same images.
+    """Writes a dataset with other masks of the same images; returns what was written, in a line.
 
     Its masks are those of a run with these settings, up to the rounding of attention to float16.
-
-    Args:
-        folder: of a finished dataset with attention, which is only read.
-        masks: settings of the new masks.
-        output: where they go.
-
-    Returns:
-        What was written, in a line.
+    The folder, of a finished dataset with attention, is only read.
 
     Raises:
         UserError: the dataset has no attention, the method cannot be used on it, the output cannot
@@ -80,12 +73,7 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
 
 
 class _Remasker(Copier):
-    """Copies samples with other masks.
-
-    Args:
-        source: the dataset, with attention.
-        masks: settings of the new masks.
-    """
+    """Copies samples with other masks."""
 
     def __init__(self, source: Finished, masks: MaskConfig):
         facts = read_class_facts(source)

@@ -30,12 +30,7 @@ from seediff_jax.sampling.sampler import STAGES
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A sample that could not be made.
-
-    Attributes:
-        index: of the sample.
-        reason: what went wrong.
-    """
+    """A sample that could not be made, and why."""
 
     index: int
     reason: str
@@ -95,10 +90,7 @@ def make_record(
 
 
 def mask_facts(
-    record: Mapping[str, Any],
-    mask: np.ndarray,
-    scores: Sequence[float],
-    presence: Sequence[float],
+    record: Mapping[str, Any], mask: np.ndarray, scores: Sequence[float], presence: Sequence[float]
 ) -> dict[str, Any]:
     """The entries of a record that depend on the mask; the arguments are those of `make_record`."""
     areas = [_share(mask == class_id) for class_id in record["class_ids"]]
@@ -119,7 +111,7 @@ def kept_maps(
     Args:
         rows: a row of PairRows.
         record: from `make_record`.
-        masks: settings of the masks.
+        masks: of the run.
         size: height and width that the networks saw, in any unit.
     """
     ids = record["class_ids"]
@@ -188,10 +180,6 @@ class PairMaker:
             only reported, so that it can be tried again.
 
     Args:
-        config: of the run.
-        model: tokenizes prompts.
-        programs: run on the devices.
-        dataset: is written to.
         exists: bool `[num_images]`, samples that need not be made; not modified.
         rows: number of blocks that this host makes at a time.
     """
@@ -255,7 +243,9 @@ class PairMaker:
     def fetch(self, made: Round) -> list[Block]:
         """Waits for a round and copies it to the host."""
         rows = self._fetch(made)
-        return [self._block(made.inputs, rows, k) for k in range(len(made.blocks))]
+        size = self._layout.batch_size
+        parts = (slice(k * size, (k + 1) * size) for k in range(len(made.blocks)))
+        return [Block(*take_rows((made.inputs, rows), part)) for part in parts]
 
     def write(self, first: int, block: Block) -> tuple[int, list[Failure]]:
         """Encodes and writes the samples of a block that are missing.
@@ -320,10 +310,6 @@ class PairMaker:
             self._known |= zip(new, rows, strict=True)
         inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *map(self._known.get, records))
         return inputs.replace(indices=np.array(indices, np.int32))
-
-    def _block(self, inputs: PairInputs, rows: PairRows, k: int) -> Block:
-        size = self._layout.batch_size
-        return Block(*take_rows((inputs, rows), slice(k * size, (k + 1) * size)))
 
     def _encoded(self, index: int, block: Block, k: int) -> EncodedSample | Failure:
         """Encodes the sample of row k; an error in it must not stop the others."""

@@ -14,11 +14,7 @@ from seediff_jax.settings import settings_of
 
 
 def read_command(folder: Folder, work: HostSettings) -> dict[str, Any]:
-    """Reads the settings that the command line of a run gave.
-
-    Args:
-        folder: that the run wrote.
-        work: settings of devices and hosts, which the folder does not keep.
+    """Reads the settings that the command line of a run gave; the folder does not keep `work`.
 
     Returns:
         "source", "prompts", "sampling", "masks" and "run", each a dataclass of settings.

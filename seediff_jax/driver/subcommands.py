@@ -161,20 +161,10 @@ def _remask(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> in
     return 0
 
 
-def _verify(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> int:
+def _check(folder: Folder, repairs: bool) -> int:
     from seediff_jax.driver.verify import verify_folder
 
-    return verify_folder(folder, repairs=False)
-
-
-def _repair(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> int:
-    from seediff_jax.driver.verify import verify_folder
-
-    return verify_folder(folder, repairs=True)
-
-
-def _resume(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> int:
-    return _run_again(folder, values, carry_out, Task())
+    return verify_folder(folder, repairs)
 
 
 def _plan(folder: Folder, values: flags.FlagValues, carry_out: CarryOut) -> int:
@@ -197,7 +187,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "Resumes a run: makes the samples that are missing, with the settings in its folder."
         "\n\n  seediff resume outputs/stickers\n",
         {"Devices and hosts": HostSettings},
-        _resume,
+        lambda folder, values, carry_out: _run_again(folder, values, carry_out, Task()),
     ),
     "plan": Subcommand(
         "Prints how many samples a run has still to make, how long that takes and what it needs; "
@@ -217,14 +207,14 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "Reads all files of a dataset and lists what is missing, damaged or changed.\n\n"
         "  seediff verify outputs/stickers\n",
         {},
-        _verify,
+        lambda folder, values, carry_out: _check(folder, repairs=False),
     ),
     "repair": Subcommand(
         "Reads all files as verify does, restores damaged settings and removes other damaged "
         "files. Run the original command afterwards to make the removed samples again.\n\n"
         "  seediff repair outputs/stickers\n",
         {},
-        _repair,
+        lambda folder, values, carry_out: _check(folder, repairs=True),
     ),
     "filter": Subcommand(
         "Keeps the good samples of a finished dataset: writes them to a new folder, or lists or\n"

@@ -8,7 +8,6 @@ batch, because the compiler fuses more where memory is short; so every guess is 
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,13 +50,6 @@ SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 16, "TPU v5": 32}
 
 MEASURED_CLASSES = 20
 """Most classes per image for which SD1_BATCHES holds."""
-
-
-class MemoryLine(NamedTuple):
-    """Bytes of a batch on a device: `fixed + per_image * batch`."""
-
-    fixed: float
-    per_image: float
 
 
 def auto_batch_size(
@@ -120,15 +112,9 @@ def batch_bytes(
     num_classes: int = 1,
     has_unnamed: bool = False,
 ) -> int | None:
-    """Returns the peak bytes per device in a run of such batches; see `programs_bytes`.
+    """Returns the peak bytes per device in a run, see `programs_bytes`.
 
-    Args:
-        model: the model, or one with only the shapes of its weights.
-        settings: of the run.
-        mesh: of the run; one of this host's places is compiled for.
-        batch_size: images on each place of the data axis.
-        num_classes: c, the number of classes per image.
-        has_unnamed: whether a run looks for classes that no prompt names.
+    `batch_size` is that of one place of the data axis; the rest is as of `auto_batch_size`.
     """
     first = local_rows_of(mesh)[0]
     own = Mesh(mesh.devices[first : first + 1], mesh.axis_names)
@@ -145,26 +131,22 @@ def is_measured(
     if isinstance(settings.sampling, SegmentConfig):
         return False
     folder = SD1.folder_configs("epsilon")
-    unet = unet_config(folder["unet/config.json"])
-    measured = (
-        clip_text_config(folder["text_encoder/config.json"]),
-        unet,
-        vae_config(folder["vae/config.json"]),
-        published_capture(unet),
-        jnp.bfloat16,
-        (unet.sample_size, unet.sample_size),
-        "auto",
-        True,
-        PairSettings().static,
+    unet, sampling = unet_config(folder["unet/config.json"]), settings.sampling
+    plain = dataclasses.replace(sampling, num_steps=50, height=None, width=None)
+    return (
+        model.text_config == clip_text_config(folder["text_encoder/config.json"])
+        and model.unet_config == unet
+        and model.vae_config == vae_config(folder["vae/config.json"])
+        and model.capture == published_capture(unet)
+        and model.dtype == jnp.bfloat16
+        and model.config.attention == "auto"
+        and latent_size(model, sampling.height, sampling.width) == (unet.sample_size,) * 2
+        and uses_guidance(model, sampling)
+        and not sampling.guidance_rescale
+        and dataclasses.replace(settings, sampling=plain).static == PairSettings().static
+        and not has_unnamed
+        and num_classes <= MEASURED_CLASSES
     )
-    sampling = settings.sampling
-    static = dataclasses.replace(sampling, num_steps=50, height=None, width=None)
-    given = (model.text_config, model.unet_config, model.vae_config, model.capture, model.dtype)
-    given += (latent_size(model, sampling.height, sampling.width), model.config.attention)
-    given += (uses_guidance(model, sampling),)
-    given += (dataclasses.replace(settings, sampling=static).static,)
-    is_more = sampling.guidance_rescale or has_unnamed
-    return given == measured and not is_more and num_classes <= MEASURED_CLASSES
 
 
 def programs_bytes(programs: Programs, compiler_options: Mapping[str, float] = QUICK) -> int | None:
@@ -185,17 +167,15 @@ def programs_bytes(programs: Programs, compiler_options: Mapping[str, float] = Q
     return run_bytes(sample, masks, ROUNDS)
 
 
-def fit_line(measured: Mapping[int, int]) -> MemoryLine:
-    """Fits a line through the bytes of two batch sizes."""
+def predict_batch_size(measured: Mapping[int, int], usable: float) -> int:
+    """Predicts the largest power of two up to MAX_BATCH that fits, but at least 1.
+
+    A line is drawn through the bytes of two batch sizes that were measured.
+    """
     (first, low), (second, high) = sorted(measured.items())
     per_image = (high - low) / (second - first)
-    return MemoryLine(low - per_image * first, per_image)
-
-
-def predict_batch_size(line: MemoryLine, usable: float) -> int:
-    """Returns the largest power of two up to MAX_BATCH that fits by a line; at least 1."""
     batch_size = MAX_BATCH
-    while batch_size > 1 and line.fixed + line.per_image * batch_size > usable:
+    while batch_size > 1 and low + per_image * (batch_size - first) > usable:
         batch_size //= 2
     return batch_size
 
@@ -226,8 +206,7 @@ def search_batch_size(measure: Callable[[int], int | None], usable: float) -> in
             batch_size //= 2
         return batch_size
     fits(SMALL[0])
-    line = fit_line({size: measured[size] for size in SMALL})
-    batch_size = max(SMALL[1], predict_batch_size(line, usable))
+    batch_size = max(SMALL[1], predict_batch_size(measured, usable))
     while not fits(batch_size):
         batch_size //= 2
     while batch_size < MAX_BATCH and fits(2 * batch_size):

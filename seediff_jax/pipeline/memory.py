@@ -23,6 +23,7 @@ from seediff_jax.pipeline.mesh import weight_sharding
 from seediff_jax.pipeline.programs import PairPrograms
 from seediff_jax.pipeline.segment_images import network_size
 from seediff_jax.pipeline.settings import DATA, PairSettings
+from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.guidance import uses_guidance
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.segment_config import SegmentConfig
@@ -76,8 +77,7 @@ def abstract_model(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Model
     """Makes a Model as `make_model` does, with only the shapes and dtypes of its weights."""
     params = {
         path: jax.ShapeDtypeStruct(
-            parameter.shape,
-            weight_dtype(len(parameter.shape), config.dtype_of(path[0], dtype)),
+            parameter.shape, weight_dtype(len(parameter.shape), config.dtype_of(path[0], dtype))
         )
         for path, parameter in parameters(config).items()
     }
@@ -117,38 +117,36 @@ def abstract_programs(
 
     model = jax.tree.map(placed, model)
     programs = PairPrograms(model, settings, mesh)
-    inputs = _abstract_inputs(
-        model, batch_size, uses_guidance(model, settings.sampling), num_classes, has_unnamed
-    )
-    if isinstance(settings.sampling, SegmentConfig):
-        shape = (batch_size, *network_size(model, settings.sampling), 3)
-        inputs = inputs.replace(images=jax.ShapeDtypeStruct(shape, jnp.uint8))
-    return _lower(programs, model, inputs)
+    return lower_programs(programs, model, settings.sampling, batch_size, num_classes, has_unnamed)
 
 
 def lower_programs(
     programs: PairPrograms,
     model: Model,
+    sampling: SamplingConfig | SegmentConfig,
     batch_size: int,
-    is_guided: bool,
     num_classes: int = 1,
     has_unnamed: bool = False,
 ) -> Programs:
     """Lowers both programs of a model; programs that ran with such batches are compiled already.
 
-    Args:
-        programs: under shard_map.
-        model: theirs.
-        batch_size: images on all devices together.
-        is_guided: see `uses_guidance`.
-        num_classes: c, the number of classes per image.
-        has_unnamed: whether a run looks for classes that no prompt names.
+    The programs are under shard_map; the other arguments are as of `abstract_programs`.
     """
-    inputs = _abstract_inputs(model, batch_size, is_guided, num_classes, has_unnamed)
-    return _lower(programs, model, inputs)
-
-
-def _lower(programs: PairPrograms, model: Model, inputs: PairInputs) -> Programs:
+    encoders = () if model.config.tokenizer_2 is None else (2,)
+    length = model.tokenizer.max_length
+    token_ids = jax.ShapeDtypeStruct((batch_size, *encoders, length), jnp.int32)
+    mask = jax.ShapeDtypeStruct((batch_size, num_classes, length), jnp.bool)
+    inputs = PairInputs(
+        token_ids=token_ids,
+        negative_token_ids=token_ids if uses_guidance(model, sampling) else None,
+        class_token_mask=mask,
+        indices=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        unnamed_token_ids=token_ids if has_unnamed else None,
+        unnamed_token_mask=mask if has_unnamed else None,
+    )
+    if isinstance(sampling, SegmentConfig):
+        shape = (batch_size, *network_size(model, sampling), 3)
+        inputs = inputs.replace(images=jax.ShapeDtypeStruct(shape, jnp.uint8))
     weights = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(model)
@@ -189,20 +187,3 @@ def run_bytes(sample: ProgramMemory, masks: ProgramMemory, rounds: int) -> int:
     """
     running = max(sample.total + masks.outputs, masks.total)
     return running + (rounds - 1) * (sample.outputs + masks.outputs)
-
-
-def _abstract_inputs(
-    model: Model, batch_size: int, is_guided: bool, num_classes: int, has_unnamed: bool
-) -> PairInputs:
-    length = model.tokenizer.max_length
-    encoders = () if model.config.tokenizer_2 is None else (2,)
-    token_ids = jax.ShapeDtypeStruct((batch_size, *encoders, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((batch_size, num_classes, length), jnp.bool)
-    return PairInputs(
-        token_ids=token_ids,
-        negative_token_ids=token_ids if is_guided else None,
-        class_token_mask=mask,
-        indices=jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        unnamed_token_ids=token_ids if has_unnamed else None,
-        unnamed_token_mask=mask if has_unnamed else None,
-    )

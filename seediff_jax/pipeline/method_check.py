@@ -62,11 +62,7 @@ def require_capture(model: Model, method: str) -> None:
 def require_kept_fits(model: Model, sampling: SamplingConfig, images: int, columns: int) -> None:
     """Raises a UserError where `capture.kept_layers` would take more than 4 GiB.
 
-    Args:
-        model: the model.
-        sampling: size and number of steps.
-        images: number of them.
-        columns: of the cross-attention.
+    `columns` are those of the cross-attention of each of the `images`.
     """
     capture, unet = model.capture, model.unet_config
     if not capture.kept_layers:

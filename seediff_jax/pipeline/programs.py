@@ -1,8 +1,4 @@
-"""The two programs of a run, sampling and masks, split over the data axis of a mesh.
-
-Samples are split by hand (`jax.shard_map`), so that no program can have a collective on the data
-axis; weights on the model axis by the compiler.
-"""
+"""The two programs of a run, sampling and masks, split over the data axis of a mesh; see `mesh`."""
 
 import functools
 from collections.abc import Callable
@@ -77,7 +73,6 @@ class PairPrograms:
 
     Args:
         model: its weights lie as `weight_sharding` says.
-        settings: of the run.
         mesh: from `make_mesh`.
         partition: "shard_map", or "pmap" for the same kernels under `jax.pmap`, which has no
             model axis.
@@ -168,10 +163,7 @@ def _own_parts(array: Array) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _split_program(
-    partition: str,
-    mesh: Mesh,
-    kernel: Callable[..., Any],
-    settings: PairSettings,
+    partition: str, mesh: Mesh, kernel: Callable[..., Any], settings: PairSettings
 ) -> "_ShardMap | _Pmap":
     split = _ShardMap if partition == "shard_map" else _Pmap
     return split(functools.partial(kernel, settings=settings), mesh)
@@ -226,11 +218,7 @@ class _ShardMap:
         # An axis that is left to the compiler, even one of 1, keeps it from fusing attention.
         by_hand = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
         split = jax.shard_map(
-            kernel,
-            mesh=mesh,
-            in_specs=(P(), P(), P(DATA)),
-            out_specs=P(DATA),
-            axis_names=by_hand,
+            kernel, mesh=mesh, in_specs=(P(), P(), P(DATA)), out_specs=P(DATA), axis_names=by_hand
         )
         self._program = jax.jit(split)
 

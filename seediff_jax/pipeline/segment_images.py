@@ -172,18 +172,12 @@ def join_crops(
 ) -> Iterator[JoinedMasks]:
     """Joins the masks of the crops of an image, one method after the other.
 
-    Args:
-        rows: one row for each crop, as NumPy arrays; those beyond `boxes` are not read.
-        boxes: where the crops lie.
-        masks: settings of the masks.
-        num_classes: c, of the image.
+    `rows` has a row for each crop, as NumPy arrays; those beyond `boxes` are not read.
     """
     for k, one in enumerate(masks.each()):
         crops, presence = rows.soft_masks, rows.presence
         if k:
-            crops, presence = (
-                each[:, k - 1] for each in (rows.other_soft_masks, rows.other_presence)
-            )
+            crops, presence = rows.other_soft_masks[:, k - 1], rows.other_presence[:, k - 1]
         soft_masks = join(crops[: len(boxes), :num_classes], boxes)
         labels = label_pixels(soft_masks, one)
         scores = mean_scores(soft_masks, labels)

@@ -19,14 +19,13 @@ from seediff_jax.settings import static_part
 def class_stages(
     maps: AttentionMaps, names: Sequence[str], image_size: tuple[int, int], masks: MaskConfig
 ) -> list[ClassStages]:
-    """Computes the stages of the masks of one image, before refinement.
+    """Computes the stages of the masks of one image, before refinement; see `Pairs.stages`.
 
     Args:
         maps: of one image, `cross_attention` `[layers, n0, c]` with one column per class.
         names: of the classes; there may be more columns.
         image_size: height and width of the image.
-        masks: settings of one method. Only seediff has levels; others have one soft mask, in the
-            image's size.
+        masks: settings of one method.
 
     Raises:
         UserError: there are several methods, or a user's own method cannot be used.

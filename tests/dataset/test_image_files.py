@@ -64,20 +64,20 @@ def test_a_name_is_the_same_in_any_form_of_unicode(folder):
 
 def test_settings_change_with_the_content_of_files_of_the_same_size(folder):
     save(folder / "images/c.bmp")
-    before = files_of(folder).settings()
+    before = files_of(folder).settings
     size = (folder / "images/c.bmp").stat().st_size
     save(folder / "images/c.bmp", PIXELS[::-1])
     assert (folder / "images/c.bmp").stat().st_size == size
-    assert files_of(folder).settings()["images_sha256"] != before["images_sha256"]
+    assert files_of(folder).settings["images_sha256"] != before["images_sha256"]
 
 
 def test_settings_change_with_the_names_and_sizes_of_the_files(folder):
-    before = files_of(folder).settings()
-    assert files_of(folder).settings() == before
-    assert files_of(folder, truth=False).settings() == before | {"truth_sha256": None}
-    assert files_of(folder, ("a",)).settings()["images_sha256"] != before["images_sha256"]
+    before = files_of(folder).settings
+    assert files_of(folder).settings == before
+    assert files_of(folder, truth=False).settings == before | {"truth_sha256": None}
+    assert files_of(folder, ("a",)).settings["images_sha256"] != before["images_sha256"]
     save(folder / "truth/a.png", np.zeros((60, 90), np.uint8))
-    after = files_of(folder).settings()
+    after = files_of(folder).settings
     assert after["images_sha256"] == before["images_sha256"]
     assert after["truth_sha256"] != before["truth_sha256"]
 

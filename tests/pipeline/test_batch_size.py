@@ -18,9 +18,7 @@ from seediff_jax.pipeline.batch_size import (
     MEASURED_CLASSES,
     ROUNDS,
     SD1_BATCHES,
-    MemoryLine,
     auto_batch_size,
-    fit_line,
     fitting_batch_size,
     is_measured,
     predict_batch_size,
@@ -83,11 +81,6 @@ def asking(taken):
     return measure, asked
 
 
-def test_a_line_goes_through_both_measurements():
-    assert fit_line({1: 5 * GIB, 2: 7 * GIB}) == (3 * GIB, 2 * GIB)
-    assert fit_line({8: 30, 2: 12}) == (6, 3)
-
-
 @pytest.mark.parametrize(
     ("fixed", "per_image", "usable", "expected"),
     [
@@ -100,7 +93,8 @@ def test_a_line_goes_through_both_measurements():
     ],
 )
 def test_the_largest_power_of_two_that_a_line_allows(fixed, per_image, usable, expected):
-    assert predict_batch_size(MemoryLine(fixed, per_image), usable) == expected
+    measured = {size: fixed + per_image * size for size in (4, 8)}
+    assert predict_batch_size(measured, usable) == expected
 
 
 def test_what_is_linear_is_found_with_four_measurements():

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from seediff_jax.dataset.encoding import EncodedSample, decode_png
-from seediff_jax.dataset.formats.base import Format, Recover, json_text, scratch_file
+from seediff_jax.dataset.formats.base import Format, Made, Recover, json_text, scratch_file
 from seediff_jax.dataset.formats.names import OTHER_METHODS_PART
 
 
@@ -30,9 +30,7 @@ class ArrayRecord(Format):
     libraries = ("array_record",)
     parts = shard_parts = ("image.jpg", "mask.png")
 
-    def write_shard(
-        self, number: int, samples: Iterator[EncodedSample], scratch: Path
-    ) -> dict[str, Path]:
+    def write_shard(self, number: int, samples: Iterator[EncodedSample], scratch: Path) -> Made:
         """Writes the ArrayRecord file of a shard."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -89,7 +87,6 @@ def parse_record(content: bytes) -> dict[str, Any]:
         stacked = decode_png(parts[OTHER_METHODS_PART])
         sample["other_masks"] = stacked.reshape(-1, *sample["mask"].shape)
     if "soft.png" in parts:
-        with Image.open(io.BytesIO(parts["soft.png"])) as stacked:
-            maps = np.asarray(stacked).reshape(-1, *sample["mask"].shape)
+        maps = decode_png(parts["soft.png"]).reshape(-1, *sample["mask"].shape)
         sample["soft_masks"] = maps.astype(np.float32) / 65535
     return sample

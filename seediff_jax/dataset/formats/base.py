@@ -11,7 +11,7 @@ same bytes. None of the arguments contains samples that failed.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +27,9 @@ Records = Callable[[], Iterator[dict[str, Any]]]
 Read = Callable[[int, str], bytes]
 """Reads a file of a shard, by the number of the shard and the relative path."""
 
+Made = dict[str, Path]
+"""Files of the dataset by their relative paths: where each was made, in the scratch folder."""
+
 Recover = Callable[[Mapping[str, Any]], dict[str, bytes]]
 """Reads parts of a sample, given its record, back from the files of its shard."""
 
@@ -37,6 +40,7 @@ class Format:
     Attributes:
         name: as users call it. All paths of a format begin with it, except for "files".
         libraries: import names, which are also pip's, of optional libraries that it needs.
+        sample_paths: files of a sample: path, with `{}` where `stem` stands, to part.
         parts: names of `encoding.PARTS` that it is made of.
         shard_parts: those of `parts` that `write_shard` needs.
         class_names: of the run; the id of class k, counted from 0, is k + 1.
@@ -48,6 +52,7 @@ class Format:
 
     name: ClassVar[str]
     libraries: ClassVar[tuple[str, ...]] = ()
+    sample_paths: ClassVar[Mapping[str, str]] = {}
     parts: tuple[str, ...] = ()
     shard_parts: tuple[str, ...] = ()
 
@@ -67,12 +72,9 @@ class Format:
 
     def sample_files(self, index: int) -> dict[str, str]:
         """Maps relative paths of the files of a sample to its parts."""
-        del index
-        return {}
+        return {path.format(stem(index)): part for path, part in self.sample_paths.items()}
 
-    def write_shard(
-        self, number: int, samples: Iterator[EncodedSample], scratch: Path
-    ) -> dict[str, Path]:
+    def write_shard(self, number: int, samples: Iterator[EncodedSample], scratch: Path) -> Made:
         """Makes the files of a shard.
 
         Args:
@@ -80,12 +82,6 @@ class Format:
             samples: of the shard, by index; each has at least `shard_parts`. They are read once,
                 one at a time.
             scratch: folder for the files.
-
-        Returns:
-            Relative path -> the finished file in `scratch`.
-
-        Raises:
-            OSError: a file cannot be written.
         """
         del number, samples, scratch
         return {}
@@ -104,9 +100,7 @@ class Format:
         del number, read, scratch
         return lambda record: {}
 
-    def write_run(
-        self, records: Records, read: Read, shards: Sequence[int], scratch: Path
-    ) -> dict[str, Path]:
+    def write_run(self, records: Records, read: Read, shards: Sequence[int], scratch: Path) -> Made:
         """Makes the files of the run, with the files of at most one shard in memory.
 
         Args:
@@ -114,12 +108,6 @@ class Format:
             read: reads what `write_shard` made.
             shards: numbers of all shards, ascending.
             scratch: folder for the files.
-
-        Returns:
-            Relative path -> the finished file in `scratch`.
-
-        Raises:
-            OSError: a file cannot be read or written.
         """
         del records, read, shards, scratch
         return {}
@@ -140,6 +128,16 @@ def scratch_file(scratch: Path, path: str) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with name_in_errors(file):
         yield file
+
+
+def write_lines(scratch: Path, path: str, lines: Iterable[str]) -> Made:
+    """Writes a text file in UTF-8; the lines have their line breaks."""
+    with (
+        scratch_file(scratch, path) as file,
+        open(file, "w", encoding="utf-8", newline="\n") as text,
+    ):
+        text.writelines(lines)
+    return {path: file}
 
 
 def json_text(value: Any) -> str:

@@ -17,12 +17,14 @@ import numpy as np
 from seediff_jax.dataset.encoding import EncodedSample, decode_png, encode_mask
 from seediff_jax.dataset.formats.base import (
     Format,
+    Made,
     Read,
     Records,
     Recover,
     json_text,
     scratch_file,
     stem,
+    write_lines,
 )
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX
 
@@ -37,22 +39,12 @@ class _Annotated(Format, abc.ABC):
     shard_parts = ("mask.png",)
     annotation_file: ClassVar[str]
 
-    def write_shard(
-        self, number: int, samples: Iterator[EncodedSample], scratch: Path
-    ) -> dict[str, Path]:
+    def write_shard(self, number: int, samples: Iterator[EncodedSample], scratch: Path) -> Made:
         """Writes what the annotation file will say about the samples of a shard."""
-        path = self._lines(number)
-        with (
-            scratch_file(scratch, path) as file,
-            open(file, "w", encoding="ascii", newline="\n") as lines,
-        ):
-            for sample in samples:
-                lines.write(json_text(self._entries(sample)) + "\n")
-        return {path: file}
+        lines = (json_text(self._entries(sample)) + "\n" for sample in samples)
+        return write_lines(scratch, self._lines(number), lines)
 
-    def write_run(
-        self, records: Records, read: Read, shards: Sequence[int], scratch: Path
-    ) -> dict[str, Path]:
+    def write_run(self, records: Records, read: Read, shards: Sequence[int], scratch: Path) -> Made:
         """Writes the annotation file: all images, then all annotations."""
         del records
         path = f"{self.name}/annotations/{self.annotation_file}"
@@ -108,11 +100,8 @@ class Coco(_Annotated):
 
     name = "coco"
     parts = ("image.jpg", "mask.png")
+    sample_paths = {"coco/images/{}.jpg": "image.jpg"}
     annotation_file = "instances.json"
-
-    def sample_files(self, index: int) -> dict[str, str]:
-        """Maps relative paths of the files of a sample to its parts."""
-        return {f"coco/images/{stem(index)}.jpg": "image.jpg"}
 
     def open_shard(self, number: int, read: Callable[[str], bytes], scratch: Path) -> Recover:
         """Reads masks back from the compressed RLE of a shard's lines."""
@@ -176,14 +165,11 @@ class CocoPanoptic(_Annotated):
 
     name = "coco_panoptic"
     parts = ("image.jpg", "mask.png", "panoptic.png")
+    sample_paths = {
+        "coco_panoptic/images/{}.jpg": "image.jpg",
+        "coco_panoptic/panoptic/{}.png": "panoptic.png",
+    }
     annotation_file = "panoptic.json"
-
-    def sample_files(self, index: int) -> dict[str, str]:
-        """Maps relative paths of the files of a sample to its parts."""
-        return {
-            f"coco_panoptic/images/{stem(index)}.jpg": "image.jpg",
-            f"coco_panoptic/panoptic/{stem(index)}.png": "panoptic.png",
-        }
 
     def open_shard(self, number: int, read: Callable[[str], bytes], scratch: Path) -> Recover:
         """Reads masks back from the pictures of segments."""
@@ -207,15 +193,8 @@ class CocoPanoptic(_Annotated):
         segments = []
         for class_id in np.unique(mask[mask != IGNORE_INDEX]).tolist():
             facts = _measured(mask == class_id)
-            segments.append(
-                {
-                    "id": class_id + 1,
-                    "category_id": class_id,
-                    "area": facts["area"],
-                    "bbox": facts["bbox"],
-                    "iscrowd": 0,
-                }
-            )
+            del facts["segmentation"]
+            segments.append({"id": class_id + 1, "category_id": class_id, **facts, "iscrowd": 0})
         annotation = {
             "image_id": sample.index,
             "file_name": f"{stem(sample.index)}.png",

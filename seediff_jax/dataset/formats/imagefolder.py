@@ -1,17 +1,17 @@
 """The image folders of Hugging Face `datasets`, with a card, ready to be uploaded to the hub."""
 
-import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from seediff_jax.dataset.formats.base import (
     Format,
+    Made,
     Read,
     Records,
     json_text,
-    scratch_file,
     stem,
+    write_lines,
 )
 from seediff_jax.masks.config import IGNORE_INDEX
 
@@ -47,38 +47,29 @@ class ImageFolder(Format):
 
     name = "imagefolder"
     parts = ("image.jpg", "mask_grey.png")
+    sample_paths = {
+        "imagefolder/train/images/{}.jpg": "image.jpg",
+        "imagefolder/train/masks/{}.png": "mask_grey.png",
+    }
 
-    def sample_files(self, index: int) -> dict[str, str]:
-        """Maps relative paths of the files of a sample to its parts."""
-        return {
-            f"imagefolder/train/images/{stem(index)}.jpg": "image.jpg",
-            f"imagefolder/train/masks/{stem(index)}.png": "mask_grey.png",
-        }
-
-    def write_run(
-        self, records: Records, read: Read, shards: Sequence[int], scratch: Path
-    ) -> dict[str, Path]:
+    def write_run(self, records: Records, read: Read, shards: Sequence[int], scratch: Path) -> Made:
         """Writes the table of the samples, the names of the classes and the card."""
         del read, shards
         names = dict(enumerate(("background", *self.class_names)))
         texts = {
-            "imagefolder/README.md": _CARD.format(ignore=IGNORE_INDEX),
-            "imagefolder/id2label.json": json.dumps(names, indent=2) + "\n",
+            "README.md": [_CARD.format(ignore=IGNORE_INDEX)],
+            "id2label.json": [json.dumps(names, indent=2) + "\n"],
+            "train/metadata.jsonl": _table(records),
         }
-        paths = {}
-        with contextlib.ExitStack() as stack:
-            for path, text in texts.items():
-                paths[path] = stack.enter_context(scratch_file(scratch, path))
-                paths[path].write_text(text, encoding="utf-8", newline="\n")
-            path = "imagefolder/train/metadata.jsonl"
-            paths[path] = stack.enter_context(scratch_file(scratch, path))
-            file = stack.enter_context(open(paths[path], "w", encoding="ascii", newline="\n"))
-            for record in records():
-                name = stem(record["index"])
-                row = {
-                    "image_file_name": f"images/{name}.jpg",
-                    "mask_file_name": f"masks/{name}.png",
-                }
-                row |= {column: record[column] for column in _COLUMNS}
-                file.write(json_text(row) + "\n")
-        return paths
+        files = {}
+        for name, lines in texts.items():
+            files |= write_lines(scratch, f"imagefolder/{name}", lines)
+        return files
+
+
+def _table(records: Records) -> Iterator[str]:
+    """Lines of `metadata.jsonl`."""
+    for record in records():
+        name = stem(record["index"])
+        files = {"image_file_name": f"images/{name}.jpg", "mask_file_name": f"masks/{name}.png"}
+        yield json_text(files | {column: record[column] for column in _COLUMNS}) + "\n"

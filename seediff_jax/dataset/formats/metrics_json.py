@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from seediff_jax.dataset.formats.base import Format, Read, Records, scratch_file
+from seediff_jax.dataset.formats.base import Format, Made, Read, Records, write_lines
 from seediff_jax.dataset.iou import mean_iou, name_ious
 
 METRICS = "metrics.json"
@@ -31,9 +31,7 @@ class Metrics(Format):
         super().__init__(class_names)
         self._others = tuple(other_methods)
 
-    def write_run(
-        self, records: Records, read: Read, shards: Sequence[int], scratch: Path
-    ) -> dict[str, Path]:
+    def write_run(self, records: Records, read: Read, shards: Sequence[int], scratch: Path) -> Made:
         """Sums the counts of all records."""
         del read, shards
         labels = ("background", *self.class_names)
@@ -49,9 +47,7 @@ class Metrics(Format):
         found = {"mean_iou": first["mean_iou"], "images": images, "iou": first["iou"]}
         if others:
             found["other_methods"] = dict(zip(self._others, others, strict=True))
-        with scratch_file(scratch, METRICS) as file:
-            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        return {METRICS: file}
+        return write_lines(scratch, METRICS, [json.dumps(found, indent=1) + "\n"])
 
 
 def label_counts(confusion: np.ndarray) -> list[list[int]]:

@@ -1,16 +1,14 @@
 """The folders of PASCAL VOC's segmentation task."""
 
-import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from seediff_jax.dataset.formats.base import Format, Read, Records, scratch_file, stem
+from seediff_jax.dataset.formats.base import Format, Made, Read, Records, stem, write_lines
 from seediff_jax.files.text import join_lines
 
-_LISTS = "voc/ImageSets/Segmentation"
 _VAL_SHARE = 10
 
 
@@ -24,31 +22,21 @@ class Voc(Format):
 
     name = "voc"
     parts = ("image.jpg", "mask.png")
+    sample_paths = {
+        "voc/JPEGImages/{}.jpg": "image.jpg",
+        "voc/SegmentationClass/{}.png": "mask.png",
+    }
 
-    def sample_files(self, index: int) -> dict[str, str]:
-        """Maps relative paths of the files of a sample to its parts."""
-        return {
-            f"voc/JPEGImages/{stem(index)}.jpg": "image.jpg",
-            f"voc/SegmentationClass/{stem(index)}.png": "mask.png",
-        }
-
-    def write_run(
-        self, records: Records, read: Read, shards: Sequence[int], scratch: Path
-    ) -> dict[str, Path]:
+    def write_run(self, records: Records, read: Read, shards: Sequence[int], scratch: Path) -> Made:
         """Writes the lists of samples, and the names of the classes."""
         del read, shards
-        with contextlib.ExitStack() as stack:
-            labels = stack.enter_context(scratch_file(scratch, "voc/labels.txt"))
-            text = join_lines(("background", *self.class_names))
-            labels.write_text(text, encoding="utf-8", newline="\n")
-            paths = {"voc/labels.txt": labels}
-            indices = np.fromiter((record["index"] for record in records()), np.int64)
-            for name, chosen in split_indices(indices).items():
-                path = f"{_LISTS}/{name}.txt"
-                paths[path] = stack.enter_context(scratch_file(scratch, path))
-                with open(paths[path], "w", encoding="ascii", newline="\n") as file:
-                    file.writelines(f"{stem(index)}\n" for index in chosen)
-        return paths
+        labels = join_lines(("background", *self.class_names))
+        files = write_lines(scratch, "voc/labels.txt", [labels])
+        indices = np.fromiter((record["index"] for record in records()), np.int64)
+        for name, chosen in split_indices(indices).items():
+            lines = (f"{stem(index)}\n" for index in chosen)
+            files |= write_lines(scratch, f"voc/ImageSets/Segmentation/{name}.txt", lines)
+        return files
 
 
 def split_indices(indices: np.ndarray) -> dict[str, np.ndarray]:

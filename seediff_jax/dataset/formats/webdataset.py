@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from seediff_jax.dataset.encoding import EncodedSample
-from seediff_jax.dataset.formats.base import Format, Recover, json_text, scratch_file, stem
-from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
+from seediff_jax.dataset.formats.base import Format, Made, Recover, json_text, scratch_file, stem
 
-# Decoders that turn every picture into RGB would apply a palette; so the mask is grey.
-_ENDINGS = {
-    "image.jpg": "jpg",
-    "mask_grey.png": "mask.png",
-    "soft.npz": "soft.npz",
-    "soft.png": "soft.png",
-    "seeds.npz": "seeds.npz",
-    ATTENTION_PART: ATTENTION_PART,
-    OTHER_METHODS_PART: OTHER_METHODS_PART,
-}
+_ENDINGS = {"image.jpg": "jpg", "mask_grey.png": "mask.png"}
+"""Endings of members that are not the names of their parts."""
 
 
 class WebDataset(Format):
@@ -38,11 +29,10 @@ class WebDataset(Format):
     """
 
     name = "webdataset"
+    # Decoders that turn every picture into RGB would apply a palette; so the mask is grey.
     parts = shard_parts = ("image.jpg", "mask_grey.png")
 
-    def write_shard(
-        self, number: int, samples: Iterator[EncodedSample], scratch: Path
-    ) -> dict[str, Path]:
+    def write_shard(self, number: int, samples: Iterator[EncodedSample], scratch: Path) -> Made:
         """Writes the tar file of a shard."""
         path = f"webdataset/shard-{number:05d}.tar"
         with (
@@ -50,10 +40,10 @@ class WebDataset(Format):
             tarfile.open(file, "w", format=tarfile.USTAR_FORMAT) as tar,
         ):
             for sample in samples:
-                members = {_ENDINGS[part]: sample.files[part] for part in self.shard_parts}
-                members["json"] = json_text(sample.record).encode("ascii")
-                for ending, content in members.items():
-                    member = tarfile.TarInfo(f"{stem(sample.index)}.{ending}")
+                contents = {part: sample.files[part] for part in self.shard_parts}
+                contents["json"] = json_text(sample.record).encode("ascii")
+                for part, content in contents.items():
+                    member = tarfile.TarInfo(_member_name(sample.index, part))
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
         return {path: file}
@@ -70,9 +60,11 @@ class WebDataset(Format):
                     members[member.name] = member
 
         def recover(record: Mapping[str, Any]) -> dict[str, bytes]:
-            return {
-                part: tar.extractfile(members[f"{stem(record['index'])}.{_ENDINGS[part]}"]).read()
-                for part in self.shard_parts
-            }
+            names = {part: _member_name(record["index"], part) for part in self.shard_parts}
+            return {part: tar.extractfile(members[name]).read() for part, name in names.items()}
 
         return recover
+
+
+def _member_name(index: int, part: str) -> str:
+    return f"{stem(index)}.{_ENDINGS.get(part, part)}"
