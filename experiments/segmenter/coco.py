@@ -6,9 +6,11 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from experiments.segmenter.data import read_picture, require_same_size
+from experiments.segmenter.data import read_bytes
 from seediff_jax.dataset.formats.voc import split_indices
+from seediff_jax.dataset.image_files import read_pixels, turn_labels
 from seediff_jax.errors import UserError, listed
 from seediff_jax.masks.config import IGNORE_INDEX
 
@@ -122,9 +124,9 @@ class CocoSamples:
             labels[labels == 0] = IGNORE_INDEX
         if "ignore" in entry:
             labels[decode_region(entry["ignore"], *labels.shape)] = IGNORE_INDEX
-        pixels = np.asarray(read_picture(path).convert("RGB"))
-        require_same_size(f"the annotation of {path.name}", labels, path, pixels)
-        return pixels, labels
+        pixels, turn = read_pixels(read_bytes(path), str(path))
+        what = f"the annotation of {path}"
+        return pixels, turn_labels(Image.fromarray(labels), what, pixels.shape[:2], turn)
 
 
 def decode_region(segmentation: Any, height: int, width: int) -> np.ndarray:

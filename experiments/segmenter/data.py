@@ -7,8 +7,8 @@ import pathlib
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from seediff_jax.dataset.image_files import read_labels, read_pixels
 from seediff_jax.errors import UserError, listed
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.prompts.class_lists import VOC_CLASSES
@@ -139,41 +139,25 @@ class VocSamples:
 def read_pair(image: pathlib.Path, mask: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads an image, uint8 `[h, w, 3]`, and the picture of its labels, uint8 `[h, w]`.
 
+    Both are upright, by the rules of `seediff_jax.dataset.image_files`.
+
     Raises:
-        UserError: a file is not an image, the mask is not of one byte per pixel, or sizes differ.
+        UserError: a file is not one image, the mask is not of one byte per pixel, or sizes differ.
     """
-    labels = read_picture(mask)
-    if labels.mode not in ("P", "L"):
-        raise UserError(f"{mask} has mode {labels.mode}; a mask has one byte per pixel, its label")
-    pixels, ids = np.asarray(read_picture(image).convert("RGB")), np.asarray(labels)
-    require_same_size(mask, ids, image, pixels)
-    return pixels, ids
+    pixels, turn = read_pixels(read_bytes(image), str(image))
+    return pixels, read_labels(read_bytes(mask), str(mask), pixels.shape[:2], turn)
 
 
-def read_picture(path: pathlib.Path) -> Image.Image:
-    """Reads a picture, all of it.
+def read_bytes(path: pathlib.Path) -> bytes:
+    """Reads a file.
 
     Raises:
-        UserError: the file is missing, no image, or cut short.
+        UserError: it is missing, or cannot be read.
     """
     try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be read as an image: {error}") from None
-    return image
-
-
-def require_same_size(
-    mask: pathlib.Path | str, ids: np.ndarray, image: pathlib.Path, pixels: np.ndarray
-) -> None:
-    """Refuses a label map whose image has another size."""
-    if pixels.shape[:2] != ids.shape:
-        raise UserError(f"{mask} is {_size(ids)}, its image {image} is {_size(pixels)}")
-
-
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def require_labels(samples: Samples, num_labels: int) -> None:

@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 from experiments.segmenter.config import SegmenterConfig
-from experiments.segmenter.data import Samples, read_picture
+from experiments.segmenter.data import Samples, read_bytes
 from experiments.segmenter.predict import batches_of_one_size, predict_logits
 from experiments.segmenter.trainer import Variables
 from seediff_jax.dataset.encoding import encode_mask
+from seediff_jax.dataset.image_files import open_picture
 from seediff_jax.masks.config import IGNORE_INDEX
 
 
@@ -36,7 +37,8 @@ class PseudoSamples:
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and its predicted label map."""
         image, _ = self.samples.read(index)
-        return image, np.asarray(read_picture(_mask_path(self.folder, index)))
+        path = _mask_path(self.folder, index)
+        return image, np.asarray(open_picture(read_bytes(path), str(path))[0])
 
 
 def write_pseudo_labels(

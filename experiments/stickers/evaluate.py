@@ -65,9 +65,10 @@ def evaluate(settings: Settings, model: Model) -> dict:
         "classifier accuracy, unseen style": unseen,
         "segmenter IoU": round_trip_iou(model, scenes, CLASSES, segment),
     }
-    for objects, word in ((1, "one object"), (2, "two objects")):
-        table = measure_rendered(model, render, CLASSES, rendered, objects)
-        results[f"rendered, {word}"] = {"images": rendered, "iou": table}
+    for style, renderer in (("", render), (", unseen style", UnseenRenderer(path))):
+        for objects, word in ((1, "one object"), (2, "two objects")):
+            table = measure_rendered(model, renderer, CLASSES, rendered, objects)
+            results[f"rendered, {word}{style}"] = {"images": rendered, "iou": table}
     for objects, word, count in ((1, "one", settings.singles), (2, "two", settings.pairs)):
         results[f"generated, {word}"] = measure_generated(
             model, CLASSES, count, objects, classify=classify, read_truth=segment,
@@ -78,7 +79,7 @@ def evaluate(settings: Settings, model: Model) -> dict:
 
 def print_tables(results: dict) -> None:
     """Prints the figures as Markdown."""
-    sets = ("rendered, one object", "rendered, two objects", "generated, one", "generated, two")
+    sets = [name for name, found in results.items() if isinstance(found, dict) and "iou" in found]
     print_rows({f"{name} (n={results[name]['images']})": results[name]["iou"] for name in sets})
     print(f"\n{report_recognised(results['generated, one'])}")
     print(f"the classifier on held-out scenes: {results['classifier accuracy']:.3f}, on scenes of")

@@ -1,49 +1,53 @@
 """What tells whether an image shows a class, and how good its mask is: statistics against truth.
 
     python -m experiments.stickers.mask_statistics --model=stickers
+    python -m experiments.stickers.mask_statistics --generated=96
 
-The images are rendered scenes, whose truth is exact, and their attention is that of one noised UNet
-call. Classes are looked for that a scene shows, and others that it does not, in four ways:
-
-    named     its caption names the object; three absent classes are looked for without being named
-    half      its caption names one of two objects; the other and two absent ones are not named
-    listed    a caption that lists the object and one absent class, in random order
-    wrong     its caption names one absent class instead of the object
+Classes are looked for that an image shows, and others that it does not, in the sets of rendered
+scenes of `looked_for`. With --generated there is also a set of generated images. Its truth is that
+of a segmenter, which is trained on rendered scenes first; what it finds in scenes after a round
+trip through the VAE, of the classes that they show and of all others, is printed with the rest.
 
 Presence is measured by the area under the ROC curve (AUC) of present against absent classes, and
 the quality of masks by the rank correlation of a statistic with IoU, over present classes that the
-caption names. Prints Markdown and writes mask_statistics.json.
+prompt names. Prints Markdown and writes mask_statistics.json.
 """
 
 import collections
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 
+from experiments.stickers.looked_for import (
+    FIRST_SCENE,
+    GENERATED,
+    SETS,
+    Judge,
+    Looked,
+    look,
+    look_generated,
+    without_specks,
+)
 from experiments.stickers.scenes import TrainingRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
+from experiments.training.evaluation import round_trip
+from experiments.training.judges import held_out_scenes, train_segmenter
 from experiments.training.mask_scores import METHODS, PUBLISHED, iou, masks_of
 from experiments.training.run_folder import write_json
-from experiments.training.scenes import Renderer, caption
-from seediff_jax import AttentionMaps, MaskConfig, SegmentConfig, load_model
+from experiments.training.scenes import Renderer, Scene
+from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, load_model
 from seediff_jax.driver import cli
 from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.label_maps import class_scores, make_masks
 from seediff_jax.models.model import Model
-from seediff_jax.pipeline.segment_images import attend_images
 from seediff_jax.pipeline.settings import PairSettings
-from seediff_jax.sampling.inputs import ClassLists, image_prompts
 from seediff_jax.settings import check_settings, setting, static_part
 
-_FIRST_SCENE, _NUM_CLASSES, _BATCH, _AT_A_TIME = 98_000_000, 4, 8, 64
-_CALLS = SegmentConfig(timesteps=(200,))
-_LISTED_CALLS = SegmentConfig()
-SETS = ("named", "half", "listed", "wrong")
+_BATCH, _AT_A_TIME, _JUDGED_SCENES = 8, 64, 64
+_GENERATED = ("generated=NUMBER above 0", lambda settings: settings.generated > 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,76 +57,21 @@ class Settings:
     model: str = setting("stickers", "Model to measure.", path=True)
     sprites: str = setting("runs/stickers/sprites.npz", "The drawings.", path=True)
     output: str = setting("mask_statistics.json", "File of the results.", path=True)
-    num_images: int = setting(96, "Number of scenes of each set, a multiple of 8.", least=8)
+    num_images: int = setting(96, "Number of scenes of each set.", least=1)
+    generated: int = setting(0, "Number of generated images of two objects.", least=0)
+    num_steps: int = setting(25, "Their sampling steps.", least=1, needs=_GENERATED)
+    judge_steps: int = setting(
+        1500, "Training steps of the segmenter that judges them.", least=1, needs=_GENERATED
+    )
+    judge_scenes: int = setting(
+        8000, "Rendered scenes that it is trained on.", least=1, needs=_GENERATED
+    )
+    judge_dir: str | None = setting(
+        None, "Folder where it is kept, so that a run resumes.", path=True, needs=_GENERATED
+    )
 
     def __post_init__(self):
         check_settings(self)
-
-
-class Looked(NamedTuple):
-    """A class that was looked for in a scene.
-
-    Attributes:
-        of: the set of the scene.
-        image: of the scene.
-        cross_attention: float32 `[layers, n0]` of the class.
-        self_attention: of the scene, side -> float32 `[n, n]`.
-        truth: bool `[H, W]`, where the scene shows the class.
-        is_named: whether the caption names it.
-    """
-
-    of: str
-    image: np.ndarray
-    cross_attention: np.ndarray
-    self_attention: dict[int, np.ndarray]
-    truth: np.ndarray
-    is_named: bool
-
-
-def look(
-    model: Model, render: Renderer, of: str, seeds: Sequence[int], rng: np.random.Generator
-) -> list[Looked]:
-    """Looks for classes in a batch of scenes of one set."""
-    objects = 2 if of == "half" else 1
-    side = model.config.image_side
-    scenes = [render(seed, side=side, num_objects=objects) for seed in seeds]
-    shown, unnamed, config = [scene.classes for scene in scenes], [()] * len(scenes), _CALLS
-    if of == "named":
-        named, prompts = shown, [scene.caption for scene in scenes]
-        unnamed = [_absent(names, 3, rng) for names in shown]
-    elif of == "half":
-        named = [names[:1] for names in shown]
-        unnamed = [(*names[1:], *_absent(names, 2, rng)) for names in shown]
-        prompts = [caption("a photo of", names) for names in named]
-    elif of == "listed":
-        both = [(*names, *_absent(names, 1, rng)) for names in shown]
-        named = [tuple(names[k] for k in rng.permutation(2)) for names in both]
-        config, prompts = _LISTED_CALLS, image_prompts(named, _LISTED_CALLS.template)
-    else:
-        named = [_absent(names, 1, rng) for names in shown]
-        prompts = [caption("a photo of", names) for names in named]
-    lists = ClassLists(named, unnamed if any(unnamed) else None, num_classes=_NUM_CLASSES)
-    images = np.stack([scene.image for scene in scenes])
-    indices = [seed - _FIRST_SCENE for seed in seeds]
-    maps = attend_images(model, images, prompts, lists, indices, config=config).attention_maps
-    maps = jax.tree.map(np.asarray, maps)
-    return [
-        Looked(
-            of,
-            scene.image,
-            maps.cross_attention[i, ..., k],
-            {level: maps.self_attention[level][i] for level in maps.sides},
-            scene.label_map == CLASSES.index(name) + 1,
-            k < len(named[i]),
-        )
-        for i, scene in enumerate(scenes)
-        for k, name in enumerate((*named[i], *unnamed[i]))
-    ]
-
-
-def _absent(shown: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
-    others = [name for name in CLASSES if name not in shown]
-    return tuple(others[k] for k in rng.permutation(len(others))[:count])
 
 
 def measure(some: Sequence[Looked]) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -171,14 +120,24 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.array([iou(one, other) for one, other in zip(first, second, strict=True)])
 
 
-def auc(present: np.ndarray, absent: np.ndarray) -> float:
-    """Area under the ROC curve: how often a present class has the larger value; ties count half."""
+def auc(present: np.ndarray, absent: np.ndarray) -> float | None:
+    """Area under the ROC curve: how often a present class has the larger value; ties count half.
+
+    None where one of both is empty.
+    """
+    if not (len(present) and len(absent)):
+        return None
     difference = np.sign(present[:, None] - absent[None])
     return float((1 + difference.mean()) / 2)
 
 
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Spearman's correlation; equal values have the mean of their ranks."""
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's correlation; equal values have the mean of their ranks.
+
+    None where all values of one of both are equal.
+    """
+    if len({*first}) < 2 or len({*second}) < 2:
+        return None
 
     def ranks(values: np.ndarray) -> np.ndarray:
         ordered = np.sort(values)
@@ -188,15 +147,35 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(ranks(first), ranks(second))[0, 1])
 
 
-def run(settings: Settings) -> dict[str, Mapping]:
-    """Returns statistic -> set -> AUC and rank correlation, and presence threshold -> shares."""
-    model, rng = load_model(settings.model), np.random.default_rng(0)
-    render = TrainingRenderer(ensure_sprites(pathlib.Path(settings.sprites)))
+def look_everywhere(
+    settings: Settings, model: Model, render: Renderer, judge: Judge | None
+) -> list[Looked]:
+    """Looks for classes in all sets."""
+    rng = np.random.default_rng(0)
     looked: list[Looked] = []
     for of in SETS:
         for start in range(0, settings.num_images, _BATCH):
-            seeds = range(_FIRST_SCENE + start, _FIRST_SCENE + start + _BATCH)
+            seeds = range(FIRST_SCENE, FIRST_SCENE + settings.num_images)[start : start + _BATCH]
             looked += look(model, render, of, seeds, rng)
+    sampling = SamplingConfig(num_steps=settings.num_steps)
+    for start in range(0, settings.generated, _BATCH):
+        indices = range(settings.generated)[start : start + _BATCH]
+        looked += look_generated(model, indices, rng, judge, sampling)
+    return looked
+
+
+def found_shares(model: Model, judge: Judge, scenes: Sequence[Scene]) -> list[float]:
+    """Share that a judge finds of the classes that scenes show, and of all others."""
+    found = [
+        np.isin(range(1, len(CLASSES) + 1), truth)
+        for truth in without_specks(judge(round_trip(model, scenes)))
+    ]
+    is_shown = np.array([[name in scene.classes for name in CLASSES] for scene in scenes])
+    return [float(np.array(found)[which].mean()) for which in (is_shown, ~is_shown)]
+
+
+def summarise(looked: Sequence[Looked]) -> dict[str, Mapping]:
+    """Returns statistic -> set -> AUC and rank correlation, and presence threshold -> shares."""
     values, ious = collections.defaultdict(list), []
     for start in range(0, len(looked), _AT_A_TIME):
         columns, found = measure(looked[start : start + _AT_A_TIME])
@@ -213,6 +192,10 @@ def run(settings: Settings) -> dict[str, Mapping]:
     }
     judged = {one: (of == one) & is_present & named for one in ("named", "half", "listed")}
     judged["all"] = np.logical_or.reduce([*judged.values()])
+    if GENERATED in of:
+        groups["generated, named: drawn against not drawn"] = (of == GENERATED) & named
+        groups["generated: drawn against not drawn"] = of == GENERATED
+        judged[GENERATED] = (of == GENERATED) & is_present & named
     table, thresholds = {}, {}
     for name, column in values.items():
         array = np.array(column)
@@ -228,11 +211,37 @@ def run(settings: Settings) -> dict[str, Mapping]:
     for threshold in (0.5, 0.7, 0.8, 0.85, 0.9):
         kept = presence >= threshold
         thresholds[f"{threshold:g}"] = {
-            group: [float(kept[w & is_present].mean()), float(kept[w & ~is_present].mean())]
+            group: [_mean(kept[w & is_present]), _mean(kept[w & ~is_present])]
             for group, w in groups.items()
         }
-    means = {one: float(np.array(ious)[w].mean()) for one, w in judged.items()}
+    means = {one: _mean(np.array(ious)[w]) for one, w in judged.items()}
     return {"statistics": table, "presence at": thresholds, "mean IoU": means}
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def run(settings: Settings) -> dict[str, Mapping]:
+    """Returns what `summarise` does, and how well the judge does if there is one."""
+    model, path = load_model(settings.model), ensure_sprites(pathlib.Path(settings.sprites))
+    render, side = TrainingRenderer(path), model.config.image_side
+    if not settings.generated:
+        return summarise(look_everywhere(settings, model, render, None))
+    segment = train_segmenter(
+        render,
+        CLASSES,
+        steps=settings.judge_steps,
+        count=settings.judge_scenes,
+        side=side,
+        path=pathlib.Path(settings.judge_dir) if settings.judge_dir else None,
+    )
+
+    def judge(images: np.ndarray) -> np.ndarray:
+        return segment(images, [CLASSES] * len(images))
+
+    shares = found_shares(model, judge, held_out_scenes(render, _JUDGED_SCENES, side))
+    return summarise(look_everywhere(settings, model, render, judge)) | {"judge": shares}
 
 
 def render_tables(results: Mapping[str, Mapping]) -> str:
@@ -241,22 +250,17 @@ def render_tables(results: Mapping[str, Mapping]) -> str:
     for title, rows in (("statistic", results["statistics"]), ("presence", results["presence at"])):
         columns = next(iter(rows.values()))
         lines += [f"| {title} | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-        for name, row in rows.items():
-            cells = [
-                f"{value:.3f}"
-                if isinstance(value, float)
-                else " / ".join(f"{v:.0%}" for v in value)
-                for value in row.values()
-            ]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += [
+            f"| {name} | {' | '.join(map(_cell, row.values()))} |" for name, row in rows.items()
+        ]
         lines.append("")
     return "\n".join(lines)
 
 
-def _cell(value: float | Sequence[float]) -> str:
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return " / ".join(f"{share:.0%}" for share in value)
+def _cell(value: float | None | Sequence[float | None]) -> str:
+    if isinstance(value, Sequence):
+        return " / ".join("-" if share is None else f"{share:.0%}" for share in value)
+    return "-" if value is None else f"{value:.3f}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -272,6 +276,9 @@ def _work(values: flags.FlagValues) -> None:
     write_json(pathlib.Path(settings.output), results)
     print(render_tables(results))
     print("mean IoU:", results["mean IoU"])
+    if "judge" in results:
+        shown, others = results["judge"]
+        print(f"the judge finds {shown:.1%} of the classes in scenes, and {others:.1%} of others")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,12 @@ def measure_generated(
     return result | {"recognised": {"mean": mean} | by_class}
 
 
+def round_trip(model: Model, scenes: Sequence[Scene]) -> np.ndarray:
+    """The images of scenes, encoded and decoded by the VAE: uint8 `[b, h, w, 3]`."""
+    decoded = decode_latents(model, encode_images(model, jnp.asarray(stack_images(scenes))))
+    return (np.clip(np.asarray(decoded) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
+
+
 def round_trip_iou(
     model: Model, scenes: Sequence[Scene], classes: tuple[str, ...], read_truth: ReadTruth
 ) -> float:
@@ -132,9 +138,7 @@ def round_trip_iou(
     values = []
     for start in range(0, len(scenes), _BATCH):
         some = scenes[start : start + _BATCH]
-        decoded = decode_latents(model, encode_images(model, jnp.asarray(stack_images(some))))
-        images = (np.clip(np.asarray(decoded) * 127.5 + 127.5, 0, 255) + 0.5).astype(np.uint8)
-        truths = read_truth(images, [scene.classes for scene in some])
+        truths = read_truth(round_trip(model, some), [scene.classes for scene in some])
         for found, scene in zip(truths, some, strict=True):
             ids = [classes.index(name) + 1 for name in scene.classes]
             values += [iou(found == k, scene.label_map == k) for k in ids]

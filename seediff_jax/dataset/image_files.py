@@ -128,41 +128,18 @@ class ImageFiles:
         )
 
     def _read(self, index: int) -> tuple[np.ndarray, int]:
-        """An image, and the EXIF orientation that it was stored with."""
         name = self.names[index]
-        picture, turn = _open(self.folder, name)
-        if picture.mode not in _MODES:
-            raise UserError(
-                f"{shown(self.folder.path(name))} has pixels of the kind {picture.mode}; 8 bits "
-                "per colour are needed"
-            )
-        return np.asarray(picture.convert("RGB")), turn
+        return read_pixels(self.folder.read(name), self.folder.path(name))
 
     def _read_truth(self, index: int, image: np.ndarray, turn: int, num_labels: int) -> np.ndarray:
         name = self._truths[stem(self.names[index])]
-        (picture, own_turn), path = _open(self.truth, name), shown(self.truth.path(name))
-        if picture.mode not in ("P", "L"):
-            raise UserError(
-                f"{path} has pixels of the kind {picture.mode}; a mask has one byte per pixel, "
-                "its label"
-            )
-        height, width = image.shape[:2]
-        stored = (height, width) if turn in _SIDEWAYS else (width, height)
-        if own_turn == 1 and picture.size == stored:
-            picture.getexif()[ExifTags.Base.Orientation] = turn  # that of the image
-            picture = ImageOps.exif_transpose(picture)
-        labels = np.asarray(picture)
-        if labels.shape != (height, width):
-            turned = " upright" if (turn, own_turn) != (1, 1) else ""
-            raise UserError(
-                f"{path} is {labels.shape[0]} x {labels.shape[1]}{turned}, but its image is "
-                f"{height} x {width}{turned}"
-            )
+        content, path = self.truth.read(name), self.truth.path(name)
+        labels = read_labels(content, path, image.shape[:2], turn)
         unknown = np.unique(labels[(labels >= num_labels) & (labels != IGNORE_INDEX)])
         if unknown.size:
             raise UserError(
-                f"{path} has label {listed(unknown)}; labels are 0 to {num_labels - 1}, and 255 "
-                "where nothing is known"
+                f"{shown(path)} has label {listed(unknown)}; labels are 0 to {num_labels - 1}, and "
+                "255 where nothing is known"
             )
         return labels
 
@@ -195,9 +172,70 @@ def stem(name: str) -> str:
     return in_nfc(PurePosixPath(name).stem)
 
 
-def _open(folder: Folder, name: str) -> tuple[Image.Image, int]:
-    """A picture turned upright by its EXIF orientation, and that orientation; 1 for none."""
-    content, path = folder.read(name), shown(folder.path(name))
+def read_pixels(content: bytes, path: str) -> tuple[np.ndarray, int]:
+    """Decodes an image upright, uint8 `[H, W, 3]`, and the EXIF orientation of its file, 1 to 8.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: it is not an image, has several frames, or more than 8 bits per colour.
+    """
+    picture, turn = open_picture(content, path)
+    if picture.mode not in _MODES:
+        raise UserError(
+            f"{shown(path)} has pixels of the kind {picture.mode}; 8 bits per colour are needed"
+        )
+    return np.asarray(picture.convert("RGB")), turn
+
+
+def read_labels(content: bytes, path: str, size: tuple[int, int], turn: int) -> np.ndarray:
+    """Decodes a mask upright, uint8 `[H, W]`, by its own orientation or that of its image.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        size: height and width of the upright image.
+        turn: EXIF orientation of the image's file.
+
+    Raises:
+        UserError: it is not an image, has several frames, more than one byte per pixel, or another
+            size than the image.
+    """
+    picture, own_turn = open_picture(content, path)
+    if picture.mode not in ("P", "L"):
+        raise UserError(
+            f"{shown(path)} has pixels of the kind {picture.mode}; a mask has one byte per pixel, "
+            "its label"
+        )
+    return turn_labels(picture, path, size, turn, own_turn)
+
+
+def turn_labels(
+    picture: Image.Image, path: str, size: tuple[int, int], turn: int, own_turn: int = 1
+) -> np.ndarray:
+    """Turns labels without an orientation of their own as their image, see `read_labels`."""
+    stored = size if turn in _SIDEWAYS else size[::-1]
+    if own_turn == 1 and picture.size == stored:
+        picture.getexif()[ExifTags.Base.Orientation] = turn  # that of the image
+        picture = ImageOps.exif_transpose(picture)
+    labels = np.asarray(picture)
+    if labels.shape != tuple(size):
+        turned = " upright" if (turn, own_turn) != (1, 1) else ""
+        raise UserError(
+            f"{shown(path)} is {labels.shape[0]} x {labels.shape[1]}{turned}, but its image is "
+            f"{size[0]} x {size[1]}{turned}"
+        )
+    return labels
+
+
+def open_picture(content: bytes, path: str) -> tuple[Image.Image, int]:
+    """A picture turned upright by its EXIF orientation, and that orientation; 1 for none.
+
+    Raises:
+        UserError: it is not an image, or has several frames.
+    """
     try:
         picture = Image.open(io.BytesIO(content))
         frames = 1 if picture.format in _WITH_PREVIEWS else getattr(picture, "n_frames", 1)
@@ -206,10 +244,10 @@ def _open(folder: Folder, name: str) -> tuple[Image.Image, int]:
         picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = shown(str(error), 200)
-        raise UserError(f"{path} cannot be read as an image: {reason}") from error
+        raise UserError(f"{shown(path)} cannot be read as an image: {reason}") from error
     if frames > 1:
         raise UserError(
-            f"{path} has {frames} frames or pages; save the one to use as a file of its own"
+            f"{shown(path)} has {frames} frames or pages; save the one to use as a file of its own"
         )
     return picture, turn if turn in range(2, 9) else 1
 

@@ -211,8 +211,7 @@ class MaskConfig:
         """The method; raises a UserError if there are several."""
         if len(self.methods) > 1:
             raise UserError(
-                f"method={','.join(map(method_name, self.methods))}: only one is possible here; "
-                "give one, and get the masks of the others by `pairs.remask`"
+                f"method={','.join(map(method_name, self.methods))}: only one is possible here"
             )
         return self.method
 

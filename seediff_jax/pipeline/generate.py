@@ -82,6 +82,7 @@ class Pairs:
         texts: prompts, and the classes of each image without padding.
         token_attention: float32 `[b, layers, n0, l]`, as `cross_attention`, with one column per
             token of the prompts, for heat maps of any word.
+        other_methods: by their names, the same images with masks by each method after the first.
     """
 
     images: Array
@@ -92,6 +93,7 @@ class Pairs:
     presence: Array
     texts: Texts = struct.field(pytree_node=False, default=Texts())
     token_attention: Array | None = None
+    other_methods: dict[str, "Pairs"] = struct.field(default_factory=dict)
 
     @property
     def is_class(self) -> np.ndarray:
@@ -119,6 +121,7 @@ class Pairs:
             token_attention=(
                 None if self.token_attention is None else np.asarray(self.token_attention[place])
             ),
+            other_methods={name: other[place] for name, other in self.other_methods.items()},
         )
 
     def remask(self, masks: MaskConfig = DEFAULT_MASKS) -> "Pairs":
@@ -198,14 +201,13 @@ def generate(
         rng_seed: 0 to 2**32 - 1.
         first_index: index of the first sample.
         sampling: settings of the images.
-        masks: settings of the masks, by one method; `Pairs.remask` makes those of others.
+        masks: settings of the masks; `Pairs.other_methods` has those of further methods.
 
     Raises:
         UserError: a prompt is too long or does not name a class, a setting is out of range, the
             method of the masks cannot be used, or `capture.kept_layers` would take over 4 GiB.
         FloatingPointError: a stage of sampling, or the masks, gave values that are not finite.
     """
-    masks.only_method  # noqa: B018 - Pairs.remask makes the masks of another one
     require_method(model, masks, sampling)
     samples = _sample(model, prompts, classes, first_index, PairSettings(rng_seed, sampling))
     maps, length = samples.attention_maps, model.tokenizer.max_length
@@ -223,18 +225,19 @@ def generate(
 
 
 def _with_masks(pairs: Pairs, masks: MaskConfig, first_index: int) -> Pairs:
-    method = method_name(masks.only_method)
-    thresholds = PairSettings(masks=masks).scalars().thresholds
+    first, *rest = masks.each()
+    others = {method_name(each.method): _with_masks(pairs, each, first_index) for each in rest}
+    thresholds = PairSettings(masks=first).scalars().thresholds
     soft_masks, label_maps, seed_counts, presence = make_masks(
-        pairs.images, pairs.attention_maps.replace(kept={}), thresholds, config=static_part(masks)
+        pairs.images, pairs.attention_maps.replace(kept={}), thresholds, config=static_part(first)
     )
     if not (is_finite := np.asarray(finite_masks(soft_masks))).all():
         raise FloatingPointError(
             f"soft masks of the samples {(first_index + np.flatnonzero(~is_finite)).tolist()} by "
-            f"{method} are not finite"
+            f"{method_name(first.method)} are not finite"
         )
     made = {"soft_masks": soft_masks, "label_maps": label_maps, "seed_counts": seed_counts}
-    return pairs.replace(**made, presence=presence)
+    return pairs.replace(**made, presence=presence, other_methods=others)
 
 
 def _texts(

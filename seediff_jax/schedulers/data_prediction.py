@@ -83,6 +83,11 @@ def mixing_step(
     if config.clip_sample:
         clean = jnp.clip(clean, -config.clip_sample_range, config.clip_sample_range)
     recent = (clean, *state)
+    if step.weights.shape[-1] != len(recent):
+        raise ValueError(
+            f"the weights of {config.kind!r} are for {step.weights.shape[-1]} predictions, but "
+            f"{len(recent)} are there; init_mixing_state says how many are remembered"
+        )
     latents = step.latents_weights * latents
     latents += sum(step.weights[age] * recent[age] for age in range(len(recent)))
     if noise is not None:

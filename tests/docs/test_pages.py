@@ -103,7 +103,8 @@ def test_flags_that_are_named_exist(page):
     known = {f"--{name}" for define in defined for name in define()}
     switches = {f"--no{flag.name}" for flag in define_flags()._flags().values() if flag.boolean}
     studies = (path.read_text(encoding="utf-8") for path in (ROOT / "experiments").rglob("*.py"))
-    settings = re.findall(r"^    (\w+): .* = setting\(", "\n".join(studies), re.MULTILINE)
+    defined = r"^    (\w+): .* = setting\(|DEFINE_\w+\(\s*\"(\w+)\""
+    settings = map("".join, re.findall(defined, "\n".join(studies), re.MULTILINE))
     known |= {f"--{name}" for name in settings}
     others = {"--help", "--signal", "--requeue"}  # the last two are Slurm's
     assert set(inline) <= known | switches | others

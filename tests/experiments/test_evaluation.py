@@ -96,6 +96,7 @@ def test_tables_have_all_figures_of_the_study(capsys):
     single = result | {"recognised": {"mean": 0.9} | dict.fromkeys(CLASSES, 0.75)}
     results = {
         "rendered, one object": result, "rendered, two objects": result,
+        "rendered, one object, unseen style": result, "rendered, two objects, unseen style": result,
         "generated, one": single, "generated, two": result, "classifier accuracy": 0.991,
         "classifier accuracy, unseen style": 0.881, "segmenter IoU": 0.951,
     }  # fmt: skip

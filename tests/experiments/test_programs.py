@@ -36,7 +36,8 @@ def test_evaluate_writes_every_figure_and_a_sheet(flags, tmp_path, capsys):
     assert evaluate.main(argv) == 0
     results = json.loads(output.read_text())
     assert set(results["generated, one"]["recognised"]) == {"mean", *CLASSES}
-    for name in ("rendered, one object", "rendered, two objects", "generated, two"):
+    rendered = ("rendered, one object", "rendered, two objects")
+    for name in (*rendered, *(f"{each}, unseen style" for each in rendered), "generated, two"):
         assert all(0 <= row["mean"] <= 1 for row in results[name]["iou"].values())
     assert 0 <= results["segmenter IoU"] <= 1
     with Image.open(sheet) as picture:

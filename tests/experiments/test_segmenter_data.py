@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from pycocotools import mask as rle_masks
 from pycocotools.coco import COCO
 
@@ -69,11 +69,11 @@ def test_bad_samples_are_refused_before_work_with_file_and_reason(tmp_path):
     with pytest.raises(UserError, match="a has label 7; labels are 0 to 2, and 255"):
         require_labels(VocSamples(tmp_path / "ids"), 3)
     _write_voc(tmp_path / "size", np.zeros((6, 6)))
-    with pytest.raises(UserError, match="Class/a.png is 6 x 6, its image .*/a.jpg is 5 x 6"):
+    with pytest.raises(UserError, match="Class/a.png is 6 x 6, but its image is 5 x 6"):
         require_labels(VocSamples(tmp_path / "size"), 3)
     _write_voc(tmp_path / "rgb", np.zeros((5, 6)))
     Image.new("RGB", (6, 5)).save(tmp_path / "rgb" / "SegmentationClass" / "a.png")
-    with pytest.raises(UserError, match="a.png has mode RGB"):
+    with pytest.raises(UserError, match="a.png has pixels of the kind RGB; a mask has one byte"):
         require_labels(VocSamples(tmp_path / "rgb"), 3)
     (tmp_path / "rgb" / "SegmentationClass" / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="a.png cannot be read as an image"):
@@ -83,6 +83,44 @@ def test_bad_samples_are_refused_before_work_with_file_and_reason(tmp_path):
         VocSamples(tmp_path / "rgb")
     with pytest.raises(UserError, match=r"\[1, 4, 4, 3\] do not match .* \[1, 4, 5\]"):
         ArraySamples(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 5), np.uint8))
+
+
+def _save_frames(path, kind):
+    frames = [Image.new("L", (6, 5), k) for k in range(3)]
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF"])
+@pytest.mark.parametrize("file", ["JPEGImages/a.jpg", "SegmentationClass/a.png"])
+def test_files_of_several_frames_are_refused(tmp_path, file, kind):
+    _write_voc(tmp_path, np.zeros((5, 6)))
+    _save_frames(tmp_path / file, kind)
+    with pytest.raises(UserError, match=f"{file} has 3 frames or pages; save the one to use"):
+        require_labels(VocSamples(tmp_path), 3)
+
+
+def test_images_of_more_than_8_bits_are_refused(tmp_path):
+    _write_voc(tmp_path, np.zeros((5, 6)))
+    Image.fromarray(np.full((5, 6), 700, np.uint16)).save(tmp_path / "JPEGImages/a.jpg", "PNG")
+    with pytest.raises(UserError, match="a.jpg has pixels of the kind I;16; 8 bits"):
+        require_labels(VocSamples(tmp_path), 3)
+
+
+def _save_turned(path, pixels):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(pixels).save(path, quality=100, subsampling=0, exif=exif)
+
+
+@pytest.mark.parametrize("mask", ["stored", "upright"])
+def test_images_and_their_masks_are_upright(tmp_path, mask):
+    labels = np.repeat(np.repeat([[0, 1, 2], [2, 1, 1]], 8, axis=0), 8, axis=1).astype(np.uint8)
+    upright = np.rot90(labels, -1)
+    _write_voc(tmp_path, labels if mask == "stored" else upright)
+    _save_turned(tmp_path / "JPEGImages" / "a.jpg", np.stack([100 * labels] * 3, axis=-1))
+    image, read = VocSamples(tmp_path).read(0)
+    np.testing.assert_array_equal(read, upright)
+    assert np.abs(image - 100.0 * upright[..., None]).max() <= 16  # JPEG
 
 
 def test_the_first_fault_ends_the_check_of_many_samples(tmp_path):
@@ -195,13 +233,22 @@ def test_stuff_follows_the_things_and_the_rest_is_unknown(tmp_path):
     assert set(np.unique(samples.read(0)[1])) == {1, 2, 255}
 
 
+def test_annotations_of_a_photo_that_lies_on_its_side_are_turned_with_it(tmp_path):
+    folder = _write_coco(tmp_path / "coco")
+    _, stored = open_samples(folder, "val").read(0)
+    _save_turned(folder / "val2017" / "000000000139.jpg", np.zeros((12, 16, 3), np.uint8))
+    image, labels = open_samples(folder, "val").read(0)
+    assert image.shape == (16, 12, 3)
+    np.testing.assert_array_equal(labels, np.rot90(stored, -1))
+
+
 def test_bad_annotations_are_refused_with_file_and_reason(tmp_path):
     folder = _write_coco(tmp_path / "category", annotations=[_annotation(7, 42, 99, _POLYGON)])
     with pytest.raises(UserError, match="val2017.json: annotation 7 has category 99, which is not"):
         open_samples(folder, "val")
     entry = {"id": 42, "file_name": "000000000042.jpg", "height": 12, "width": 17}
     folder = _write_coco(tmp_path / "size", images=[entry], annotations=[])
-    with pytest.raises(UserError, match="annotation of 000000000042.jpg is 12 x 17, .* is 12 x 16"):
+    with pytest.raises(UserError, match="annotation of .*0042.jpg is 12 x 17, but .* is 12 x 16"):
         require_labels(open_samples(folder, "val"), 4)
     folder = _write_coco(tmp_path / "file", images=[entry | {"file_name": "43.jpg"}])
     with pytest.raises(UserError, match=r"images that are missing: .*43.jpg"):

@@ -90,8 +90,25 @@ def test_another_method_needs_no_other_sampling(model, pairs, monkeypatch):
     other = pairs.remask(MaskConfig(method="exponentiation", threshold=0.3))
     for name in ("images", "label_maps", "soft_masks", "seed_counts", "token_attention"):
         np.testing.assert_array_equal(getattr(other, name), getattr(expected, name))
-    with pytest.raises(ValueError, match="only one is possible here"):
-        pairs.remask(MaskConfig(method=("seediff", "exponentiation")))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_several_methods_share_the_attention_and_each_is_that_of_it_alone(model, pairs, again):
+    methods = ("exponentiation", "seediff", "cross_attention")
+    config = MaskConfig(method=methods)
+    together = pairs.remask(config) if again else run(model, method=methods)
+    assert [*together.other_methods] == ["seediff", "cross_attention"]
+    for name, found in {"exponentiation": together, **together.other_methods}.items():
+        wanted = pairs.remask(MaskConfig(method=name))
+        for leaf in ("images", "label_maps", "soft_masks", "seed_counts", "presence"):
+            np.testing.assert_array_equal(getattr(found, leaf), getattr(wanted, leaf))
+        assert not wanted.other_methods
+    for k, pair in enumerate(together):
+        other = pair.other_methods["seediff"]
+        np.testing.assert_array_equal(other.label_map, pairs.label_maps[k])
+        assert (other.prompt, other.classes) == (pair.prompt, pair.classes)
+    assert np.abs(together.soft_masks - pairs.soft_masks).max() > 0.1
+    assert not together.remask().other_methods
 
 
 def test_masks_are_those_of_each_class_and_image_alone(pairs):

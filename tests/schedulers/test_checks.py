@@ -83,6 +83,13 @@ def test_a_scheduler_of_the_registry_without_updates_is_refused_by_name(monkeypa
         schedulers.make_steps(SchedulerConfig(kind="euler"), 10)
 
 
+def test_a_scheduler_whose_state_forgets_a_prediction_that_is_weighed_is_refused(monkeypatch):
+    monkeypatch.setattr(schedulers, "init_mixing_state", lambda config, latents: ())
+    message = "weights of 'dpmsolver_multistep' are for 2 predictions, but 1 are there"
+    with pytest.raises(ValueError, match=message):
+        last_latents(SchedulerConfig(kind="dpmsolver_multistep", **BETAS), 4)
+
+
 @pytest.mark.parametrize("skip_prk_steps", [False, True])
 def test_pndm_is_refused_where_the_signal_underflows(skip_prk_steps):
     config = SchedulerConfig(kind="pndm", skip_prk_steps=skip_prk_steps, **UNDERFLOW)
