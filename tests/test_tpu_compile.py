@@ -3,8 +3,6 @@
 JAX_PLATFORMS=cpu python -m pytest -m tpu_compile
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -175,19 +173,24 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v4:2x2x1"])
-@pytest.mark.parametrize("is_recorded", [False, True], ids=["plain", "recorded"])
-def test_the_kernel_compiles_for_every_chip_and_layer(name, is_recorded):
+@pytest.mark.parametrize("kind", ["plain", "recorded", "added"])
+def test_the_kernel_compiles_for_every_chip_and_layer(name, kind):
+    is_recorded, is_added = kind != "plain", kind == "added"
     mesh = make_topology_mesh(name)
     place, rows = place_of(mesh.devices.flat[0]), NamedSharding(mesh, P(DATA))
     for heads, width, n, m in LAYERS:
-        layer = Layer("bfloat16", heads, width, n, m, is_recorded)
+        layer = Layer("bfloat16", heads, width, n, m, is_recorded, is_added)
         if flash_blocks(layer, place) is None:
             assert n == 9216 or (n == 6144 and is_recorded), layer
             assert place.kind == "TPU v4"  # 16 MiB of on-chip memory: left to XLA
             continue
         function = attend_recording if is_recorded else attend
+
+        def call(query, key, value, *total, function=function):
+            return function(query, key, value, "flash", *total)
+
         split = jax.shard_map(
-            functools.partial(function, choice="flash"),
+            call,
             mesh=mesh,
             in_specs=P(DATA),
             out_specs=P(DATA),
@@ -196,7 +199,10 @@ def test_the_kernel_compiles_for_every_chip_and_layer(name, is_recorded):
             jax.ShapeDtypeStruct((mesh.size, length, heads, width), jnp.bfloat16, sharding=rows)
             for length in (n, m)
         )
-        compiled = jax.jit(split).lower(query, key, key).compile(QUICK)
+        inputs = [query, key, key]
+        if is_added:
+            inputs.append(jax.ShapeDtypeStruct((mesh.size, n, m), jnp.float32, sharding=rows))
+        compiled = jax.jit(split).lower(*inputs).compile(QUICK)
         assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
         # The logits of all heads are not there; at odd lengths the sum is cut out of a padded one.
         padded = 4 * n * max(m, 128)

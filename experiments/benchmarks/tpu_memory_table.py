@@ -29,7 +29,8 @@ HBM that programs may take, in GiB per chip: {available}.
 {memory}
 
 Rows with "auto" have the attention that a run takes by default, those with "xla" the attention of
-`--attention=xla`. All columns are GiB per chip. Up to "sampling" they are those of the sampling
+`--attention=xla`. They were compiled when norms of bfloat16 still read their input twice. All
+columns are GiB per chip. Up to "sampling" they are those of the sampling
 program, with all weights of the model; "masks" is the memory in use while masks are made. A run has
 {rounds} batches on a chip at a time, one at work and one ready to follow, and reserves the results
 of both from the start. A batch fits if the compiler accepts it and a run with it is within the HBM.
@@ -41,15 +42,15 @@ the HBM free: {picks}.
 
 The same UNet in bfloat16 with guidance, by `experiments/benchmarks/tpu_unet.py`, at an effort of
 -1. "Roofline" is the compiler's own: the longer of the times for bytes and for FLOPs of each
-operation, in sum. A kernel counts with the bytes that its blocks copy. What recording adds is
-relative to the same call with nothing recorded.
+operation, in sum. A kernel counts with the bytes that its blocks copy. A recorded call adds its
+self-attention to that of earlier calls, as sampling does; what recording adds is relative to the
+same call with nothing recorded.
 
 {calls}
 
 The FLOPs of 8 images take 65.2 ms on a v5e chip at peak. What keeps the recorded call from that is
-memory: these are the operands and results of all instructions, by part. Norms, the second matrix of
-feed-forward layers and the projections of attention, each of which reads its input again, move more
-than they compute.
+memory: these are the operands and results of all instructions, by part. The second matrix of
+feed-forward layers and the projections of attention move more than they compute.
 
 {parts}
 
