@@ -70,7 +70,7 @@ def place_of(device: Any, is_split: bool = False) -> Place:
     return Place(platform, device.device_kind, capability, is_split)
 
 
-def _current_place() -> Place:
+def current_place() -> Place:
     """The devices of the mesh that is being traced for, or else the default device."""
     mesh = jax.sharding.get_abstract_mesh()
     by_compiler = (name for name in mesh.axis_names if name not in mesh.manual_axes)
@@ -94,7 +94,7 @@ def _by_platform(
     """
     _, n, heads, k = query.shape
     layer = Layer(query.dtype.name, heads, k, n, key.shape[1], is_recorded, is_added)
-    current = _current_place()
+    current = current_place()
     chosen = {"default": known["xla"]}
     # Always in the same order, so that every process finds the program in the compilation cache.
     for platform in dict.fromkeys(("tpu", "cuda", current.platform)):

@@ -20,6 +20,7 @@ from flax import struct
 
 from seediff_jax.array_typing import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.models.attention import current_place
 from seediff_jax.models.capture import layer_sizes
 from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.model import Model, decode_latents, encode_text, predict_noise
@@ -112,8 +113,6 @@ def denoise(
         totals = {name: levels[side] for name, side in added.items() if side in levels}
         scaled = scale_input(scheduler, latents, step)
         noise_pred, maps = predict(guided, scaled, step.timesteps, totals)
-        if totals:
-            total = total.replace(self_attention=dict.fromkeys(levels, 0.0))
         kept, maps = maps.kept, maps.replace(kept={})
         if weight is not None:
             maps = jax.tree.map(lambda leaf: weight * leaf, maps)
@@ -123,7 +122,10 @@ def denoise(
         latents, state = scheduler_step(
             scheduler, schedule, state, latents, noise_pred, step, noise
         )
-        return (latents, state, jax.tree.map(jnp.add, total, maps)), kept
+        summed = jax.tree.map(jnp.add, total, maps)
+        if totals:  # the UNet has added them
+            summed = summed.replace(self_attention=maps.self_attention)
+        return (latents, state, summed), kept
 
     if (scale := initial_noise_scale(scheduler, num_steps)) != 1:
         latents = scale * latents
@@ -139,9 +141,10 @@ def denoise(
         np.arange(calls, dtype=np.int32) if is_stochastic(scheduler) else None,
         None if recorded.all() else recorded,
     )
-    # Attention adds to the sum itself where a kernel does that in place.
+    # On TPUs a kernel adds to the sum in place. Elsewhere nothing is gained.
     added = {}
-    if recorded.all() and not model.capture.kept_layers:
+    is_tpu = current_place().platform == "tpu"
+    if is_tpu and recorded.all() and not model.capture.kept_layers:
         sizes = layer_sizes(model.unet_config, latents.shape[1:3])
         added = {name: sizes[name][0] for name in model.capture.self_layers}
     carry, kept = (latents, state, total), []

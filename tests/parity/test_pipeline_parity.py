@@ -114,16 +114,17 @@ def test_images_and_averaged_attention_equal_those_of_diffusers(pair, size):
     assert expected.std() > 20
     # Rounding our colours to 8 bits alone leaves 59 dB.
     assert psnr >= 50
-    # Rounding grows along the run: with other flags of its compiler XLA differs from itself by
-    # 1.4e-5 in entries that are sums of at most 4 probabilities.
+    # Entries are sums of at most 4 probabilities, as in the comparison of one call. Rounding grows
+    # along a run of the ancestral sampler: it is 1.4e-5 or less by the flags of XLA.
+    atol = 2e-5 if model.scheduler_config.kind == "euler_ancestral" else 1e-5
     token_mask = class_token_mask(model.tokenizer, PROMPTS, CLASSES)
     for i, names in enumerate(CLASSES):
         for k in range(len(names)):
             columns = [probs[name][i][:, token_mask[i, k]] for name in model.capture.cross_layers]
             got = pairs.attention_maps.cross_attention[i, :, :, k]
-            np.testing.assert_allclose(got, np.mean(columns, axis=-1), rtol=0, atol=3e-5)
+            np.testing.assert_allclose(got, np.mean(columns, axis=-1), rtol=0, atol=atol)
             assert got.std() > 0.05
     for name in model.capture.self_layers:
         height = round(np.sqrt(probs[name].shape[-1] * size[0] / size[1]))
         got = pairs.attention_maps.self_attention[height]
-        np.testing.assert_allclose(got, probs[name], rtol=0, atol=3e-5)
+        np.testing.assert_allclose(got, probs[name], rtol=0, atol=atol)

@@ -12,8 +12,10 @@ from jax.sharding import PartitionSpec as P
 
 from seediff_jax.checkpoints.load import make_model
 from seediff_jax.errors import UserError
+from seediff_jax.models.attention_choice import Place
 from seediff_jax.models.model import decode_latents, encode_text, predict_noise
 from seediff_jax.prompts.tokenizer import class_token_mask
+from seediff_jax.sampling import sampler
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.noise import initial_latents, latent_size
@@ -113,6 +115,16 @@ def test_latents_and_attention_are_those_of_a_loop_over_the_unet_calls(model, ba
     )
     decoded = to_uint8(decode_latents(model, batch.latents))
     np.testing.assert_array_equal(batch.images, decoded)
+
+
+def test_attention_that_the_unet_adds_to_the_sum_is_the_same(model, batch, monkeypatch):
+    """As on a TPU, where a kernel adds in place."""
+    monkeypatch.setattr(sampler, "current_place", lambda: Place("tpu"))
+    jax.clear_caches()
+    got = run(model, inputs(model, range(8)), dataclasses.replace(CONFIG, attention="xla"))
+    jax.clear_caches()
+    # The sums of three calls are taken in another order.
+    assert_maps_close(got.attention_maps, batch.attention_maps, 1e-6)
 
 
 def test_a_sample_does_not_depend_on_the_batch_that_it_is_part_of(model, batch):
