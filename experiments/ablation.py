@@ -32,6 +32,7 @@ from experiments.training.run_folder import require_settings, write_json, write_
 from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, generate, load_model
 from seediff_jax.driver.stdio import run_program
+from seediff_jax.models.capture import PRESETS
 from seediff_jax.models.model import Model
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
 from seediff_jax.settings import check_settings, setting
@@ -66,6 +67,8 @@ class Row(NamedTuple):
         masks: how masks are made.
         sampling: how images are sampled.
         levels: number of levels of self-attention, from the coarsest on; None for all.
+        seeds: the choice of layers, of PRESETS, whose cross-attention makes the seeds; None for
+            that of the model.
     """
 
     group: str
@@ -73,6 +76,7 @@ class Row(NamedTuple):
     masks: MaskConfig = MaskConfig()
     sampling: Sampling = Sampling()
     levels: int | None = None
+    seeds: str | None = None
 
 
 ROWS = (
@@ -80,10 +84,13 @@ ROWS = (
     Row("affinity", "transition", MaskConfig(affinity="transition")),
     Row("affinity", "transition, power 2", MaskConfig(affinity="transition", power=2)),
     Row("affinity", "transition, power 4", MaskConfig(affinity="transition", power=4)),
+    Row("affinity", "sinkhorn", MaskConfig(affinity="sinkhorn")),
+    Row("affinity", "sinkhorn, power 2", MaskConfig(affinity="sinkhorn", power=2)),
     Row("power", "cosine, power 2", MaskConfig(power=2)),
     Row("power", "cosine, power 4", MaskConfig(power=4)),
     Row("background", "no background step", MaskConfig(background=False)),
     Row("levels", "seed level alone", levels=1),
+    Row("levels", "seeds of two levels", seeds="two_levels"),
     Row("threshold", "threshold 0.3", MaskConfig(threshold=0.3)),
     Row("threshold", "threshold 0.4", MaskConfig(threshold=0.4)),
     Row("threshold", "threshold 0.6", MaskConfig(threshold=0.6)),
@@ -206,6 +213,14 @@ def first_levels(maps: AttentionMaps, levels: int | None) -> AttentionMaps:
     )
 
 
+def with_seeds(model: Model, preset: str | None) -> Model:
+    """The model with seeds from the cross-attention of a choice of layers, see `Row.seeds`."""
+    if preset is None:
+        return model
+    layers = PRESETS[preset](model.unet_config).cross_layers
+    return model.with_config(capture=dataclasses.replace(model.capture, cross_layers=layers))
+
+
 def score_batch(
     rows: Sequence[Row], measured: Mapping[str, Measured], ground: Ground, batch: tuple
 ) -> None:
@@ -227,7 +242,7 @@ def _batches(settings: Settings) -> list[range]:
 def measure_rendered(
     model: Model, ground: Ground, rows: Sequence[Row], settings: Settings
 ) -> dict[str, dict[str, float]]:
-    """Row -> figures on rendered scenes of one object; sampling plays no part."""
+    """Row -> figures on rendered scenes of one object; all rows read the same attention."""
     measured = {row.name: Measured() for row in rows}
     for some in _batches(settings):
         side = model.config.image_side
@@ -279,20 +294,23 @@ def run(settings: Settings, rows: Sequence[Row]) -> list[dict[str, Any]]:
         path, wanted = run_dir / f"{name}.json", {row.name: repr(row) for row in some}
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
         if found["rows"] != wanted:
-            found = {"rows": wanted, "figures": measure(model, ground, some, settings)}
+            seeded = with_seeds(model, some[0].seeds)
+            found = {"rows": wanted, "figures": measure(seeded, ground, some, settings)}
             write_json(path, found)
             logging.info("%s: %d rows", name, len(some))
         return found["figures"]
 
-    plain = [row for row in rows if row.sampling == Sampling()]
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.sampling, row.seeds), []).append(row)
     rendered, generated = {}, {}
-    if "rendered" in settings.sets:
-        rendered = stored("rendered", plain, measure_rendered)
-    samplings = dict.fromkeys(row.sampling for row in rows if "generated" in settings.sets)
-    for sampling in samplings:
-        some = [row for row in rows if row.sampling == sampling]
-        name = "-".join(str(part).replace(" ", "") for part in sampling)
-        generated |= stored(f"generated {name}", some, measure_generated)
+    for (sampling, seeds), some in groups.items():
+        ending = f" {seeds}" if seeds else ""
+        if "rendered" in settings.sets and sampling == Sampling():  # one noised call, whatever else
+            rendered |= stored(f"rendered{ending}", some, measure_rendered)
+        if "generated" in settings.sets:
+            name = "-".join(str(part).replace(" ", "") for part in sampling)
+            generated |= stored(f"generated {name}{ending}", some, measure_generated)
     return [
         {
             "group": row.group,

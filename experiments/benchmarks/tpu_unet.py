@@ -36,11 +36,9 @@ from seediff_jax.pipeline.settings import DATA
 
 def _calls() -> list[str]:
     """Slice, images per chip, attention, and whether the published layers are recorded."""
-    auto, xla = ("auto/recorded", "auto/plain"), ("xla/recorded", "xla/plain")
-    calls = [f"v5e:1x1/{batch}/{kind}" for batch in (2, 8, 16, 1) for kind in auto + xla]
-    others = ("v6e:1x1", "v5p:2x2x1", "v4:2x2x1")
-    calls += [f"{name}/2/{kind}" for name in others for kind in (*auto, "xla/recorded")]
-    return calls + [f"{name}/8/{kind}" for name in others for kind in (*auto, "xla/recorded")]
+    chips = ("v5e:1x1", "v6e:1x1", "v5p:2x2x1", "v4:2x2x1")
+    kinds = ("auto/recorded", "auto/plain", "xla/recorded")
+    return [f"{chip}/{batch}/{kind}" for chip in chips for batch in (2, 8, 16, 1) for kind in kinds]
 
 
 def compile_call(topology: str, images: int, attention: str, is_recorded: bool) -> Any:

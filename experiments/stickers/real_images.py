@@ -40,6 +40,7 @@ _FIRST_SCENE = 96_000_000
 ROWS: Mapping[str, MaskConfig] = METHODS | {
     "SeeDiff, transition": MaskConfig(affinity="transition"),
     "SeeDiff, transition, power 4": MaskConfig(affinity="transition", power=4),
+    "SeeDiff, sinkhorn": MaskConfig(affinity="sinkhorn"),
     "SeeDiff, threshold 0.4": MaskConfig(threshold=0.4),
     "SeeDiff, threshold 0.6": MaskConfig(threshold=0.6),
     "SeeDiff, PAMR, 10": MaskConfig(refine_iterations=10, dilations=(1, 2, 4)),

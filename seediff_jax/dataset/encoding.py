@@ -15,21 +15,23 @@ contains a date, a name or a path.
     seeds.npz      `seed_maps`, float32 [c, h, w]
     attention.npz  float16: `cross_attention` [layers, n0, c], `self_attention_16` [n, n] of side 16
     methods.png    class ids by the other methods of the run, [m * H, W], one below the other
+    strips.png     RGB, for people: how the mask of each class came about, one row per class
 """
 
 import dataclasses
 import io
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from seediff_jax.array_typing import Float, UInt8, typechecked
-from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
+from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART, STRIPS_PART
 from seediff_jax.dataset.pictures import PALETTE, overlay
 from seediff_jax.dataset.png import encode_png
+from seediff_jax.dataset.strips import ClassStages, class_strips
 from seediff_jax.masks.config import IGNORE_INDEX
 
 # Run lengths only: label maps as small as by the default strategy at level 6, in a quarter of the
@@ -54,6 +56,7 @@ class Sample:
         seed_maps: the same at the size of the seed level, in any range.
         other_masks: class ids by the other methods of the run; None if nothing needs them.
         attention: arrays by the names of `AttentionMaps.to_arrays`, or None.
+        stages: of the mask of each class; None if nothing needs them.
     """
 
     index: int
@@ -64,6 +67,7 @@ class Sample:
     seed_maps: Float[np.ndarray, "c h w"] | None = None
     attention: Mapping[str, np.ndarray] | None = None
     other_masks: UInt8[np.ndarray, "m H W"] | None = None
+    stages: Sequence[ClassStages] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +89,8 @@ def encode(sample: Sample, parts: Collection[str]) -> EncodedSample:
     """Makes the requested parts of a sample, in the order of `PARTS`.
 
     Raises:
-        ValueError: a part is unknown; a part needs soft masks, seed maps or attention, and the
-            sample has none; or soft masks are not in [0, 1].
+        ValueError: a part is unknown; a part needs soft masks, seed maps, attention or stages, and
+            the sample has none; or soft masks are not in [0, 1].
     """
     if unknown := sorted(set(parts) - set(_ENCODERS)):
         raise ValueError(f"unknown parts {', '.join(unknown)}; known are {', '.join(PARTS)}")
@@ -155,6 +159,11 @@ def _methods_png(sample: Sample) -> bytes:
     return encode_mask(np.concatenate(masks))
 
 
+def _strips_png(sample: Sample) -> bytes:
+    stages = _require("stages", sample, sample.stages)
+    return encode_png(np.asarray(class_strips(sample.image, sample.mask, stages)))
+
+
 def _attention_npz(sample: Sample) -> bytes:
     attention = _require("attention", sample, sample.attention)
     return _npz(**{name: maps.astype(np.float16) for name, maps in attention.items()})
@@ -198,6 +207,7 @@ _ENCODERS: dict[str, Callable[[Sample], bytes]] = {
     "seeds.npz": _seeds_npz,
     ATTENTION_PART: _attention_npz,
     OTHER_METHODS_PART: _methods_png,
+    STRIPS_PART: _strips_png,
 }
 
 PARTS = tuple(_ENCODERS)

@@ -61,6 +61,19 @@ def stage_pictures(
     return [*pictures, ("mask", overlay(image, own))]
 
 
+def class_strips(
+    image: np.ndarray, label_map: np.ndarray, stages: Sequence[ClassStages]
+) -> Image.Image:
+    """Draws the strips of several classes of an image, one below the other; see `method_strip`."""
+    strips = [method_strip(image, label_map, each) for each in stages]
+    sheet = Image.new("RGB", (strips[0].width, sum(strip.height for strip in strips)), PAPER)
+    top = 0
+    for strip in strips:
+        sheet.paste(strip, (0, top))
+        top += strip.height
+    return sheet
+
+
 @typechecked
 def method_strip(
     image: UInt8[np.ndarray, "h w 3"],

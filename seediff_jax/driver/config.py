@@ -155,6 +155,10 @@ class OutputSettings:
         "Also write the attention, in float16; `seediff remask` makes other masks from it. It "
         "takes 36 MB per image of Stable Diffusion 1 at 512 x 512; --plan prints the size.",
     )
+    strips: bool = setting(
+        False,
+        "Also draw how each mask came about: image, seeds, soft mask of each level, mask.",
+    )
     shard_size: int = setting(1000, "Number of images per shard file.", least=1, most=10**6)
 
 

@@ -109,7 +109,11 @@ def prepare(
         require_prompts_fit(model, config)
     config = with_batch_size(config, model, mesh)
     programs = PairPrograms(
-        model, config.pair_settings, mesh, config.partition, keeps_attention=config.keep_attention
+        model,
+        config.pair_settings,
+        mesh,
+        config.partition,
+        keeps_attention=config.keep_attention or config.strips,
     )
     return config, model, programs
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from seediff_jax.dataset.formats import Format
 from seediff_jax.dataset.formats.metrics_json import Metrics
-from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART
+from seediff_jax.dataset.formats.names import ATTENTION_PART, OTHER_METHODS_PART, STRIPS_PART
 from seediff_jax.dataset.layout import ShardLayout, parse_shard_name, share_blocks
 from seediff_jax.dataset.shards import make_formats, read_records, read_summary
 from seediff_jax.driver.config import RunConfig
@@ -51,6 +51,9 @@ CLASS_PIXEL_BYTES = {"soft.npz": 3.5, "soft.png": 1.5, "seeds.npz": 0.01}
 METHOD_PIXEL_BYTES = {OTHER_METHODS_PART: 0.01}
 """The same for parts that hold one map per further method of the run."""
 
+STRIP_BYTES = 300_000
+"""Bytes of the strip of a class, whose size does not depend on that of the image."""
+
 RECORD_BYTES = 1300
 """Bytes of a record, once in its shard's list and once in the manifest."""
 
@@ -84,6 +87,7 @@ def typical_sample_bytes(
         pixel_bytes += num_classes * CLASS_PIXEL_BYTES.get(part, 0)
         pixel_bytes += num_methods * METHOD_PIXEL_BYTES.get(part, 0)
         other_bytes += attention_bytes * (part == ATTENTION_PART)
+        other_bytes += num_classes * STRIP_BYTES * (part == STRIPS_PART)
     return num_pixels * pixel_bytes + other_bytes
 
 

@@ -13,10 +13,21 @@ import numpy as np
 
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
-from seediff_jax.dataset.formats.names import KEEPING, kept_parts, require_place
+from seediff_jax.dataset.formats.names import (
+    KEEPING,
+    STRIPS_PART,
+    kept_parts,
+    require_place,
+)
 from seediff_jax.dataset.settings_file import PRECISION
 from seediff_jax.driver.arithmetic import precision_settings
-from seediff_jax.driver.sample_maker import class_mask, failed_stage, kept_maps, mask_facts
+from seediff_jax.driver.sample_maker import (
+    class_mask,
+    failed_stage,
+    kept_maps,
+    mask_facts,
+    sample_stages,
+)
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
 from seediff_jax.masks.config import METHODS, MaskConfig
@@ -63,7 +74,7 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
         **copied_from(source, stored_settings(masks) | {PRECISION: precision_settings()}),
     }
     if not {*settings["format"]} & {*KEEPING}:
-        settings |= {"soft_masks": None, "seed_maps": False}
+        settings |= {"soft_masks": None, "seed_maps": False, "strips": False}
     require_place(settings["format"], kept_parts(settings))
     settings.pop("mask_method_sha256", None)
     settings |= own_method_sources(masks.methods)
@@ -96,8 +107,10 @@ class _Remasker(Copier):
         count = len(ids)
         facts = mask_facts(record, mask, rows.scores[:count], rows.presence[:count])
         old = {name: value for name, value in record.items() if name != "other_methods"}
-        maps = kept_maps(rows, old | facts, self._masks, image.shape[:2])
-        sample = Sample(record["index"], image, mask, **maps)
+        fields = kept_maps(rows, old | facts, self._masks, image.shape[:2])
+        if STRIPS_PART in parts:
+            fields["stages"] = sample_stages(maps, record, image.shape[:2], self._masks)
+        sample = Sample(record["index"], image, mask, **fields)
         files |= encode(sample, parts - copied).files
         return copied_sample(place, sample.record, files)
 

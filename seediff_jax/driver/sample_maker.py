@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from seediff_jax.array_typing import UInt8, typechecked
+from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.dataset.complete import write_picture
 from seediff_jax.dataset.encoding import EncodedSample, Sample, encode
 from seediff_jax.dataset.shards import Dataset
@@ -22,6 +23,7 @@ from seediff_jax.masks.own_methods import method_name
 from seediff_jax.masks.seeds import find_seeds
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.programs import MASKS, PairPrograms, PairRows
+from seediff_jax.pipeline.stages import class_stages
 from seediff_jax.prompts.prompt_record import PromptRecord
 from seediff_jax.sampling.inputs import ClassLists, PairInputs, pair_inputs
 from seediff_jax.sampling.noise import latent_size
@@ -136,6 +138,22 @@ def kept_maps(
         maps["other_masks"] = others
         record = {**record, "other_methods": facts}
     return {"record": record, **maps}
+
+
+def sample_stages(
+    maps: AttentionMaps, record: Mapping[str, Any], image_size: tuple[int, int], masks: MaskConfig
+) -> list[ClassStages]:
+    """Computes the stages of the masks of a sample, by the first method of the run.
+
+    Args:
+        maps: of the sample; the first columns are the classes of the record.
+        record: from `make_record`.
+        image_size: height and width.
+        masks: of the run.
+    """
+    stages = class_stages(maps, record["classes"], image_size, masks.each()[0])
+    labelled = zip(stages, record["class_ids"], strict=True)
+    return [dataclasses.replace(each, label=class_id) for each, class_id in labelled]
 
 
 def _share(where: np.ndarray) -> float:
@@ -339,14 +357,13 @@ class PairMaker:
             scores=rows.scores[:count],
             presence=rows.presence[:count],
         )
-        sampling = self._config.sampling
+        sampling, masks = self._config.sampling, self._config.masks
         size = latent_size(self._model, sampling.height, sampling.width)
-        return Sample(
-            index=index,
-            image=rows.images,
-            mask=mask,
-            **kept_maps(rows, record | self._made_with, self._config.masks, size),
-        )
+        fields = kept_maps(rows, record | self._made_with, masks, size)
+        if self._config.strips:
+            image_size = rows.images.shape[:2]
+            fields["stages"] = sample_stages(rows.attention_maps, record, image_size, masks)
+        return Sample(index=index, image=rows.images, mask=mask, **fields)
 
     def _draw_strip(self, rows: PairRows, sample: Sample) -> None:
         """Draws the method on the first class of the first image, if that is possible."""

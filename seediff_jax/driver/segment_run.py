@@ -36,10 +36,11 @@ def make_config(
             they ask for.
         OSError: a folder or file cannot be read.
     """
-    if run.keep_attention:
-        raise UserError(
-            "keep_attention=true is not possible here: attention is of crops, not of whole images"
-        )
+    for name in ("keep_attention", "strips"):
+        if getattr(run, name):
+            raise UserError(
+                f"{name}=true is not possible here: attention is of crops, not of whole images"
+            )
     chosen = None
     if images.image_names is not None:
         chosen = tuple(name for _, name in read_entries(Path(images.image_names)))

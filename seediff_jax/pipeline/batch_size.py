@@ -205,8 +205,9 @@ def search_batch_size(measure: Callable[[int], int | None], usable: float) -> in
                 raise UserError(_too_large(measured[1], usable))
             batch_size //= 2
         return batch_size
-    fits(SMALL[0])
-    batch_size = max(SMALL[1], predict_batch_size(measured, usable))
+    batch_size = SMALL[1]
+    if fits(SMALL[0]):  # else the compiler ran out of memory for it, and no line can be drawn
+        batch_size = max(batch_size, predict_batch_size(measured, usable))
     while not fits(batch_size):
         batch_size //= 2
     while batch_size < MAX_BATCH and fits(2 * batch_size):

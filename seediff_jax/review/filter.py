@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from seediff_jax.dataset.formats.names import ATTENTION_PART, KEEPING, OTHER_METHODS_PART
+from seediff_jax.dataset.formats.names import (
+    ATTENTION_PART,
+    KEEPING,
+    OTHER_METHODS_PART,
+    STRIPS_PART,
+)
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.folder import Folder, open_folder, open_parent
 from seediff_jax.review.copies import Copier, copied_from, write_copy
@@ -85,6 +90,7 @@ def _new_settings(source: Finished, criteria: Criteria, output: FilterOutput) ->
         "soft_masks": soft if f"soft.{soft}" in there else None,
         "seed_maps": "seeds.npz" in there,
         "keep_attention": ATTENTION_PART in there,
+        "strips": STRIPS_PART in there,
         "mask_method": methods if OTHER_METHODS_PART in there else methods[0],
         **copied_from(source, stored_settings(criteria)),
     }

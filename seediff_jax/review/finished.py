@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from seediff_jax.attention_maps import AttentionMaps
-from seediff_jax.dataset.checksums import FAILED, DamagedFile, parse_record, read_checked
+from seediff_jax.dataset.checksums import FAILED, read_checked, read_record
 from seediff_jax.dataset.complete import COMPLETE, FAILED_LIST, read_complete
 from seediff_jax.dataset.encoding import decode_png
 from seediff_jax.dataset.formats import Format
@@ -82,10 +82,7 @@ class Finished:
         """
         if facts := self.complete["files"].get(FAILED_LIST):
             for line in read_checked(self.folder, FAILED_LIST, facts).splitlines():
-                try:
-                    record = parse_record(line)
-                except ValueError as error:
-                    raise DamagedFile(self.folder, FAILED_LIST, str(error)) from error
+                record = read_record(self.folder, FAILED_LIST, line)
                 if FAILED in record:
                     yield record
 

@@ -18,6 +18,7 @@ from seediff_jax.dataset.formats.names import (
     ATTENTION_PART,
     KEEPING,
     OTHER_METHODS_PART,
+    STRIPS_PART,
     kept_parts,
     require_place,
 )
@@ -53,7 +54,7 @@ def test_paths_of_a_format_begin_with_its_name(tmp_path, name):
     paths = list(tree(write_run(name, tmp_path / "run", **OPTIONS)))
     tops = {path.partition("/")[0] for path in paths}
     assert tops == (
-        {"image", "mask", "overlay", "soft", "seeds", "attention", "methods"}
+        {"image", "mask", "overlay", "soft", "seeds", "attention", "methods", "strips"}
         if name == "files"
         else {name}
     )
@@ -62,10 +63,11 @@ def test_paths_of_a_format_begin_with_its_name(tmp_path, name):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("soft", [None, "npz", "png"])
 def test_parts_are_parts_of_the_encoding_and_shards_need_some_of_them(name, soft):
-    kept = {"soft_masks": soft, "seed_maps": True, "keep_attention": True}
+    kept = {"soft_masks": soft, "seed_maps": True, "keep_attention": True, "strips": True}
     kept["mask_method"] = ["seediff", "cross_attention"]
     form = FORMATS[name](CLASS_NAMES, kept_parts(kept))
-    assert ({ATTENTION_PART, OTHER_METHODS_PART} <= {*form.parts}) == (name in KEEPING)
+    kept = {ATTENTION_PART, OTHER_METHODS_PART, STRIPS_PART}
+    assert (kept <= {*form.parts}) == (name in KEEPING)
     assert set(form.shard_parts) <= set(form.parts) <= set(PARTS)
     assert set(form.sample_files(7).values()) <= set(form.parts)
     assert set(form.sample_files(7).values()) | set(form.shard_parts) == set(form.parts)

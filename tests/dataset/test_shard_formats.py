@@ -13,6 +13,7 @@ from PIL import Image
 from seediff_jax.dataset.encoding import encode
 from seediff_jax.dataset.formats import FORMATS
 from seediff_jax.dataset.formats.array_record import parse_record
+from seediff_jax.dataset.strips import method_strip
 from tests.helpers.format_runs import CLASS_NAMES, SAMPLES, write_run
 
 
@@ -112,7 +113,8 @@ def test_hugging_face_datasets_loads_records_of_changing_types_with_the_json_fea
 @pytest.mark.parametrize("soft", [None, "npz", "png"])
 def test_grain_reads_any_record_at_once(tmp_path, soft):
     more = soft is not None
-    paths = shards("array_record", tmp_path, soft=soft, seeds=more, attention=more, methods=more)
+    kept = dict.fromkeys(("seeds", "attention", "methods", "strips"), more)
+    paths = shards("array_record", tmp_path, soft=soft, **kept)
     source = grain.sources.ArrayRecordDataSource(paths)
     dataset = grain.MapDataset.source(source).map(parse_record)
     indices = sorted(SAMPLES)
@@ -120,7 +122,7 @@ def test_grain_reads_any_record_at_once(tmp_path, soft):
     for position in (7, 0, 3, 1, 6, 2, 5, 4):
         got, made = dataset[position], SAMPLES[indices[position]]
         assert set(got) == {"image", "mask", "record"} | (
-            {"soft_masks", "seed_maps", "other_masks", *made.attention} if soft else set()
+            {"soft_masks", "seed_maps", "other_masks", "strips", *made.attention} if soft else set()
         )
         np.testing.assert_array_equal(got["image"], decoded_jpeg(made, tmp_path))
         np.testing.assert_array_equal(got["mask"], made.mask)
@@ -131,6 +133,9 @@ def test_grain_reads_any_record_at_once(tmp_path, soft):
             for name, maps in made.attention.items():
                 np.testing.assert_array_equal(got[name], maps.astype(np.float16))
             np.testing.assert_array_equal(got["other_masks"], made.other_masks)
+            strips = [method_strip(made.image, made.mask, each) for each in made.stages]
+            drawn = np.concatenate([np.asarray(strip) for strip in strips])
+            np.testing.assert_array_equal(got["strips"], drawn)
             # Half a step of 16 bits and the rounding of float32; npz is exact.
             step = 0 if soft == "npz" else 0.5 / 65535 + 1e-7
             np.testing.assert_allclose(got["soft_masks"], made.soft_masks, rtol=0, atol=step)

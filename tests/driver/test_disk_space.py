@@ -7,13 +7,14 @@ import pytest
 
 from seediff_jax.dataset.checksums import add_checksum, json_line, json_with_checksum
 from seediff_jax.dataset.encoding import PARTS
-from seediff_jax.dataset.formats.names import ATTENTION_PART
+from seediff_jax.dataset.formats.names import ATTENTION_PART, STRIPS_PART
 from seediff_jax.driver.config import RunConfig
 from seediff_jax.driver.plan import (
     CLASS_PIXEL_BYTES,
     METHOD_PIXEL_BYTES,
     PIXEL_BYTES,
     RECORD_BYTES,
+    STRIP_BYTES,
     stored_sample_bytes,
     typical_sample_bytes,
 )
@@ -34,7 +35,8 @@ VOC = ("voc/JPEGImages/{}.jpg", "voc/SegmentationClass/{}.png")
 
 
 def test_every_part_has_a_typical_size():
-    assert {*PIXEL_BYTES, *CLASS_PIXEL_BYTES, *METHOD_PIXEL_BYTES, ATTENTION_PART} == {*PARTS}
+    sizes = {*PIXEL_BYTES, *CLASS_PIXEL_BYTES, *METHOD_PIXEL_BYTES}
+    assert sizes | {ATTENTION_PART, STRIPS_PART} == {*PARTS}
 
 
 def test_typical_bytes_are_those_of_the_parts_of_all_formats():
@@ -49,6 +51,10 @@ def test_typical_bytes_are_those_of_the_parts_of_all_formats():
     kept = dataclasses.replace(kept, masks=masks, keep_attention=True)
     expected += 100 * 2 * 0.01 + 5000
     assert typical_sample_bytes(kept, 100, 2, 5000) == pytest.approx(expected)
+    # The strips of two classes, whatever the size of the image.
+    drawn = dataclasses.replace(plain, strips=True)
+    expected = 361 + RECORD_BYTES + 2 * STRIP_BYTES
+    assert typical_sample_bytes(drawn, 100, 2) == pytest.approx(expected)
 
 
 def write(folder, names, count):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seediff_jax.dataset.pictures import MARGIN, overlay
 from seediff_jax.dataset.settings_file import read_settings
 from seediff_jax.driver.verify import verify_folder
 from seediff_jax.files.folder import open_folder
@@ -26,7 +27,7 @@ def together(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "together"
     methods = f"--mask_method={','.join(METHODS)}"
     options = ("--format=files,webdataset", "--keep_attention", methods, POWER, "--soft_masks=npz")
-    assert main(command(inputs, folder, *options)) == 0
+    assert main(command(inputs, folder, *options, "--strips")) == 0
     return folder
 
 
@@ -46,6 +47,10 @@ def records_of(folder):
 def pixels(file):
     with Image.open(file) as picture:
         return np.asarray(picture)
+
+
+def enlarged(image):
+    return image.repeat(256 // len(image), axis=0).repeat(256 // len(image), axis=1)
 
 
 def assert_equal_where_clear(mask, wanted, folder, record, method):
@@ -91,20 +96,40 @@ def test_webdataset_has_the_same_masks(together):
     assert pixels(io.BytesIO(content)).shape == (32, 16)
 
 
+def test_strips_show_the_levels_of_each_class_in_a_row(together):
+    for record in records_of(together):
+        with np.load(together / record["attention"]) as maps:
+            levels = [name for name in maps.files if name.startswith("self_attention")]
+        count = 3 + len(levels)  # the image, its seeds, the soft mask of each level, and the mask
+        strips = pixels(together / record["strips"])
+        image, mask = (pixels(together / record[name]) for name in ("image", "mask"))
+        rows = np.split(strips, len(record["classes"]))
+        for strip, class_id in zip(rows, record["class_ids"], strict=True):
+            tiles = [strip[2 * 18 :, k * (256 + MARGIN) :][:256, :256] for k in range(count)]
+            assert all(tile.shape == (256, 256, 3) and np.ptp(tile) for tile in tiles)
+            np.testing.assert_array_equal(tiles[0], enlarged(image))
+            own = overlay(image, np.where(mask == class_id, mask, np.uint8(0)))
+            np.testing.assert_array_equal(tiles[-1], enlarged(own))
+            beyond = strip[2 * 18 :, count * (256 + MARGIN) :]
+            assert len(np.unique(beyond[:256, 0], axis=0)) > 100, "the colour bar comes next"
+
+
 def test_other_commands_know_the_masks_of_all_methods(together, tmp_path, capsys):
     assert verify_folder(open_folder(together), repairs=False) == 0
     assert main(["seediff", "regenerate", str(together), "1", "--compilation_cache="]) == 0
     assert "sample 1 is the same to the byte" in capsys.readouterr().out
     arguments = ["--min_score=0", f"--output={tmp_path / 'new'}"]
     assert main(["seediff", "filter", str(together), *arguments]) == 0
-    copied = (tmp_path / "new/methods/000001.png").read_bytes()
-    assert copied == (together / "methods/000001.png").read_bytes()
+    for part in ("methods", "strips"):
+        copied = (tmp_path / f"new/{part}/000001.png").read_bytes()
+        assert copied == (together / part / "000001.png").read_bytes()
     assert (
         main(["seediff", "filter", str(together), f"--output={tmp_path / 'voc'}", "--format=voc"])
         == 0
     )
     settings = read_settings(open_folder(tmp_path / "voc"))
-    assert settings["mask_method"] == "seediff" and settings["keep_attention"] is False
+    assert settings["mask_method"] == "seediff"
+    assert settings["keep_attention"] is settings["strips"] is False
     assert verify_folder(open_folder(tmp_path / "voc"), repairs=False) == 0
 
 

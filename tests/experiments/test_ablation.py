@@ -23,6 +23,15 @@ _ROWS = (
 )
 
 
+def test_seeds_of_two_levels_are_read_from_both_by_the_same_levels_of_self_attention(tmp_path):
+    model = make_small_model(tmp_path / "model")
+    both = ablation.with_seeds(model, "two_levels").capture
+    assert both.self_layers == model.capture.self_layers
+    more = [name for name in both.cross_layers if name not in model.capture.cross_layers]
+    assert more == ["mid_block.attentions.0.transformer_blocks.0.attn2"]
+    assert ablation.with_seeds(model, None) is model
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """A model whose images and noised scenes have perfect attention; counts what is sampled."""
@@ -102,7 +111,8 @@ def test_the_error_is_that_of_the_mean_and_the_first_batch_does_not_count():
 def test_groups_choose_rows():
     assert ablation.Settings().rows == list(ablation.ROWS)
     names = [row.name for row in ablation.Settings(groups=("levels", "power")).rows]
-    assert names == ["cosine, power 2", "cosine, power 4", "seed level alone"]
+    levels = ["seed level alone", "seeds of two levels"]
+    assert names == ["cosine, power 2", "cosine, power 4", *levels]
 
 
 def test_every_row_has_a_name_of_its_own_and_a_sampler_that_exists():

@@ -8,13 +8,14 @@ import numpy as np
 from seediff_jax.dataset.encoding import Sample, encode
 from seediff_jax.dataset.formats import FORMATS
 from seediff_jax.dataset.formats.names import kept_parts
+from seediff_jax.dataset.strips import ClassStages
 
 CLASS_NAMES = ("cat", "dog", "zebra")
 METHODS = ("seediff", "cross_attention", "own.module:mask")
 SHARD_SIZE = 3
 FAILED = 4
 NO_CLASS, ONLY_IGNORED = 6, 7
-OPTIONS = {"soft": "npz", "seeds": True, "attention": True, "methods": True}
+OPTIONS = {"soft": "npz", "seeds": True, "attention": True, "methods": True, "strips": True}
 SIZES = ((24, 16), (16, 24), (9, 35))
 
 
@@ -26,6 +27,13 @@ def smooth(rng, height, width, channels):
         for phase in rng.uniform(0, 6, 4)
     ]
     return (127.5 + 31 * np.sum(waves, axis=0)).astype(np.uint8)
+
+
+def make_stages(rng, class_id, n):
+    """Makes the stages of a class, with seeds as fine as the image."""
+    seed_map = rng.random(n, np.float32)
+    levels = [rng.random((4, 4), np.float32), rng.random((8, 8), np.float32)]
+    return ClassStages(CLASS_NAMES[class_id - 1], class_id, seed_map, seed_map > 0.5, levels)
 
 
 def make_sample(index):
@@ -61,6 +69,7 @@ def make_sample(index):
             "cross_attention": rng.random((2, 12, len(ids)), np.float32),
             "self_attention_4": rng.random((12, 12), np.float32),
         },
+        stages=[make_stages(rng, int(k), height * width) for k in ids],
     )
 
 
@@ -76,10 +85,12 @@ def write_run(
     seeds=False,
     attention=False,
     methods=False,
+    strips=False,
     shard_size=SHARD_SIZE,
 ):
     """Writes the samples in a format as a run does; returns `folder`."""
     kept = {"soft_masks": soft, "seed_maps": seeds, "keep_attention": attention}
+    kept["strips"] = strips
     kept["mask_method"] = list(METHODS) if methods else METHODS[0]
     form = FORMATS[name](CLASS_NAMES, kept_parts(kept))
     form.require_available()

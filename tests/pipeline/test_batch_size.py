@@ -117,6 +117,7 @@ def test_what_is_linear_is_found_with_four_measurements():
         (dict.fromkeys((4, 8, 16, 32), 4), 10, 32),
         # More memory for fewer images: all the same, four are not more than eight.
         ({4: 12, 8: 9, 16: 9.5, 32: 20}, 10, 16),
+        ({4: None, 8: 9, 16: 9.5, 32: 20}, 10, 16),
     ],
 )
 def test_what_is_not_linear_is_compiled_until_it_fits(taken, usable, expected):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from seediff_jax.dataset.encoding import EncodedSample, decode_png
 from seediff_jax.dataset.formats.base import Format, Made, Recover, json_text, scratch_file
-from seediff_jax.dataset.formats.names import OTHER_METHODS_PART
+from seediff_jax.dataset.formats.names import OTHER_METHODS_PART, STRIPS_PART
 
 
 class ArrayRecord(Format):
@@ -73,7 +73,8 @@ def parse_record(content: bytes) -> dict[str, Any]:
         "image" uint8 `[H, W, 3]`; "mask" uint8 `[H, W]`, class ids, 0 background, 255 ignore;
         "record", the manifest's line; where they are stored "soft_masks" float32 `[c, H, W]` in
         [0, 1] and "seed_maps" float32 `[c, h, w]`, one map for each of `record["classes"]`, and the
-        arrays of `AttentionMaps.to_arrays` in float16; and "other_masks" uint8 `[m, H, W]`.
+        arrays of `AttentionMaps.to_arrays` in float16; "other_masks" uint8 `[m, H, W]`; and
+        "strips" uint8 `[h, w, 3]`, a picture for people.
     """
     parts = msgpack.unpackb(content)
     with Image.open(io.BytesIO(parts["image.jpg"])) as image:
@@ -86,6 +87,8 @@ def parse_record(content: bytes) -> dict[str, Any]:
     if OTHER_METHODS_PART in parts:
         stacked = decode_png(parts[OTHER_METHODS_PART])
         sample["other_masks"] = stacked.reshape(-1, *sample["mask"].shape)
+    if STRIPS_PART in parts:
+        sample["strips"] = decode_png(parts[STRIPS_PART])
     if "soft.png" in parts:
         maps = decode_png(parts["soft.png"]).reshape(-1, *sample["mask"].shape)
         sample["soft_masks"] = maps.astype(np.float32) / 65535

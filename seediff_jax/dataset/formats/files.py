@@ -4,7 +4,7 @@ from seediff_jax.dataset.formats.base import Format, stem
 
 
 class Files(Format):
-    """`image/000000.png`, `mask/`, `overlay/`, and on request `soft/`, `seeds/`, `attention/`."""
+    """`image/000000.png`, `mask/`, `overlay/`, and on request `soft/`, `seeds/`, `strips/`..."""
 
     name = "files"
     parts = ("image.png", "mask.png", "overlay.png")

@@ -15,13 +15,16 @@ SOFT = ("npz", "png")
 """How soft masks can be stored."""
 
 KEEPING = ("files", "webdataset", "array_record")
-"""Formats that can store soft masks, seed maps and attention."""
+"""Formats that can store soft masks, seed maps, attention and strips."""
 
 ATTENTION_PART = "attention.npz"
 """Part with the attention of a sample, in float16."""
 
 OTHER_METHODS_PART = "methods.png"
 """Part with the masks by the other methods of a run, from top to bottom."""
+
+STRIPS_PART = "strips.png"
+"""Part with the stages of the mask of each class in a row, from top to bottom."""
 
 
 def kept_parts(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -31,6 +34,7 @@ def kept_parts(settings: Mapping[str, Any]) -> tuple[str, ...]:
         f"soft.{soft}": soft,
         "seeds.npz": settings.get("seed_maps"),
         ATTENTION_PART: settings.get("keep_attention"),
+        STRIPS_PART: settings.get("strips"),
         OTHER_METHODS_PART: not isinstance(settings.get("mask_method", ""), str),
     }
     return tuple(part for part, is_kept in wanted.items() if is_kept)
