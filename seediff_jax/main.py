@@ -5,7 +5,7 @@ run with the same settings, that run continues; --num_images, --batch_size and -
 may differ, because they change images at most by rounding.
 
   seediff
-  seediff "a photo of a cat and a boat"
+  seediff "a photo of a dog and a car"
   seediff --prompt="a cat on a sofa" --classes=cat,sofa --model=/models/stable-diffusion-v1-4
   seediff --model=/models/stable-diffusion-v1-4 --classes=voc --num_images=2000 --output=outputs/voc
   seediff --model=/models/stable-diffusion-v1-4 --prompts=prompts.jsonl --dtype=bfloat16

@@ -87,7 +87,7 @@ def test_the_code_of_the_page_of_given_images_runs_with_the_embedded_model(tmp_p
     names = {}
     monkeypatch.chdir(tmp_path)
     exec(code, names)
-    assert names["pair"].classes == ("cat", "boat")
+    assert names["pair"].classes == ("dog", "car")
     assert (tmp_path / "segmented.png").exists()
     assert names["pair"].label_map.any() and names["pair"].label_map.max() <= 2
 
