@@ -3,7 +3,8 @@
 On a disk the operating system has the lock (flock), so it ends with the process that holds it,
 however that ends. Buckets and some network filesystems have no such lock: there the holder keeps
 changing a file. A second run that sees the file change is refused; if the file does not change, the
-second run takes over. Clocks of two machines are never compared.
+second run takes over. A holder that stood still and finds that it was taken over ends its process,
+so that two runs never write at once. Clocks of two machines are never compared.
 """
 
 import errno
@@ -128,6 +129,9 @@ def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[N
             beats += 1
             # The writer of samples meets the same trouble, and reports it.
             with suppress(OSError):
+                if (found := _read(folder)) and not found.startswith(mine):
+                    other = shown(found.splitlines()[0], 200)
+                    _end(f"stopped: another run ({other}) took over {folder}")
                 folder.write(LOCK, f"{mine}{beats}".encode())
 
     thread = threading.Thread(target=change, daemon=True)
@@ -151,6 +155,13 @@ def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[N
             yield
         finally:
             release()
+
+
+def _end(text: str) -> None:
+    """Ends the process at once, whatever its other threads do; they must not write any more."""
+    with suppress(OSError):
+        os.write(2, f"\n{text}\n".encode(errors="backslashreplace"))
+    os._exit(os.EX_TEMPFAIL)
 
 
 def _read(folder: Folder) -> str | None:

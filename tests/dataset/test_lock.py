@@ -110,6 +110,32 @@ def test_a_run_in_a_bucket_that_is_stopped_at_once_leaves_no_lock(bucket, monkey
     release_all(seconds=20)  # holds nothing any more
 
 
+STALLED = """
+import sys
+from seediff_jax.dataset.lock import LOCK, hold_lock
+from seediff_jax.files.folder import open_folder
+bucket = open_folder("memory://stalled")
+with hold_lock(bucket, beat_seconds=0.05):
+    # As if this run had stood still and another one had come.
+    bucket.write(LOCK, b"other process 9\\nnonce\\n0")
+    sys.stdin.read()
+"""
+
+
+def test_a_run_in_a_bucket_that_was_taken_over_ends_before_it_writes_again():
+    run = subprocess.Popen(
+        [sys.executable, "-c", STALLED], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert run.wait(timeout=60) == os.EX_TEMPFAIL
+        message = run.stderr.read().strip()
+        assert message == "stopped: another run (other process 9) took over memory://stalled"
+    finally:
+        run.kill()
+        for pipe in (run.stdin, run.stderr):
+            pipe.close()
+
+
 def test_a_lock_in_a_bucket_that_another_run_took_over_is_left_to_it(bucket):
     with hold_lock(bucket, beat_seconds=1):
         bucket.write(LOCK, b"other process 9\nnonce\n0")
