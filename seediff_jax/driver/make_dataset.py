@@ -230,6 +230,7 @@ class _Run:
             profile=self.config.profile,
             rounds=rounds,
             shows_progress=hosts.is_first(),
+            attention=self.attention,
         )
         with monitor:
             loop = WorkLoop(self.maker.stages(monitor))

@@ -66,6 +66,7 @@ class Monitor:
         profile: whether to write a profile of one round there: the second, or else the only one.
         rounds: rounds to come.
         shows_progress: whether this host draws the progress bar.
+        attention: which implementation of attention each layer of the UNet uses, for the log.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Monitor:
         profile: bool = False,
         rounds: int = 0,
         shows_progress: bool = True,
+        attention: str = "",
     ):
         self._total, self._done, self._own = total, done, own
         self._host = jax.process_index()
@@ -88,7 +90,7 @@ class Monitor:
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._profiled = min(1, rounds - 1) if profile and rounds else None
         self._is_profiling = False
-        self._shows_progress = shows_progress
+        self._shows_progress, self._attention = shows_progress, attention
         self._threads: list[threading.Thread] = []
         self._logged: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
 
@@ -248,6 +250,7 @@ class Monitor:
             "eta_seconds": round(left / rate, 1) if rate else None,
             "device_busy": round(busy / seconds, 4),
             "device_peak_bytes": stats.get("peak_bytes_in_use"),
+            "attention": self._attention,
         }
 
     def _profile(self, task: Callable[[], None]) -> None:

@@ -99,14 +99,16 @@ def test_the_bar_says_how_long_programs_compile_and_the_time_of_the_first_image(
 
 def test_the_log_gets_a_line_every_few_seconds_and_one_at_the_end(monkeypatch, tmp_path):
     monkeypatch.setattr(monitor, "LOG_SECONDS", 0.2)
-    log = tmp_path / "host-0000.jsonl"
-    with Monitor(total=9, done=0, own=9, log_dir=str(tmp_path), shows_progress=False) as watched:
+    log, attention = tmp_path / "host-0000.jsonl", "xla for 8x8 (2)"
+    arguments = {"log_dir": str(tmp_path), "shows_progress": False, "attention": attention}
+    with Monitor(total=9, done=0, own=9, **arguments) as watched:
         watched.watch(3, 1)
         wait_until(lambda: log.exists() and log.read_text())
         watched.watch(6, 0)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert (lines[0]["written"], lines[0]["failed"], lines[0]["host"]) == (3, 1, 0)
     assert lines[-1]["written"] == 9 and len(lines) > 1
+    assert {line["attention"] for line in lines} == {"xla for 8x8 (2)"}
     curves = scalars(tmp_path / "host-0000")
     assert curves["written"] == [(line["written"], line["written"]) for line in lines]
     assert curves.keys() == {"images_per_second", "device_busy", "written", "failed"}

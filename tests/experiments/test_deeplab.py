@@ -113,41 +113,32 @@ def test_weights_in_torchvisions_names_are_the_same(
     jax.tree.map(np.testing.assert_array_equal, found, read_backbone(weights_file, expected_shapes))
 
 
-def test_a_deep_stem_is_read_in_mmsegmentations_names(tmp_path):
-    network = _flax_resnet(deep_stem=True)
-    image = jnp.zeros((1, 32, 32, 3))
-    expected = jax.eval_shape(network.init, jax.random.key(0), image)
+def test_a_deep_stem_in_mmsegmentations_names_agrees_with_torch(theirs, tmp_path):
     stem = {}
     for k, (width, inputs) in enumerate([(4, 3), (4, 4), (8, 4)]):
         stem[f"stem.{3 * k}.weight"] = normal(k, width, inputs, 3, 3)
         for part in ("weight", "bias", "running_mean", "running_var"):
-            stem[f"stem.{3 * k + 1}.{part}"] = normal(10 + k, width)
-    shapes = {
-        f"layer{s + 1}.{layer}.{part}": shape
-        for s, depth in enumerate(_DEPTHS)
-        for layer in range(depth)
-        for part, shape in _block_shapes(s, layer).items()
-    }
-    tensors = stem | {name: normal(5, *shape) for name, shape in shapes.items()}
-    save_file(tensors, tmp_path / "v1c.safetensors")
-    found = read_backbone(tmp_path / "v1c.safetensors", expected)
-    kernel = found["params"]["stem_conv_2"]["kernel"]
-    np.testing.assert_array_equal(kernel, stem["stem.6.weight"].transpose(2, 3, 1, 0))
-    scale = found["params"]["stem_norm_1"]["scale"]
-    np.testing.assert_array_equal(scale, stem["stem.4.weight"])
-
-
-def _block_shapes(stage, layer):
-    """Names and shapes of the tensors of a bottleneck, as torchvision has them."""
-    width, inner = _WIDTHS[stage], _WIDTHS[stage] // 4
-    before = width if layer else (_STEM, *_WIDTHS)[stage]
-    kernels = {"conv1": (inner, before, 1), "conv2": (inner, inner, 3), "conv3": (width, inner, 1)}
-    norms = {"bn1": inner, "bn2": inner, "bn3": width}
-    if layer == 0:
-        kernels["downsample.0"], norms["downsample.1"] = (width, before, 1), width
-    shapes = {f"{name}.weight": (o, i, k, k) for name, (o, i, k) in kernels.items()}
-    parts = ("weight", "bias", "running_mean", "running_var")
-    return shapes | {f"{name}.{part}": (n,) for name, n in norms.items() for part in parts}
+            values = normal(10 + k, width)
+            stem[f"stem.{3 * k + 1}.{part}"] = values**2 if part == "running_var" else values
+    layers = {_torchvision_names(n): value.numpy() for n, value in theirs.state_dict().items()}
+    layers = {name: value for name, value in layers.items() if name.startswith("layer")}
+    save_file(stem | layers, tmp_path / "v1c.safetensors")
+    network, images = _flax_resnet(deep_stem=True, **_PLAIN), normal(0, 2, 40, 56, 3)
+    variables = read_backbone(
+        tmp_path / "v1c.safetensors", jax.eval_shape(network.init, jax.random.key(0), images)
+    )
+    weights = {name: torch.tensor(value) for name, value in stem.items()}
+    x = to_torch(images)
+    for k, stride in enumerate((2, 1, 1)):
+        x = functional.conv2d(x, weights[f"stem.{3 * k}.weight"], stride=stride, padding=1)
+        parts = ("running_mean", "running_var", "weight", "bias")
+        x = functional.batch_norm(x, *(weights[f"stem.{3 * k + 1}.{part}"] for part in parts))
+        x = torch.relu(x)
+    with torch.no_grad():
+        x = functional.max_pool2d(x, 3, stride=2, padding=1)
+        found = theirs.encoder(x, output_hidden_states=True).hidden_states[1:]
+    for output, reference in zip(quick_jit(network.apply)(variables, images), found, strict=True):
+        assert relative_difference(output, to_numpy(reference)) < 1e-4  # as above
 
 
 def test_a_checkpoint_of_another_resnet_is_refused_with_all_that_differs(
@@ -222,6 +213,24 @@ def test_the_head_agrees_with_torch(small_deeplab):
     (found,) = quick_jit(network.apply)(variables, images)
     assert found.shape == (1, 32, 48, 5)
     assert relative_difference(found, expected) < 1e-4
+
+
+def test_the_second_head_of_training_agrees_with_torch(small_deeplab):
+    network, variables = small_deeplab
+    network = network.clone(dropout=0.0)
+    images, options = normal(4, 2, 32, 48, 3), {"train": True, "mutable": ["batch_stats"]}
+    backbone = {kind: tree["backbone"] for kind, tree in variables.items()}
+    (*_, third, _), _ = network.backbone.apply(backbone, images, **options)
+    params = variables["params"]
+    own, end = params["auxiliary_conv"], params["auxiliary_logits"]
+    x = _conv(to_torch(third), own["conv"]["kernel"])
+    scale, bias = (torch.tensor(np.array(own["norm"][part])) for part in ("scale", "bias"))
+    # Statistics are those of the batch.
+    x = torch.relu(functional.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5))
+    logits = _conv(x, end["kernel"], bias=torch.tensor(np.array(end["bias"])))
+    logits = functional.interpolate(logits, (32, 48), mode="bilinear", align_corners=False)
+    (_, found), _ = quick_jit(lambda v, x: network.apply(v, x, **options))(variables, images)
+    assert relative_difference(found, to_numpy(logits)) < 1e-4
 
 
 def test_training_has_a_second_head_and_moves_running_statistics(small_deeplab):
