@@ -94,8 +94,8 @@ class CocoSamples:
         return len(self._ids)
 
     def name(self, index: int) -> str:
-        """The name of a sample."""
-        return pathlib.Path(self._images[self._ids[index]]["file_name"]).stem
+        """The path of a sample's image."""
+        return str(self.folder / self._images[self._ids[index]]["file_name"])
 
     def class_names(self, index: int) -> list[str]:
         """The classes that the annotations of an image have, in the order of their labels."""

@@ -21,7 +21,7 @@ class Samples(Protocol):
         """Number of samples."""
 
     def name(self, index: int) -> str:
-        """The name of a sample in messages and files."""
+        """Where the labels of a sample come from, for messages."""
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns uint8 `[h, w, 3]` and uint8 `[h, w]`."""
@@ -61,7 +61,7 @@ class ArraySamples:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """The name of a sample."""
+        """The number of a sample."""
         return f"sample {index}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +123,8 @@ class VocSamples:
         return len(self.names)
 
     def name(self, index: int) -> str:
-        """The name of a sample."""
-        return self.names[index]
+        """The path of a sample's mask."""
+        return str(self._mask(self.names[index]))
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and its label map.

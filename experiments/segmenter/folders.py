@@ -105,8 +105,8 @@ class RunSamples:
         return len(self._records)
 
     def name(self, index: int) -> str:
-        """The name of a sample."""
-        return f"{self._records[index]['index']:06d}"
+        """The index of a sample in its run, and the folder."""
+        return f"sample {self._records[index]['index']} of {self.folder}"
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image, uint8 `[h, w, 3]`, and its label map, uint8 `[h, w]`.

@@ -31,8 +31,8 @@ class PseudoSamples:
         return len(self.samples)
 
     def name(self, index: int) -> str:
-        """The name of a sample."""
-        return self.samples.name(index)
+        """The path of a sample's predicted mask."""
+        return str(_mask_path(self.folder, index))
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the image and its predicted label map."""

@@ -1,6 +1,7 @@
 """The folders that a segmenter reads: VOC, COCO, and datasets of this project in any format."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_a_voc_folder_is_read_as_it_is(tmp_path):
     labels[0, 0] = 255
     _write_voc(tmp_path, labels, names=("2007_000032", "2007_000039"))
     samples = VocSamples(tmp_path)
-    assert len(samples) == 2 and samples.name(1) == "2007_000039"
+    assert len(samples) == 2 and samples.name(1).endswith("SegmentationClass/2007_000039.png")
     assert samples.label_names[:2] == ("background", "aeroplane") and len(samples.label_names) == 21
     image, read = samples.read(1)
     assert image.shape == (5, 6, 3)
@@ -66,7 +67,9 @@ def test_bad_samples_are_refused_before_work_with_file_and_reason(tmp_path):
     with pytest.raises(UserError, match="train.txt is missing; .* is not a folder in VOC's layout"):
         VocSamples(tmp_path)
     _write_voc(tmp_path / "ids", np.full((5, 6), 7))
-    with pytest.raises(UserError, match="a has label 7; labels are 0 to 2, and 255"):
+    with pytest.raises(
+        UserError, match="ids/SegmentationClass/a.png has label 7; labels are 0 to 2, and 255"
+    ):
         require_labels(VocSamples(tmp_path / "ids"), 3)
     _write_voc(tmp_path / "size", np.zeros((6, 6)))
     with pytest.raises(UserError, match="Class/a.png is 6 x 6, but its image is 5 x 6"):
@@ -270,7 +273,9 @@ def test_what_the_driver_writes_is_read_in_every_format(tmp_path, name):
     stored_runs.run(tmp_path / "run", [name])
     samples = open_samples(tmp_path / "run", "trainval")
     assert samples.label_names == ("background", "cat", "dog", "zebra")
-    assert [samples.name(k) for k in range(len(samples))] == [f"{k:06d}" for k in _INDICES]
+    assert [samples.name(k) for k in range(len(samples))] == [
+        f"sample {k} of {tmp_path / 'run'}" for k in _INDICES
+    ]
     for position in (5, 0, 6, 3):
         image, labels = samples.read(position)
         expected = make_sample(_INDICES[position])
@@ -280,16 +285,20 @@ def test_what_the_driver_writes_is_read_in_every_format(tmp_path, name):
     require_labels(samples, 4)
 
 
+def _number(name):
+    """The index of a sample in its name: that of a file, or in words."""
+    return int(re.search(r"(?:sample |/)(\d+)(?:\.\w+\Z| of )", name)[1])
+
+
 def test_every_format_has_the_split_of_the_lists(tmp_path):
     stored_runs.run(tmp_path / "run", ["voc", "coco", "webdataset"])
     for split in ("train", "val"):
         folders = ("run", "run/voc", "run/coco")
         voc, *others = (open_samples(tmp_path / folder, split) for folder in folders)
-        assert [voc.name(k) for k in range(len(voc))] != []
+        assert len(voc)
         for samples in others:
-            assert [samples.name(k) for k in range(len(samples))] == [
-                voc.name(k) for k in range(len(voc))
-            ]
+            assert len(samples) == len(voc)
+            assert all(_number(samples.name(k)) == _number(voc.name(k)) for k in range(len(voc)))
             for k in range(len(voc)):
                 np.testing.assert_array_equal(samples.read(k)[1], voc.read(k)[1])
 
