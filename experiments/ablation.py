@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from experiments.training.attention import capture_attention
+from experiments.training.attention import capture_attention, with_seeds
 from experiments.training.evaluation import ReadTruth, classes_in_turn
 from experiments.training.mask_scores import masks_of, object_ious
 from experiments.training.plots import Bar, draw_bars
@@ -32,7 +32,6 @@ from experiments.training.run_folder import require_settings, write_json, write_
 from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, generate, load_model
 from seediff_jax.driver.stdio import run_program
-from seediff_jax.models.capture import PRESETS
 from seediff_jax.models.model import Model
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
 from seediff_jax.settings import check_settings, setting
@@ -67,8 +66,7 @@ class Row(NamedTuple):
         masks: how masks are made.
         sampling: how images are sampled.
         levels: number of levels of self-attention, from the coarsest on; None for all.
-        seeds: the choice of layers, of PRESETS, whose cross-attention makes the seeds; None for
-            that of the model.
+        seeds: the choice of layers whose cross-attention makes the seeds, see `with_seeds`.
     """
 
     group: str
@@ -211,14 +209,6 @@ def first_levels(maps: AttentionMaps, levels: int | None) -> AttentionMaps:
     return maps.replace(
         self_attention={side: maps.self_attention[side] for side in maps.sides[:levels]}
     )
-
-
-def with_seeds(model: Model, preset: str | None) -> Model:
-    """The model with seeds from the cross-attention of a choice of layers, see `Row.seeds`."""
-    if preset is None:
-        return model
-    layers = PRESETS[preset](model.unet_config).cross_layers
-    return model.with_config(capture=dataclasses.replace(model.capture, cross_layers=layers))
 
 
 def score_batch(

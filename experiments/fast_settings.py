@@ -5,7 +5,8 @@
 Rows differ by the number of steps, the sampler, the part of the run that is guided, and the part
 whose attention is averaged. All start from the same noise, and each is compared with the published
 settings image by image. The cost is the FLOPs of the compiled sampling program, which need no quiet
-machine; on a chip that computes at its peak, images per second are their inverse.
+machine; on a chip that computes at its peak, images per second are their inverse. The images per
+second are those of this machine.
 
 Writes fast.md and fast.json. Each row is stored when it is done, and not sampled again. `study`,
 the truth of masks, and the judges are those of `experiments.ablation`.
@@ -14,9 +15,11 @@ the truth of masks, and the judges are those of `experiments.ablation`.
 import dataclasses
 import pathlib
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -68,6 +71,12 @@ ROWS = {
 }
 """The rows in the order in which they are sampled; adding one is one line."""
 
+
+def slug(name: str) -> str:
+    """The name of a row as files and flags have it."""
+    return re.sub(r"[^a-z0-9.]+", "_", name.lower())
+
+
 LEAST_SAVED, MOST_LOST = 3.0, 0.01
 """A row is fast if it has this many times fewer FLOPs and loses at most this much IoU."""
 
@@ -85,6 +94,11 @@ class Settings:
     num_images: int = setting(64, "Number of images per row.", least=2)
     guidance_scale: float = setting(7.5, "Guidance, where a row does not say.", least=0)
     batch_size: int = setting(8, "Images that are generated at once.", least=1)
+    rows: tuple[str, ...] = setting(
+        tuple(map(slug, ROWS)),
+        "Rows to measure; the published one is always among them.",
+        choices=tuple(map(slug, ROWS)),
+    )
     judge_steps: int = setting(1500, "Training steps of each judge.", least=1)
     judge_scenes: int = setting(4000, "Scenes that each judge is trained on.", least=1)
 
@@ -98,7 +112,7 @@ class Settings:
 
     def pins(self, model: Model) -> dict[str, Any]:
         """What results depend on."""
-        loose = {"model", "sprites", "run_dir"}
+        loose = {"model", "sprites", "run_dir", "rows"}
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in loose}
         return values | {"weights_hash": model.weights_hash}
 
@@ -116,11 +130,13 @@ class Measured:
         images: uint8 `[n, H, W, 3]`, of one object each.
         ious: float64 `[n]`, of the object's mask.
         flops: of the sampling program, per image.
+        seconds: of the sampling program, per image; the median of the batches.
     """
 
     images: np.ndarray
     ious: np.ndarray
     flops: float
+    seconds: float
 
 
 def names_of(ground: Ground, count: int) -> list[tuple[str, ...]]:
@@ -140,31 +156,34 @@ def measure(model: Model, ground: Ground, row: Sampling, settings: Settings) -> 
     )
     traced = {"rng_seed": np.uint32(_RNG_SEED), "guidance_scale": np.float32(guidance)}
     names, compiled, images, ious = names_of(ground, settings.num_images), None, [], []
+    seconds = []
     for start in range(0, settings.num_images, settings.batch_size):
         some = range(start, start + settings.batch_size)
         classes = names[start : some.stop]
         prompts = [caption("a photo of", of_image) for of_image in classes]
         inputs = pair_inputs(model, prompts, [list(each) for each in classes], some, config)
         compiled = compiled or sample.lower(model, inputs, **traced, config=config).compile()
-        samples = compiled(model, inputs, **traced)
+        begun = time.perf_counter()
+        samples = jax.block_until_ready(compiled(model, inputs, **traced))
+        seconds.append((time.perf_counter() - begun) / settings.batch_size)
         images.append(np.asarray(samples.images))
         _, found = masks_of(images[-1], samples.attention_maps, MaskConfig())
         truths = ground.read_truth(images[-1], classes)
         ious += [value for _, value in object_ious(found, truths, classes, ground.classes)]
     flops = count_flops(compiled.as_text()) / settings.batch_size
-    return Measured(np.concatenate(images), np.array(ious), flops)
+    return Measured(np.concatenate(images), np.array(ious), flops, float(np.median(seconds)))
 
 
 def stored(path: pathlib.Path) -> Measured:
     """Reads a row that `keep` wrote."""
     with np.load(path) as file:
-        return Measured(file["images"], file["ious"], float(file["flops"]))
+        return Measured(file["images"], file["ious"], float(file["flops"]), float(file["seconds"]))
 
 
 def keep(path: pathlib.Path, row: Measured) -> None:
     """Writes a row; a kill leaves no half of it."""
     aside = path.with_name(f"part-{path.name}")
-    np.savez(aside, images=row.images, ious=row.ious, flops=row.flops)
+    np.savez(aside, **dataclasses.asdict(row))
     aside.replace(path)
 
 
@@ -183,6 +202,7 @@ def compare(rows: Mapping[str, Measured], recognised: Mapping[str, float]) -> li
                 "name": name,
                 "flops": row.flops,
                 "fewer": base.flops / row.flops,
+                "seconds": row.seconds,
                 "iou": float(row.ious.mean()),
                 "difference": float(difference.mean()),
                 "error": float(error),
@@ -203,13 +223,14 @@ def fast_rows(table: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def render_table(table: Sequence[Mapping[str, Any]]) -> str:
     """Formats the figures as Markdown."""
-    header = ("sampling", "GFLOP per image", "times fewer", "IoU")
+    header = ("sampling", "GFLOP per image", "times fewer", "images/s", "IoU")
     header += ("IoU, relative to published", "recognised")
     rows = (
         (
             row["name"],
             f"{row['flops'] / 1e9:,.0f}",
             f"{row['fewer']:.2f}",
+            f"{1 / row['seconds']:.2f}",
             f"{row['iou']:.3f}",
             f"{row['difference']:+.3f} ± {row['error']:.3f}",
             f"{row['recognised']:.0%}",
@@ -226,7 +247,7 @@ def run(settings: Settings, rows: Mapping[str, Sampling] = ROWS) -> list[dict[st
     side = model.config.image_side
     ground, measured = settings.ground(side), {}
     for name, row in rows.items():
-        path = run_dir / f"{re.sub(r'[^a-z0-9.]+', '_', name.lower())}.npz"
+        path = run_dir / f"{slug(name)}.npz"
         if not path.exists():
             keep(path, measure(model, ground, row, settings))
             logging.info("%s: done", name)
@@ -241,7 +262,8 @@ def run(settings: Settings, rows: Mapping[str, Sampling] = ROWS) -> list[dict[st
 
 
 def _work(settings: Settings) -> None:
-    table = run(settings)
+    chosen = {slug(PUBLISHED), *settings.rows}
+    table = run(settings, {name: row for name, row in ROWS.items() if slug(name) in chosen})
     text = f"{render_table(table)}\n\nfast: {', '.join(fast_rows(table)) or 'none'}"
     write_results(pathlib.Path(settings.run_dir) / "fast", table, text)
 

@@ -15,13 +15,14 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from experiments.stickers.scenes import UnseenRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
+from experiments.training.attention import with_seeds
 from experiments.training.mask_scores import METHODS, masks_of
 from experiments.training.program import make_main
 from experiments.training.run_folder import require_settings, write_json, write_results
@@ -47,16 +48,30 @@ ROWS: Mapping[str, MaskConfig] = METHODS | {
 }
 """The rows of the table; adding one is one line."""
 
-CALLS: Mapping[str, SegmentConfig] = {
-    "50": SegmentConfig(timesteps=(50,)),
-    "100": SegmentConfig(timesteps=(100,)),
-    "200": SegmentConfig(timesteps=(200,)),
-    "300": SegmentConfig(timesteps=(300,)),
-    "400": SegmentConfig(timesteps=(400,)),
-    "50, 100, 200": SegmentConfig(timesteps=(50, 100, 200)),
-    "100, 200, 300, 400": SegmentConfig(timesteps=(100, 200, 300, 400)),
-    "100, mirrored": SegmentConfig(timesteps=(100,), mirror=True),
-    "50, 100, 200, mirrored": SegmentConfig(timesteps=(50, 100, 200), mirror=True),
+
+class Calls(NamedTuple):
+    """What attention is read from.
+
+    Attributes:
+        config: the UNet calls.
+        seeds: the choice of layers whose cross-attention makes the seeds, see `with_seeds`.
+    """
+
+    config: SegmentConfig
+    seeds: str | None = None
+
+
+CALLS: Mapping[str, Calls] = {
+    "50": Calls(SegmentConfig(timesteps=(50,))),
+    "100": Calls(SegmentConfig(timesteps=(100,))),
+    "200": Calls(SegmentConfig(timesteps=(200,))),
+    "300": Calls(SegmentConfig(timesteps=(300,))),
+    "400": Calls(SegmentConfig(timesteps=(400,))),
+    "50, 100, 200": Calls(SegmentConfig(timesteps=(50, 100, 200))),
+    "100, 200, 300, 400": Calls(SegmentConfig(timesteps=(100, 200, 300, 400))),
+    "100, mirrored": Calls(SegmentConfig(timesteps=(100,), mirror=True)),
+    "50, 100, 200, mirrored": Calls(SegmentConfig(timesteps=(50, 100, 200), mirror=True)),
+    "100, seeds of two levels": Calls(SegmentConfig(timesteps=(100,)), "two_levels"),
 }
 """The columns of the table: timesteps of the UNet calls; adding one is one line."""
 
@@ -115,20 +130,21 @@ def _class_ids(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
 def run(
     settings: Settings,
     rows: Mapping[str, MaskConfig] = ROWS,
-    calls: Mapping[str, SegmentConfig] = CALLS,
+    calls: Mapping[str, Calls] = CALLS,
 ) -> dict[str, dict[str, Any]]:
     """Measures what the folder lacks; returns calls -> row -> "mean IoU", and "IoU" by label."""
     model, run_dir = load_model(settings.model), pathlib.Path(settings.run_dir)
     require_settings(run_dir, settings.pins(model))
     render = UnseenRenderer(ensure_sprites(pathlib.Path(settings.sprites)))
     wanted, results = {name: repr(masks) for name, masks in rows.items()}, {}
-    for name, config in calls.items():
+    for name, column in calls.items():
         path = run_dir / f"calls {name}.json"
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if (found.get("calls"), found.get("rows")) != (repr(config), wanted):
-            matrices = measure(model, render, config, rows, settings)
+        if (found.get("calls"), found.get("rows")) != (repr(column), wanted):
+            seeded = with_seeds(model, column.seeds)
+            matrices = measure(seeded, render, column.config, rows, settings)
             figures = {row: _figures(confusion) for row, confusion in matrices.items()}
-            found = {"calls": repr(config), "rows": wanted, "figures": figures}
+            found = {"calls": repr(column), "rows": wanted, "figures": figures}
             write_json(path, found)
             logging.info("timesteps %s: %d rows", name, len(rows))
         results[name] = found["figures"]

@@ -1,10 +1,13 @@
 """Attention of one noised UNet call on scenes whose masks are exact."""
 
+import dataclasses
+
 import numpy as np
 
 from experiments.training.scenes import Scene
 from seediff_jax import SegmentConfig
 from seediff_jax.attention_maps import AttentionMaps
+from seediff_jax.models.capture import PRESETS
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.segment_images import attend_images
 
@@ -29,6 +32,20 @@ def capture_attention(
         config=SegmentConfig(timesteps=(timestep,)),
     )
     return samples.attention_maps
+
+
+def with_seeds(model: Model, preset: str | None) -> Model:
+    """The model with seeds of another choice of layers, and its own layers of self-attention.
+
+    Args:
+        model: to change.
+        preset: the choice, of `capture.PRESETS`, whose cross-attention makes the seeds; None for
+            the model's own.
+    """
+    if preset is None:
+        return model
+    layers = PRESETS[preset](model.unet_config).cross_layers
+    return model.with_config(capture=dataclasses.replace(model.capture, cross_layers=layers))
 
 
 def attention_inside_and_outside(maps: AttentionMaps, scenes: list[Scene]) -> np.ndarray:

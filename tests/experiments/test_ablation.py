@@ -10,6 +10,7 @@ from experiments import ablation
 from experiments.ablation import Row, Sampling
 from experiments.stickers.scenes import TrainingRenderer, read_sprites, render_scene
 from experiments.stickers.sprites import CLASSES, TRAINING_SETS
+from experiments.training.attention import with_seeds
 from experiments.training.plots import Bar, draw_bars
 from seediff_jax import MaskConfig
 from seediff_jax.schedulers.registry import SCHEDULERS
@@ -25,11 +26,11 @@ _ROWS = (
 
 def test_seeds_of_two_levels_are_read_from_both_by_the_same_levels_of_self_attention(tmp_path):
     model = make_small_model(tmp_path / "model")
-    both = ablation.with_seeds(model, "two_levels").capture
+    both = with_seeds(model, "two_levels").capture
     assert both.self_layers == model.capture.self_layers
     more = [name for name in both.cross_layers if name not in model.capture.cross_layers]
     assert more == ["mid_block.attentions.0.transformer_blocks.0.attn2"]
-    assert ablation.with_seeds(model, None) is model
+    assert with_seeds(model, None) is model
 
 
 @pytest.fixture

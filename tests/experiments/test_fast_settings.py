@@ -17,9 +17,9 @@ _IMAGES = np.zeros((4, 8, 8, 3), np.uint8)
 
 def table_of(**rows):
     base = np.array([0.2, 0.9, 0.7, 0.8])
-    measured = {PUBLISHED: Measured(_IMAGES, base, 900.0)}
+    measured = {PUBLISHED: Measured(_IMAGES, base, 900.0, 2.0)}
     measured |= {
-        name: Measured(_IMAGES, base + shift, flops) for name, (shift, flops) in rows.items()
+        name: Measured(_IMAGES, base + shift, flops, 0.5) for name, (shift, flops) in rows.items()
     }
     return compare(measured, dict.fromkeys(measured, 1.0))
 
@@ -31,8 +31,9 @@ def test_rows_are_compared_image_by_image():
     assert row["fewer"] == 3 and row["difference"] == pytest.approx(-0.01)
     # Far below the error of either mean, 0.15: the images are the same.
     assert row["error"] == pytest.approx(0.02 / np.sqrt(12))
-    assert "| cheap | 0 | 3.00 | 0.640 | -0.010 ± 0.006 | 100% |" in fast_settings.render_table(
-        [row, published]
+    assert (
+        "| cheap | 0 | 3.00 | 2.00 | 0.640 | -0.010 ± 0.006 | 100% |"
+        in fast_settings.render_table([row, published])
     )
 
 

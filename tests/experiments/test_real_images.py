@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from experiments.stickers import real_images
+from experiments.stickers.real_images import Calls
 from experiments.stickers.scenes import UnseenRenderer
 from experiments.stickers.sprites import CLASSES
 from seediff_jax import MaskConfig, SegmentConfig
 from tests.helpers.sticker_runs import SIDE, draw_pairs, make_small_model, write_sprites
 
 ROWS = {"SeeDiff": MaskConfig(), "exponentiation": MaskConfig(method="exponentiation")}
-CALLS = {"100": SegmentConfig(), "50, 200": SegmentConfig(timesteps=(50, 200), mirror=True)}
+CALLS = {
+    "100": Calls(SegmentConfig()),
+    "50, 200": Calls(SegmentConfig(timesteps=(50, 200), mirror=True)),
+}
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_cells_are_measured_once_and_rows_and_calls_can_be_added(world):
     assert [steps for steps, _ in attended] == [(100,)] * 2 + [(50, 200)] * 2
     assert [indices for _, indices in attended[:2]] == [[0, 1, 2], [3, 4]]
     assert real_images.run(settings, ROWS, CALLS) == results and len(attended) == 4
-    more = CALLS | {"400": SegmentConfig(timesteps=(400,))}
+    more = CALLS | {"400": Calls(SegmentConfig(timesteps=(400,)), "two_levels")}
     assert real_images.run(settings, ROWS, more)["100"] == results["100"]
     assert len(attended) == 6
     real_images.run(settings, ROWS | {"low": MaskConfig(threshold=0.3)}, CALLS)
