@@ -3,9 +3,10 @@
     python -m experiments.stickers.benchmark --run_dir=runs/benchmark
 
 Generates pairs with a model that was trained on two styles of drawings, trains a small segmenter on
-them, and measures its mean IoU on scenes of a third style, whose masks are exact. A row differs
-from the next one by its masks alone; the images are the same. The upper bound is trained on as many
-rendered scenes with exact masks. Every row is trained with several seeds.
+them, and measures its mean IoU on scenes of a third style, whose masks are exact, and on scenes of
+the first two. A row differs from the next one by its masks alone; the images are the same. The
+upper bound is trained on as many rendered scenes with exact masks. Every row is trained with
+several seeds.
 
 Every stage resumes. A run of a few minutes on one core, far too short to compare rows:
 
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from experiments.benchmarks.measuring import markdown_table
 from experiments.segmenter.config import LAPTOP, SegmenterConfig
 from experiments.segmenter.data import ArraySamples
 from experiments.segmenter.predict import evaluate
@@ -41,7 +43,11 @@ from seediff_jax.driver.stdio import run_program
 from seediff_jax.models.model import Model
 from seediff_jax.settings import check_settings, setting
 
-_BOUND_SEED, _TEST_SEED = 70_000_000, 95_000_000
+_BOUND_SEED, _TEST_SEED, _KNOWN_SEED = 70_000_000, 95_000_000, 94_000_000
+
+UNSEEN, KNOWN = "unseen style", "known styles"
+"""Test sets: drawings that neither the model nor a segmenter has seen, and those of the training in
+other scenes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Settings:
     train_side: int | None = setting(
         None, "Side of the images that the segmenter reads, pixels; None is the model's.", least=16
     )
-    num_test: int = setting(1000, "Number of scenes of the unseen style.", least=1)
+    num_test: int = setting(1000, "Number of scenes of each test set.", least=1)
     num_seeds: int = setting(3, "Number of training runs per row.", least=1)
     rows: tuple[str, ...] = setting(
         tuple(row.slug for row in ROWS), "Rows to measure.", choices=tuple(r.slug for r in ROWS)
@@ -151,7 +157,7 @@ def generated_samples(row: Row, pairs: PairSet, methods: Mapping[str, MaskConfig
 def measure(
     config: SegmenterConfig,
     samples: ArraySamples,
-    tests: ArraySamples,
+    tests: Mapping[str, ArraySamples],
     path: pathlib.Path,
     seed: int,
 ) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def measure(
     Args:
         config: the recipe.
         samples: what to train on.
-        tests: what to measure on.
+        tests: what to measure on, by the names of the test sets.
         path: file of the result; the checkpoints lie beside it until the result is written.
         seed: of the training run.
     """
@@ -168,16 +174,16 @@ def measure(
         return json.loads(path.read_text(encoding="utf-8"))
     begun, checkpoint = time.time(), path.with_suffix(".checkpoints")
     variables = train(config, samples, checkpoint, rng_seed=seed)
-    confusion = evaluate(config, variables, tests)
-    result = {
-        "mean IoU": mean_iou(confusion),
-        "IoU": name_ious(("background", *CLASSES), confusion),
-        "images": len(samples),
-        "seconds": round(time.time() - begun),
-    }
+    result: dict[str, Any] = {"images": len(samples)}
+    for name, scenes in tests.items():
+        confusion = evaluate(config, variables, scenes)
+        ious = name_ious(("background", *CLASSES), confusion)
+        result[name] = {"mean IoU": mean_iou(confusion), "IoU": ious}
+    result["seconds"] = round(time.time() - begun)
     write_json(path, result)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    logging.info("%s: mean IoU %.4f, %.0f s", path.stem, result["mean IoU"], result["seconds"])
+    means = ", ".join(f"{name} {result[name]['mean IoU']:.4f}" for name in tests)
+    logging.info("%s: mean IoU of %s, %.0f s", path.stem, means, result["seconds"])
     return result
 
 
@@ -193,13 +199,15 @@ def run(settings: Settings) -> dict[str, Any]:
     )
     side = model.config.image_side
     config = settings.segmenter(side)
-    tests = rendered_samples(UnseenRenderer(sprites), _TEST_SEED, settings.num_test, side)
+    count, known = settings.num_test, TrainingRenderer(sprites)
+    tests = {
+        UNSEEN: rendered_samples(UnseenRenderer(sprites), _TEST_SEED, count, side),
+        KNOWN: rendered_samples(known, _KNOWN_SEED, count, side),
+    }
     makers: dict[str, Callable[[], ArraySamples]] = {
         row.name: lambda row=row: generated_samples(row, pairs, methods) for row in settings.chosen
     }
-    makers[BOUND.name] = lambda: rendered_samples(
-        TrainingRenderer(sprites), _BOUND_SEED, settings.num_pairs, side
-    )
+    makers[BOUND.name] = lambda: rendered_samples(known, _BOUND_SEED, settings.num_pairs, side)
     rows = {}
     for row in settings.chosen:
         samples = makers[row.name]()
@@ -212,22 +220,20 @@ def run(settings: Settings) -> dict[str, Any]:
 
 def render_table(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Markdown: mean and spread (standard deviation of a sample) of each row over its seeds."""
-    values = {
-        name: 100 * np.array([run["mean IoU"] for run in runs]) for name, runs in rows.items()
-    }
-    bound = values[BOUND.name].mean() if BOUND.name in values else np.nan
-    lines = [
-        "| training pairs | images | mean IoU, % | spread | seeds | of the upper bound |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, found in values.items():
-        spread = f"{found.std(ddof=1):.1f}" if len(found) > 1 else "-"
-        share = f"{found.mean() / bound:.0%}" if bound > 0 else "-"
-        images = rows[name][0]["images"]
-        lines.append(
-            f"| {name} | {images} | {found.mean():.1f} | {spread} | {len(found)} | {share} |"
-        )
-    return "\n".join(lines)
+    header = ["training pairs", "images", "seeds"]
+    cells = {name: [str(runs[0]["images"]), str(len(runs))] for name, runs in rows.items()}
+    for test in (UNSEEN, KNOWN):
+        header += [f"{test}: mean IoU, %", "of the upper bound"]
+        means = {
+            name: 100 * np.array([run[test]["mean IoU"] for run in runs])
+            for name, runs in rows.items()
+        }
+        bound = means[BOUND.name].mean() if BOUND.name in means else np.nan
+        for name, found in means.items():
+            spread = f" ± {found.std(ddof=1):.1f}" if len(found) > 1 else ""
+            share = f"{found.mean() / bound:.0%}" if bound > 0 else "-"
+            cells[name] += [f"{found.mean():.1f}{spread}", share]
+    return markdown_table(header, [(name, *line) for name, line in cells.items()])
 
 
 def _work(settings: Settings) -> None:
