@@ -5,7 +5,8 @@
 Stable Diffusion 1.4 in bfloat16, 64 x 64 latents, with guidance, with the published layers recorded
 and without, by cuDNN's attention and by XLA's. Prints the temporary memory that the compiler
 states; it states neither bytes moved nor time. Needs JAX's plugin for CUDA and cuDNN, with cuDNN's
-folder in LD_LIBRARY_PATH: pip install 'seediff_jax[cuda]'.
+folder in LD_LIBRARY_PATH: pip install 'seediff_jax[cuda]'. JAX 0.10.2 also needs
+XLA_FLAGS=--xla_gpu_enable_triton_gemm=false; without it the compiler refuses XLA's attention.
 """
 
 import time
