@@ -220,7 +220,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "Keeps the good samples of a finished dataset: writes them to a new folder, or lists or\n"
         "counts them. The dataset itself is only read.\n\n"
         "  seediff filter outputs/stickers --min_score=0.8 --drop_empty\n"
-        "  seediff filter outputs/stickers --quantile=0.75 --per_class --output=outputs/best\n"
+        "  seediff filter outputs/stickers --quantile=0.75 --per_class --output=outputs/per_class\n"
         "  seediff filter outputs/stickers --min_area=0.01 --output=outputs/coco --format=coco\n",
         {"Criteria": Criteria, "Output": FilterOutput},
         _filter,
