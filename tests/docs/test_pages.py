@@ -88,10 +88,18 @@ def test_no_two_commands_write_to_the_same_output_with_other_settings():
     }
 
 
+@each_page
+def test_datasets_that_python_code_reads_are_written_by_a_command_of_the_page(page):
+    text = TEXTS[page.name]
+    code = "".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    written = re.findall(r" --output=(outputs/\w+)", text)
+    assert {*re.findall(r"outputs/\w+", code)} <= {*written}
+
+
 def test_commands_of_every_launcher_and_prompt_file_are_found():
     count = {name: [page for page, *_ in COMMAND_LINES].count(name) for name in TEXTS}
     assert (count["large_runs.md"], count["prompts.md"]) == (8, 11)
-    assert (count["quickstart.md"], count["models.md"], count["masks.md"]) == (9, 7, 5)
+    assert (count["quickstart.md"], count["models.md"], count["masks.md"]) == (9, 7, 6)
     assert count["datasets.md"] == 3
     assert {program for _, program, _ in COMMAND_LINES} == PROGRAMS.keys() | SUBPROGRAMS.keys()
 
