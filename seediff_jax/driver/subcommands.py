@@ -103,7 +103,9 @@ def commands_page() -> str:
         if HostSettings in command.groups.values():
             parts.append(
                 "\nIt also takes the flags of a run that change no sample, such as "
-                "`--batch_size`\nand `--mesh` ([flags.md](flags.md#devices-and-hosts)).\n"
+                "`--batch_size`\nand `--mesh` ([flags.md](flags.md#devices-and-hosts)). Folders "
+                "that [`seediff segment`](segment.md) wrote,\nand copies by `filter` and `remask`, "
+                "are refused.\n"
             )
     return "".join(parts)
 
