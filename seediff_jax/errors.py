@@ -54,6 +54,12 @@ def nearest(text: str, names: Iterable[str], likeness: float = 0.5) -> str | Non
     return by_key[found[0]] if found else None
 
 
+def hint(text: str, names: Iterable[str], likeness: float = 0.5) -> str:
+    """The end of a message, which names what `nearest` finds; empty if that is nothing."""
+    near = nearest(text, names, likeness)
+    return f"; did you mean {near}?" if near else ""
+
+
 def shown(text: str, most: int = LONGEST_MESSAGE) -> str:
     """Text from a file or the command line as a terminal can show it: one line of bounded length.
 

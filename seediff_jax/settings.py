@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from seediff_jax.errors import UserError, listed, nearest, shown
+from seediff_jax.errors import UserError, hint, listed, shown
 
 _KEY = "setting"
 Config = TypeVar("Config")
@@ -199,8 +199,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _hint(value: Any, made: Setting) -> str:
-    near = nearest(value, made.choices) if isinstance(value, str) else None
-    return f"; did you mean {near}?" if near else ""
+    return hint(value, made.choices) if isinstance(value, str) else ""
 
 
 def _range(made: Setting) -> str:

@@ -1,7 +1,8 @@
 "use strict";
 // The data: classes, and one row per sample, [index, prompt, facts, others, photo, layers]; facts
-// are [class id, score, area, seeds, presence] of each class, where presence may be null, and others
-// the smallest score by each further method. Text reaches the page as text, never as markup.
+// are [class id, score, area, seeds, presence, color] of each class, where presence may be null and
+// color is that of its mask, and others the smallest score by each further method. Text reaches the
+// page as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 48;
 const [INDEX, PROMPT, FACTS, OTHERS, PHOTO, LAYERS] = [0, 1, 2, 3, 4, 5];
@@ -162,10 +163,10 @@ function card(row) {
   const caption = make("p");
   caption.append(make("span", `${row[INDEX]} `, "index"), row[PROMPT]);
   const list = make("ul");
-  for (const [id, score, area, seeds, presence] of row[FACTS]) {
+  for (const [id, score, area, seeds, presence, color] of row[FACTS]) {
     const item = make("li", undefined, area === 0 ? "is-empty" : "");
     const percent = area === 0 ? "empty" : `${(100 * area).toFixed(1)} %`;
-    const { name, color } = classes.get(id);
+    const { name } = classes.get(id);
     const facts = [`score ${score.toFixed(3)}`, percent, `${seeds} seeds`];
     if (presence !== null) facts.push(`presence ${presence.toFixed(3)}`);
     item.append(swatch(color), `${name}: ${facts.join(", ")}`);

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from seediff_jax.checkpoints.parameters import parameters
-from seediff_jax.errors import UserError, quoted, shown
+from seediff_jax.errors import UserError, hint, quoted, shown
 from seediff_jax.files.paths import expand_path
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.models import config as configs
@@ -222,9 +222,10 @@ def choose_capture(
     if choice == LATER_HALF:
         return dataclasses.replace(choose_capture(own, unet), calls=HALF)
     if not choice.endswith(".json"):
+        names = [*PRESETS, LATER_HALF]
         raise UserError(
-            f"capture={shown(choice, 200)!r} is not one of {', '.join([*PRESETS, LATER_HALF])}, "
-            "and not a .json file"
+            f"capture={shown(choice, 200)!r} is not one of {', '.join(names)}, and not a .json "
+            f"file{hint(choice, names)}"
         )
     path = Path(expand_path(choice))
     content = {"calls": [0.0, 1.0], **read_json(path)}

@@ -20,7 +20,7 @@ from seediff_jax.checkpoints.param_loading import Weights, read_components
 from seediff_jax.checkpoints.parameters import tensor_names
 from seediff_jax.checkpoints.safetensors_files import CONVERT, PICKLES, open_component, open_weights
 from seediff_jax.checkpoints.single_file import component_tensors, read_family
-from seediff_jax.errors import UserError, shown
+from seediff_jax.errors import UserError, hint, shown
 from seediff_jax.files.paths import expand_path
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.models.model import ModelConfig
@@ -65,6 +65,7 @@ def find_source(
     raise UserError(
         f"there is no model {shown(name)!r}: neither {', '.join(map(repr, EMBEDDED_MODELS))}, nor "
         f"a folder or {_FILE} file, nor the 'owner/model' of the Hugging Face hub"
+        f"{hint(name, EMBEDDED_MODELS, 0.7)}"
     )
 
 

@@ -6,6 +6,7 @@ A Sampled keeps its attention, so other masks need no sampling.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import shlex
@@ -30,9 +31,6 @@ from seediff_jax.prompts.settings import PromptSource
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.inputs import ClassLists
 from seediff_jax.settings import function_name, is_tuple, settings_of
-
-OUTPUT = "outputs/demo"
-"""Folder of the command line that is shown."""
 
 LONGEST_EDGE = 512
 """Pixels of the pictures on the page; smaller images are enlarged."""
@@ -107,7 +105,6 @@ class Studio:
         config = RunConfig(
             **vars(self.source),
             rng_seed=rng_seed,
-            output=OUTPUT,
             plan=plan,
             class_names=class_names,
             num_images=1,
@@ -180,9 +177,14 @@ class Studio:
 
 
 def command_line(config: RunConfig) -> str:
-    """Writes the command that makes the same image and mask."""
+    """Writes the command that makes the same image and mask.
+
+    Its folder is named by its settings, because a folder takes one run.
+    """
     parts = (config.prompts, config, config.sampling, config.masks)
-    return shlex.join(["seediff", *(word for part in parts for word in _changed(part))])
+    words = [word for part in parts for word in _changed(part)]
+    name = hashlib.sha256("\0".join(words).encode()).hexdigest()[:8]
+    return shlex.join(["seediff", *words, f"--output=outputs/demo_{name}"])
 
 
 def _changed(config: Any) -> Iterator[str]:

@@ -103,7 +103,9 @@ def commands_page() -> str:
         if HostSettings in command.groups.values():
             parts.append(
                 "\nIt also takes the flags of a run that change no sample, such as "
-                "`--batch_size`\nand `--mesh` ([flags.md](flags.md#devices-and-hosts)).\n"
+                "`--batch_size`\nand `--mesh` ([flags.md](flags.md#devices-and-hosts)). Folders "
+                "that [`seediff segment`](segment.md) wrote,\nand copies by `filter` and `remask`, "
+                "are refused.\n"
             )
     return "".join(parts)
 
@@ -220,7 +222,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "Keeps the good samples of a finished dataset: writes them to a new folder, or lists or\n"
         "counts them. The dataset itself is only read.\n\n"
         "  seediff filter outputs/stickers --min_score=0.8 --drop_empty\n"
-        "  seediff filter outputs/stickers --quantile=0.75 --per_class --output=outputs/best\n"
+        "  seediff filter outputs/stickers --quantile=0.75 --per_class --output=outputs/per_class\n"
         "  seediff filter outputs/stickers --min_area=0.01 --output=outputs/coco --format=coco\n",
         {"Criteria": Criteria, "Output": FilterOutput},
         _filter,

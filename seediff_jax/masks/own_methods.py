@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from seediff_jax.errors import UserError, nearest, quoted, shown
+from seediff_jax.errors import UserError, hint, quoted, shown
 from seediff_jax.settings import function_name
 
 _NAME = re.compile(r"[^\W\d]\w*(\.\w+)*:[^\W\d]\w*(\.\w+)*")
@@ -41,11 +41,10 @@ def require_methods(methods: Sequence[MethodLike], known: Collection[str]) -> No
 def _require_name(method: MethodLike, known: Collection[str]) -> None:
     if callable(method) or isinstance(method, str) and (method in known or _NAME.fullmatch(method)):
         return
-    near = nearest(method, known) if isinstance(method, str) else None
+    near = hint(method, known) if isinstance(method, str) else ""
     text = shown(method, 200) if isinstance(method, str) else quoted(method)
     raise UserError(
-        f"method={text} is not one of {', '.join(known)}, nor package.module:function"
-        f"{f'; did you mean {near}?' if near else ''}"
+        f"method={text} is not one of {', '.join(known)}, nor package.module:function{near}"
     )
 
 

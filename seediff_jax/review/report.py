@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seediff_jax.dataset.pictures import PALETTE, contour
+from seediff_jax.dataset.pictures import PALETTE, contour, contrast_palette
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder, open_parent
 from seediff_jax.review.finished import ClassFacts, Finished, open_finished, read_class_facts
@@ -119,7 +119,7 @@ def _class_facts(source: Finished, facts: ClassFacts) -> list[dict[str, Any]]:
             {
                 "id": class_id,
                 "name": source.class_names[class_id - 1],
-                "color": f"rgb({', '.join(map(str, PALETTE[class_id].tolist()))})",
+                "color": _css(PALETTE[class_id]),
                 "samples": int(own.sum()),
                 "empty": int((areas == 0).sum()),
                 "mean": float(scores.mean()),
@@ -137,6 +137,10 @@ def _failed(source: Finished) -> list[list[Any]]:
         [record["index"], record.get("prompt", ""), record["failed"]]
         for record in source.failed_records()
     ]
+
+
+def _css(colour: np.ndarray) -> str:
+    return f"rgb({', '.join(map(str, colour.tolist()))})"
 
 
 def _text(value: Any) -> str:
@@ -163,9 +167,9 @@ class _Rows:
                 image, mask = self._source.read_pixels(record, sources)
                 others = self._source.read_other_masks(record, sources)
                 masks = mask[None] if others is None else np.stack([mask, *others])
-                thumbnails = make_thumbnails(image, masks, self._edge)
+                thumbnails, palette = make_thumbnails(image, masks, self._edge)
                 with self._source.decoding(record):
-                    row = _row(record, self._source.presence(record))
+                    row = _row(record, self._source.presence(record), palette)
                 rows.append(row)
                 if folder is None:
                     row += [_data_url(*thumbnail) for thumbnail in thumbnails.items()]
@@ -186,11 +190,13 @@ def _write(folder: Folder, files: dict[str, bytes]) -> None:
     files.clear()
 
 
-def _row(record: Mapping[str, Any], presences: Sequence[float | None]) -> list[Any]:
+def _row(
+    record: Mapping[str, Any], presences: Sequence[float | None], palette: np.ndarray
+) -> list[Any]:
     columns = (record["class_ids"], record["scores"], record["area_fractions"])
     seeds = record.get("seed_counts") or [0] * len(columns[0])
     facts = [
-        [class_id, score, round(area, 6), count, presence]
+        [class_id, score, round(area, 6), count, presence, _css(palette[class_id])]
         for class_id, score, area, count, presence in zip(*columns, seeds, presences, strict=True)
     ]
     others = record.get("other_methods", {}).values()
@@ -198,7 +204,9 @@ def _row(record: Mapping[str, Any], presences: Sequence[float | None]) -> list[A
     return [record["index"], str(record.get("prompt", "")), facts, least]
 
 
-def make_thumbnails(image: np.ndarray, masks: np.ndarray, edge: int) -> dict[str, bytes]:
+def make_thumbnails(
+    image: np.ndarray, masks: np.ndarray, edge: int
+) -> tuple[dict[str, bytes], np.ndarray]:
     """Makes small pictures of a sample.
 
     Args:
@@ -208,16 +216,20 @@ def make_thumbnails(image: np.ndarray, masks: np.ndarray, edge: int) -> dict[str
 
     Returns:
         By their endings: "jpg", the image; and "png", of every method half transparent class
-        colours and, below, the lines around the classes.
+        colours and, below, the lines around the classes. Then the colours, of `contrast_palette`:
+        uint8 `[256, 3]`, the same for all methods, so that one legend fits.
     """
     height, width = masks.shape[1:]
     factor = min(1.0, edge / max(height, width))
     size = tuple(max(1, round(side * factor)) for side in (width, height))
     photo = Image.fromarray(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
     layers = np.zeros((len(masks), 2, size[1], size[0], 4), np.uint8)
-    for mask, (colours, lines) in zip(masks, layers, strict=True):
-        small = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-        colours[..., :3] = PALETTE[small]
+    scaled = [Image.fromarray(mask).resize(size, Image.Resampling.NEAREST) for mask in masks]
+    labels = np.stack([np.asarray(each) for each in scaled])
+    pixels = np.tile(np.asarray(photo).reshape(-1, 3), (len(masks), 1))
+    palette = contrast_palette(pixels, labels.ravel())
+    for small, (colours, lines) in zip(labels, layers, strict=True):
+        colours[..., :3] = palette[small]
         colours[..., 3] = np.where(small, _OPACITY, 0)
         light, dark = contour(small)
         lines[light] = 255
@@ -225,7 +237,7 @@ def make_thumbnails(image: np.ndarray, masks: np.ndarray, edge: int) -> dict[str
     jpg, png = io.BytesIO(), io.BytesIO()
     photo.save(jpg, "JPEG", quality=82)
     Image.fromarray(layers.reshape(-1, size[0], 4)).save(png, "PNG", optimize=True)
-    return {"jpg": jpg.getvalue(), "png": png.getvalue()}
+    return {"jpg": jpg.getvalue(), "png": png.getvalue()}, palette
 
 
 def _data_url(ending: str, content: bytes) -> str:

@@ -351,6 +351,13 @@ def test_later_half_keeps_the_layers_that_the_model_chose(folder):
     assert chosen == CaptureConfig(cross_layers=cross, self_layers=own, calls=(0.5, 1.0))
 
 
+@pytest.mark.parametrize(("choice", "near"), [("publishd", "published"), ("zzz", None)])
+def test_the_capture_of_a_similar_name_is_suggested(folder, choice, near):
+    with pytest.raises(ValueError, match=f"capture='{choice}' is not one of published") as caught:
+        read_model_config(folder, capture=choice)
+    assert str(caught.value).endswith(f"file; did you mean {near}?" if near else "file")
+
+
 def test_a_capture_that_does_not_fit_is_refused_with_its_file(folder):
     rewrite_json(folder / "unet" / "config.json", {"sample_size": 8})
     (folder / "capture.json").write_text('{"self_layers": ["x"], "cross_layers": []}')

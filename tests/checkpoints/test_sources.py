@@ -44,6 +44,14 @@ def test_an_empty_name_is_not_the_current_folder(models, monkeypatch):
         read_source_config(find_source("."), tokenizer="")
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("Stickers", "stickers"), ("sticker", "stickers"), ("shape", "shapes"), ("/models/sd", None)],
+)
+def test_the_embedded_model_of_a_similar_name_is_suggested(name, near):
+    assert refusal(name).endswith(f" hub; did you mean {near}?" if near else " hub")
+
+
 def test_the_home_folder_can_be_written_as_a_tilde(models, monkeypatch):
     monkeypatch.setenv("HOME", str(models))
     assert find_source("~/sd") == models / "sd"

@@ -96,7 +96,7 @@ def test_the_command_that_is_shown_makes_the_same_image_mask_and_settings(
     assert files["command.txt"].decode() == result.command + "\n"
     monkeypatch.chdir(tmp_path)
     assert main(shlex.split(result.command)) == 0
-    made = tmp_path / studios.OUTPUT
+    made = tmp_path / result.command.rpartition("--output=")[2]
     # Another batch size: rounding, which may move a colour by a unit and a mask's edge by a pixel.
     (image, mask), (other_image, other_mask) = (
         [decode_png(read(name)) for name in ("image", "mask")]
@@ -111,6 +111,17 @@ def test_the_command_that_is_shown_makes_the_same_image_mask_and_settings(
     shown = json.loads(files["settings.json"])
     assert shown == {name: stored[name] for name in shown}
     assert files["classes.txt"] == (made / "classes.txt").read_bytes()
+
+
+def test_a_command_writes_to_a_folder_of_its_own(sampled):
+    configs = [
+        sampled.config,
+        dataclasses.replace(sampled.config, rng_seed=4),
+        dataclasses.replace(sampled.config, masks=MaskConfig(threshold=0.2)),
+    ]
+    folders = [studios.command_line(each).rpartition(" --output=")[2] for each in configs * 2]
+    assert folders[:3] == folders[3:] and len({*folders}) == 3
+    assert all(folder.startswith("outputs/demo_") for folder in folders)
 
 
 def test_quotes_and_dashes_of_a_prompt_survive_the_command(sampled):

@@ -3,6 +3,7 @@
 import gc
 import io
 import re
+import shlex
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,7 @@ from PIL import Image
 
 from seediff_jax.dataset.encoding import encode
 from seediff_jax.dataset.formats import FORMATS
+from seediff_jax.main import define_flags
 from tests.helpers.format_runs import SAMPLES, write_run
 
 TEXT = (Path(__file__).parents[2] / "docs/datasets.md").read_text(encoding="utf-8")
@@ -25,6 +27,10 @@ CODE = [
     for code in re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
 ]
 
+# The first command of the page, which writes what the code reads.
+COMMAND = define_flags()
+COMMAND(shlex.split(re.search(r"^seediff --.*$", TEXT, re.MULTILINE)[0]))
+
 READERS = {
     "webdataset": [webdataset, datasets],
     "array_record": [grain],
@@ -35,8 +41,9 @@ READERS = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("doc")
-    for name in FORMATS:
-        write_run(name, folder / "outputs/stickers", soft="npz", seeds=True)
+    kept = {"soft": COMMAND["soft_masks"].value, "seeds": COMMAND["seed_maps"].value}
+    for name in COMMAND["format"].value:
+        write_run(name, folder / COMMAND["output"].value, **kept)
     return folder
 
 

@@ -13,11 +13,13 @@ import pytest
 from seediff_jax import convert
 from seediff_jax.demo import main as demo
 from seediff_jax.driver import cli, subcommands
+from seediff_jax.driver.config import HostSettings
 from seediff_jax.main import define_flags
 from seediff_jax.masks.methods import class_soft_mask
 from seediff_jax.prompts.settings import ImageSource
 from seediff_jax.sampling.segment_config import SegmentConfig
 from seediff_jax.segment import define_flags as define_segment_flags
+from seediff_jax.settings import settings_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,6 +63,9 @@ def commands_of(text):
         yield program.replace("-m seediff_jax.main", "seediff"), shlex.split(arguments)
 
 
+# The words of a command, the prompt and the folder among them.
+WORDS = re.compile(r"(\bseediff|-m [\w.]+)((?: +(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s'\"`;)&])+)+)")
+
 COMMAND_LINES = [(name, *command) for name in TEXTS for command in commands_of(TEXTS[name])]
 
 
@@ -69,10 +74,32 @@ def test_commands_have_flags_and_values_that_exist(page, program, arguments):
     assert (PROGRAMS | SUBPROGRAMS)[program]()([program, *arguments]) == [program]
 
 
+def test_no_two_commands_write_to_the_same_output_with_other_settings():
+    """A reader who follows one page after the other would be refused."""
+    same = {f"--{made.flag}" for made in settings_of(HostSettings).values()} | {"--plan"}
+    written = {}
+    for program, words in WORDS.findall(re.sub(r"\s*\\\n\s*", " ", "\n".join(TEXTS.values()))):
+        words = [program, *shlex.split(words)]
+        settings = [word for word in words if word.partition("=")[0] not in same]
+        for output in (word for word in words if word.startswith("--output=")):
+            assert written.setdefault(output, settings) == settings
+    assert {"--output=outputs/cars", "--output=outputs/best", "--output=gs://bucket/voc"} <= {
+        *written
+    }
+
+
+@each_page
+def test_datasets_that_python_code_reads_are_written_by_a_command_of_the_page(page):
+    text = TEXTS[page.name]
+    code = "".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    written = re.findall(r" --output=(outputs/\w+)", text)
+    assert {*re.findall(r"outputs/\w+", code)} <= {*written}
+
+
 def test_commands_of_every_launcher_and_prompt_file_are_found():
     count = {name: [page for page, *_ in COMMAND_LINES].count(name) for name in TEXTS}
     assert (count["large_runs.md"], count["prompts.md"]) == (8, 11)
-    assert (count["quickstart.md"], count["models.md"], count["masks.md"]) == (9, 7, 5)
+    assert (count["quickstart.md"], count["models.md"], count["masks.md"]) == (9, 7, 6)
     assert count["datasets.md"] == 3
     assert {program for _, program, _ in COMMAND_LINES} == PROGRAMS.keys() | SUBPROGRAMS.keys()
 

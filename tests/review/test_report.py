@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seediff_jax.dataset.pictures import PALETTE
+from seediff_jax.dataset.pictures import LIGHT, PALETTE
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
@@ -154,10 +154,13 @@ def test_thumbnails_show_the_image_its_classes_and_lines_around_them(page):
         assert photo.size == mask.shape[::-1]  # smaller than a thumbnail, so not scaled
         assert np.abs(np.asarray(photo).astype(int) - image).mean() < 8  # JPEG, of smooth waves
         masks = [mask, *SAMPLES[row[0]].other_masks]
+        palette = make_thumbnails(image, np.stack(masks), 192)[1]
+        for fact in row[2]:
+            assert fact[5] == "rgb({}, {}, {})".format(*palette[fact[0]])  # of the legend
         parts = np.split(np.asarray(layers.convert("RGBA")), 2 * len(METHODS))
         for mask, fill, lines in zip(masks, parts[::2], parts[1::2], strict=True):
             assert np.array_equal(fill[..., 3] > 0, mask > 0)
-            assert np.array_equal(fill[mask > 0][:, :3], PALETTE[mask[mask > 0]])
+            assert np.array_equal(fill[mask > 0][:, :3], palette[mask[mask > 0]])
             edges = np.zeros(mask.shape, bool)
             edges[1:] |= mask[1:] != mask[:-1]
             edges[:-1] |= mask[1:] != mask[:-1]
@@ -170,11 +173,14 @@ def test_large_images_become_small_thumbnails_of_the_same_shape():
     image = np.zeros((300, 500, 3), np.uint8)
     mask = np.zeros((300, 500), np.uint8)
     mask[:, 250:] = 3
-    made = make_thumbnails(image, mask[None], 100)
+    made, palette = make_thumbnails(image, mask[None], 100)
     assert Image.open(io.BytesIO(made["jpg"])).size == (100, 60)
     fill, lines = np.split(np.asarray(Image.open(io.BytesIO(made["png"])).convert("RGBA")), 2)
     assert fill.shape == lines.shape == (60, 100, 4)
     assert fill[:, :50, 3].max() == 0 and fill[:, 50:, 3].min() > 0
+    # Black below: the light shade of the class differs most.
+    assert palette[3].tolist() == ((PALETTE[3] + np.array(LIGHT)) // 2).tolist()
+    assert (fill[:, 50:, :3] == palette[3]).all()
     assert (lines[30, 49], lines[30, 50])[0].tolist() == [0, 0, 0, 255]
     assert lines[30, 50].tolist() == [255, 255, 255, 255]
 
