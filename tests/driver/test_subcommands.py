@@ -45,8 +45,9 @@ def line_of(*arguments):
         ["--lora=a.safetensors:0.5", "--lora=b.safetensors"],
         ["--negative_prompt=blur, dark", "--model=a/b", "--classes=cat"],
         ["--guidance_interval=0.2,0.8", "--attention=xla", "--height=64", "--width=128"],
-        ["--shuffle", "--images_per_prompt=2", "--classes=cat", "--unnamed_classes=boat"],
-        ["--template=a {class}", "--template=on {class}", "--balance_classes", "--classes=cat"],
+        ["--shuffle", "--images_per_prompt=2", "--classes=cat,car", "--unnamed_classes=boat"],
+        ["--template=a {class}", "--template=on {class}", "--classes=cat"],
+        ["--template=a {subclass}", "--balance_classes", "--classes=cat", "--model=a/b"],
         ["--prompt=a cat, a boat", "--prompt=a horse", "--model=a/b"],
     ],
 )
