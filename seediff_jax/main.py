@@ -44,7 +44,7 @@ from seediff_jax.driver.config import (
 from seediff_jax.driver.presets import Preset, apply_preset
 from seediff_jax.driver.stdio import never_wait, run_program
 from seediff_jax.driver.subcommands import SUBCOMMANDS, run_subcommand
-from seediff_jax.errors import nearest
+from seediff_jax.errors import UserError, nearest
 from seediff_jax.files.folder import open_folder
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.settings import PromptSource
@@ -155,7 +155,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _work(values: flags.FlagValues) -> int:
-    return _carry_out(read_command_line(values))
+    line = read_command_line(values)
+    if line.task.verify or line.task.repair:
+        _require_only_folder(values)
+    return _carry_out(line)
+
+
+def _require_only_folder(values: flags.FlagValues) -> None:
+    """Raises a UserError if flags are given that do not say which folder to read."""
+    # Without --output the name of the model says it.
+    allowed = {"verify", "repair", "debug", "output" if values["output"].present else "model"}
+    given = (name for name in values if values[name].present and name not in allowed)
+    if changed := [f"--{name}" for name in given if values[name].value != values[name].default]:
+        task = "repair" if values["repair"].value else "verify"
+        raise UserError(
+            f"--{task} reads the folder alone: {', '.join(changed)} would have no effect; leave "
+            "it out"
+        )
 
 
 def _carry_out(line: CommandLine) -> int:

@@ -41,7 +41,7 @@ def is_hub_id(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name.count("/") == 1
+    return name.count("/") == 1 and name.isascii()
 
 
 def needed_files(names: Sequence[str], *, weights: bool = True) -> list[str]:

@@ -33,7 +33,11 @@ from seediff_jax.pipeline.settings import (
     PairSettings,
     parse_mesh,
 )
-from seediff_jax.prompts.embedded_models import DEFAULT_MODEL, EMBEDDED_MODELS
+from seediff_jax.prompts.embedded_models import (
+    DEFAULT_MODEL,
+    EMBEDDED_MODELS,
+    require_known_words,
+)
 from seediff_jax.prompts.settings import PromptSource
 from seediff_jax.sampling.config import SamplingConfig
 from seediff_jax.sampling.segment_config import SegmentConfig
@@ -331,6 +335,8 @@ class RunConfig(ModelSource, RunSettings):
         ModelSource.__post_init__(self)
         RunSettings.__post_init__(self)
         require_place(self.formats, self.kept_parts)
+        if isinstance(self.sampling, SamplingConfig):
+            require_known_words(self.model, self.sampling.negative_prompt, "negative prompt")
 
     @property
     def kept_parts(self) -> tuple[str, ...]:

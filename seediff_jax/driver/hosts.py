@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 from seediff_jax.dataset.settings_file import COMMAND
 from seediff_jax.driver.channel import Channel, Place, meet
 from seediff_jax.driver.channel_server import SILENT_SECONDS
-from seediff_jax.driver.config import RunConfig, RunSettings
+from seediff_jax.driver.config import HostSettings, RunConfig, RunSettings
 from seediff_jax.driver.signals import INTERRUPTED, abort_delayed, listening
 from seediff_jax.driver.stdio import exit_now
 from seediff_jax.errors import UserError
@@ -185,11 +185,14 @@ def joined(settings: RunSettings, explain: Explain) -> Iterator[HostGroup]:
 
     Raises:
         UserError: the processes did not find one another, or a launcher has started several and
-            nothing says where they meet.
+            nothing says where they meet; or there is one host, and a time to wait for others.
     """
     group = HostGroup()
     with listening(group.on_signal), contextlib.ExitStack() as stack:
         place = _find_place(settings)
+        seconds = settings.start_timeout
+        if place is None and seconds != HostSettings.start_timeout:
+            raise UserError(f"start_timeout={seconds} needs several hosts, or it has no effect")
         try:
             if place is not None:
                 if place.count > 1:

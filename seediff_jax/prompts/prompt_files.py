@@ -16,6 +16,7 @@ from seediff_jax.errors import UserError, listed, quoted
 from seediff_jax.files.strict_json import parse_json, read_json_value, require_flat
 from seediff_jax.files.text import read_entries, read_lines
 from seediff_jax.prompts.class_lists import COCO_CLASSES, VOC_CLASSES
+from seediff_jax.prompts.embedded_models import require_known_words
 from seediff_jax.prompts.mentions import MentionFinder, mention_finder, split_names
 from seediff_jax.prompts.names import name_key, require_classes, require_text
 from seediff_jax.prompts.prompt_record import PromptRecord
@@ -51,6 +52,7 @@ def iterate_prompts(
     path: str | os.PathLike[str],
     classes: Sequence[str] | None = None,
     synonyms: Mapping[str, Sequence[str]] | None = None,
+    model: str = "",
 ) -> Iterator[PromptRecord]:
     """Reads a prompt file (UTF-8), record by record; every prompt must name its classes.
 
@@ -70,10 +72,12 @@ def iterate_prompts(
         path: file name ending in .txt, .jsonl, .csv or .json.
         classes: names to look for; needed unless every entry has its own.
         synonyms: see `MentionFinder`.
+        model: the model of the run; an embedded one knows few words.
 
     Raises:
         UserError: with file and line number, for text that is not UTF-8, a line that is not such
-            an entry, or a prompt that does not name its classes or any class; or for an empty file.
+            an entry, or a prompt that does not name its classes or any class, or that has a word
+            which the model does not know; or for an empty file.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
@@ -83,9 +87,9 @@ def iterate_prompts(
     if classes is not None:
         classes = require_classes(classes, "iterate_prompts")
     if suffix == ".json":
-        records = _read_captions(path, classes, mention_finder(synonyms))
+        records = _read_captions(path, classes, mention_finder(synonyms), model)
     else:
-        records = _make_records(_READERS[suffix](path), classes, synonyms)
+        records = _make_records(_READERS[suffix](path), classes, synonyms, model)
     is_empty = True
     for record in records:
         is_empty = False
@@ -98,19 +102,23 @@ def records_of_texts(
     texts: Sequence[str],
     classes: Sequence[str],
     synonyms: Mapping[str, Sequence[str]] | None = None,
+    model: str = "",
 ) -> list[PromptRecord]:
     """Makes the records of prompts of a command line, like those of a .txt file.
 
     Raises:
-        UserError: a prompt is blank or names none of the classes.
+        UserError: a prompt is blank, names none of the classes, or has a word that the model does
+            not know.
     """
-    return list(_make_records((Entry("--prompt", text) for text in texts), classes, synonyms))
+    entries = (Entry("--prompt", text) for text in texts)
+    return list(_make_records(entries, classes, synonyms, model))
 
 
 def _make_records(
     entries: Iterable[Entry],
     classes: Sequence[str] | None,
     synonyms: Mapping[str, Sequence[str]] | None,
+    model: str,
 ) -> Iterator[PromptRecord]:
     finder = mention_finder(synonyms)
     positions = {name: k for k, name in enumerate(classes or ())}
@@ -118,6 +126,7 @@ def _make_records(
     finder.learn(positions)
     for entry in entries:
         try:
+            require_known_words(model, entry.prompt)
             record = _make_record(entry, wanted, positions, finder)
         except UserError as error:
             raise UserError(f"{entry.place}: {error}") from error
@@ -243,7 +252,7 @@ _READERS: Mapping[str, Callable[[Path], Iterator[Entry]]] = {
 
 
 def _read_captions(
-    path: Path, classes: Sequence[str] | None, finder: MentionFinder
+    path: Path, classes: Sequence[str] | None, finder: MentionFinder, model: str
 ) -> Iterator[PromptRecord]:
     """Reads a prompt file of Dataset Diffusion; errors give the number of the entry, from 1."""
     entries = _read_list(path)
@@ -253,6 +262,7 @@ def _read_captions(
     names = _first_list_with_all(path, entries, lists)
     for number, entry in enumerate(entries, 1):
         try:
+            require_known_words(model, entry["caption"])
             yield _caption_record(entry, names, finder)
         except UserError as error:
             raise UserError(f"{path}: entry {number}: {error}") from error

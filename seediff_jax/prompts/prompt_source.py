@@ -13,7 +13,12 @@ from seediff_jax.errors import UserError, listed, quoted
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.prompts import class_files
 from seediff_jax.prompts.class_lists import CLASS_LISTS, COCO_CLASSES, OTHER_NAMES, SUBCLASSES
-from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS, require_drawn, split_by_model
+from seediff_jax.prompts.embedded_models import (
+    EMBEDDED_MODELS,
+    require_drawn,
+    require_known_words,
+    split_by_model,
+)
 from seediff_jax.prompts.mentions import mention_finder
 from seediff_jax.prompts.names import name_key, require_classes
 from seediff_jax.prompts.prompt_files import iterate_prompts, records_of_texts
@@ -51,11 +56,11 @@ def make_plan(source: PromptSource) -> tuple[PromptPlan, tuple[str, ...]]:
     if source.unnamed_classes:
         unnamed = require_classes(source.unnamed_classes, "--unnamed_classes")
     if source.prompts is not None:
-        records = iterate_prompts(source.prompts, classes, synonyms)
+        records = iterate_prompts(source.prompts, classes, synonyms, source.model)
     elif source.texts:
         embedded = EMBEDDED_MODELS.get(source.model)
         looked_for = classes or (embedded.classes if embedded else COCO_CLASSES)
-        records = records_of_texts(source.texts, looked_for, synonyms)
+        records = records_of_texts(source.texts, looked_for, synonyms, source.model)
     else:
         shown = _classes_to_show(source, classes)
         records, synonyms = _fill_templates(source, shown, synonyms)
@@ -102,7 +107,10 @@ def make_image_plan(
 
     @functools.cache  # a million images have few lists
     def make_record(shown: tuple[str, ...]) -> PromptRecord:
-        return PromptRecord(list_classes(template, shown), shown)
+        prompt = list_classes(template, shown)
+        require_drawn(model, split_by_model(model, shown)[1])
+        require_known_words(model, prompt)
+        return PromptRecord(prompt, shown)
 
     return _collect(source, map(make_record, lists), names, synonyms)
 
@@ -289,6 +297,8 @@ def _fill_templates(
             raise UserError("--subclasses fill {subclass}, which no --template has")
         subclasses = _read_subclasses(source.subclasses, classes)
     records = make_prompts(classes, templates, subclasses, synonyms)
+    for record in records:
+        require_known_words(source.model, record.prompt)
     return records, with_subclasses(classes, templates, subclasses, synonyms)
 
 

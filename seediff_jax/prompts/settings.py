@@ -18,6 +18,30 @@ LIST_TEMPLATE = "a photo of {classes}"
 """The default template of a prompt that names all classes of an image."""
 
 
+def _may_show_several(source: "PromptSource") -> bool:
+    """Whether a run may have several prompts, as far as its settings alone can tell."""
+    if source.texts:
+        return len(source.texts) > 1
+    name = source.classes[0].strip().lower() if source.classes else ""
+    one_class = len(source.classes or ()) == 1 and name not in CLASS_LISTS and name[-4:] != ".txt"
+    several = len(source.templates) > 1 or _has_kinds(source)
+    return source.prompts is not None or not one_class or several
+
+
+def _has_kinds(source: "PromptSource") -> bool:
+    """Whether templates may make more prompts of one class than of another."""
+    files = [text for text in source.templates if "{" not in text]  # may have {subclass}
+    return bool(files or source.subclasses or "{subclass}" in "".join(source.templates))
+
+
+def _may_be_unbalanced(source: "PromptSource") -> bool:
+    """Whether classes may be shown unequally often, or a run be longer than one cycle allows."""
+    part_of_cycle = source.shuffle and len(source.templates) > 1
+    longer = source.images_per_prompt is not None and source.num_images is not None
+    own = source.texts or source.prompts is not None
+    return bool(own or part_of_cycle or longer or _has_kinds(source))
+
+
 _CLASS_IDS: Any = setting(
     None,
     "Numbering of the classes in masks: that of a list. By default, with --classes=cat,dog they "
@@ -91,7 +115,11 @@ class PromptSource:
         least=1,
         most=2**31 - 1,
     )
-    shuffle: bool = setting(False, "Use the prompts in a random order, the same in each cycle.")
+    shuffle: bool = setting(
+        False,
+        "Use the prompts in a random order, the same in each cycle.",
+        needs=("several prompts", _may_show_several),
+    )
     shuffle_seed: int | None = setting(
         None,
         "Seed of the order of --shuffle; by default --seed.",
@@ -100,7 +128,13 @@ class PromptSource:
         needs=("shuffle=true", lambda source: source.shuffle),
     )
     balance_classes: bool = setting(
-        False, "Repeat prompts of rare classes, so that all classes are shown about equally often."
+        False,
+        "Repeat prompts of rare classes, so that all classes are shown about equally often.",
+        needs=(
+            "--prompt, --prompts or {subclass} in a --template, because prompts made of classes "
+            "alone show them equally often",
+            _may_be_unbalanced,
+        ),
     )
 
     def __post_init__(self):

@@ -285,12 +285,12 @@ def _import_clip_tokenizer() -> Any:
     before = os.environ.get(variable)
     os.environ[variable] = "1"
     try:
-        from transformers import CLIPTokenizer
+        from transformers import CLIPTokenizerFast
     finally:
         os.environ.pop(variable)
         if before is not None:
             os.environ[variable] = before
-    return CLIPTokenizer
+    return CLIPTokenizerFast
 
 
 def _require_sound(path: Path, backend: Any, bpe: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from seediff_jax.array_typing import Array, Bool, Int, typechecked
 from seediff_jax.errors import UserError
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.models.model import Model
+from seediff_jax.prompts.embedded_models import require_known_words
 from seediff_jax.prompts.mentions import mention_finder
 from seediff_jax.prompts.names import require_classes
 from seediff_jax.prompts.templates import list_classes
@@ -213,8 +214,11 @@ def pair_inputs(
         sampling: has the negative prompt.
 
     Raises:
-        UserError: a prompt is too long, does not name a class, or there are too many classes.
+        UserError: a prompt is too long, does not name a class or has a word that an embedded model
+            does not know, or there are too many classes.
     """
+    for prompt in prompts:
+        require_known_words(model.model_id, prompt)
     if classes is None:
         columns = ClassColumns(np.zeros((len(prompts), 0, model.tokenizer.max_length), bool))
     else:
@@ -226,6 +230,7 @@ def pair_inputs(
             raise UserError(f"{count} classes, but a label map holds at most {IGNORE_INDEX - 1}")
     negative = None
     if uses_guidance(model, sampling):
+        require_known_words(model.model_id, sampling.negative_prompt, "negative prompt")
         negative = encode_prompts(model, [sampling.negative_prompt]).repeat(len(prompts), axis=0)
     return PairInputs(
         token_ids=encode_prompts(model, prompts),

@@ -29,7 +29,7 @@ def studio():
 
 @pytest.fixture(scope="module")
 def sampled(studio):
-    return studio.sample("a red ring and a blue star", "", 3, FEW)
+    return studio.sample("a ring and a star", "", 3, FEW)
 
 
 def files_of(result):
@@ -40,18 +40,23 @@ def files_of(result):
 
 def test_classes_are_found_in_the_prompt_or_taken_from_the_list(studio, sampled):
     assert sampled.pairs[0].classes == ("star", "ring")
-    asked = studio.sample("a red ring and a blue star", " star ", 3, FEW)
+    asked = studio.sample("a ring and a star", " star ", 3, FEW)
     assert asked.pairs[0].classes == ("star",)
 
 
 @pytest.mark.parametrize(
     ("prompt", "classes", "changes", "message"),
     [
-        ("a photo of a dog", "dog", {}, "model 'shapes' does not draw 'dog'; it draws"),
+        (
+            "a photo of a dog",
+            "dog",
+            {},
+            "model 'shapes' does not know 'dog' in the prompt 'a photo of a dog'",
+        ),
         (" ", "", {}, "the prompt is empty"),
-        ("a red ring", "names.txt", {}, "this page takes names"),
-        ("a red ring", "star", {}, "star"),
-        ("a red ring", "", {"num_steps": 0}, "num_steps=0 must be a whole number in 1"),
+        ("a ring", "names.txt", {}, "this page takes names"),
+        ("a ring", "star", {}, "star"),
+        ("a ring", "", {"num_steps": 0}, "num_steps=0 must be a whole number in 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(studio, prompt, classes, changes, message):
@@ -89,9 +94,7 @@ def test_the_command_that_is_shown_makes_the_same_image_mask_and_settings(
     studio, sampled, tmp_path, monkeypatch
 ):
     result = studio.mask(sampled, MaskConfig(threshold=0.4, refine_iterations=1))
-    assert "--prompt='a red ring and a blue star'" in result.command.replace(
-        "'--prompt=", "--prompt='"
-    )
+    assert "--prompt='a ring and a star'" in result.command.replace("'--prompt=", "--prompt='")
     files = files_of(result)
     assert files["command.txt"].decode() == result.command + "\n"
     monkeypatch.chdir(tmp_path)

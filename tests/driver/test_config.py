@@ -5,10 +5,12 @@ import json
 import pytest
 
 from seediff_jax.driver.config import RunConfig
+from seediff_jax.errors import UserError
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.prompts.class_lists import VOC_CLASSES
 from seediff_jax.prompts.prompt_plan import PromptPlan
 from seediff_jax.prompts.prompt_record import PromptRecord
+from seediff_jax.sampling.config import SamplingConfig
 
 DOG = PromptRecord("a dog", ("dog",))
 
@@ -66,3 +68,11 @@ def test_what_changes_the_model_is_a_setting_of_a_sample(options):
     settings, plain = make_config(**options).settings(), make_config().settings()
     assert settings != plain
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_an_embedded_model_knows_the_negative_prompt_or_refuses_it():
+    negative = SamplingConfig(negative_prompt="a blurry cat")
+    with pytest.raises(UserError, match="does not know 'blurry' in the negative prompt 'a blurry"):
+        make_config(sampling=negative)
+    assert make_config(sampling=negative, model="/models/sd").sampling == negative
+    make_config(sampling=SamplingConfig(negative_prompt="a striped background"))

@@ -15,14 +15,17 @@ import pytest
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.checkpoints.load import make_model
 from seediff_jax.driver import cli
+from seediff_jax.driver.config import HostSettings, ModelSource, OutputSettings, RunConfig
 from seediff_jax.driver.subcommands import SUBCOMMANDS
 from seediff_jax.errors import UserError
 from seediff_jax.main import GROUPS, define_flags, make_config, read_command_line
 from seediff_jax.masks.config import MaskConfig
 from seediff_jax.masks.label_maps import make_masks
 from seediff_jax.pipeline.generate import generate_images
+from seediff_jax.prompts.prompt_plan import PromptPlan
+from seediff_jax.prompts.prompt_record import PromptRecord
 from seediff_jax.sampling.config import SamplingConfig
-from seediff_jax.settings import require_effective, settings_of, static_part
+from seediff_jax.settings import require_effective, setting_type, settings_of, static_part
 from tests.helpers.random_attention import random_attention
 from tests.helpers.random_models import one_level_config, random_params
 
@@ -121,6 +124,7 @@ PROMPTS = {
     "--images_per_prompt": "2",
     "--shuffle": "true",
     "--shuffle_seed": "7",
+    "--balance_classes": "true",
     "--class_ids": "coco",
     "--subclasses": "dog: cur, tyke",
 }
@@ -154,6 +158,80 @@ def test_settings_of_prompts_beside_each_other_one_change_them_or_are_refused(sh
         if other == name or without is None:
             continue
         assert shown_by((name, *beside)) != without, (name, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_effect"),
+    [
+        ("--classes=cat,boat --balance_classes", False),
+        ("--balance_classes", False),
+        ("--classes=cat --template=one_{class} --balance_classes", False),
+        ("--classes=cat,boat --template=a_{subclass} --balance_classes", True),
+        ("--classes=cat,boat --balance_classes --images_per_prompt=2 --num_images=9", True),
+        ("--prompt=cat --prompt=cat_boat --balance_classes", True),
+        ("--prompts=x.csv --balance_classes", True),
+        ("--prompt=cat --shuffle", False),
+        ("--prompt=cat --prompt=boat --shuffle", True),
+        ("--classes=cat --shuffle", False),
+        ("--classes=voc --shuffle", True),
+        ("--classes=x.txt --shuffle", True),
+        ("--classes=cat --template=a_{subclass} --shuffle", True),
+        ("--classes=cat --template={class} --template=a_{class} --shuffle", True),
+        ("--prompts=x.csv --shuffle --shuffle_seed=3", True),
+        ("--shuffle", True),
+    ],
+)
+def test_orders_need_prompts_that_they_can_change(options, has_effect):
+    flags = define_flags()
+    flags(["seediff", *options.split()])
+    if has_effect:
+        read_command_line(flags)
+    else:
+        with pytest.raises(UserError, match="(shuffle|balance_classes)=true needs .* no effect"):
+            read_command_line(flags)
+
+
+# Groups whose settings are recorded, or else have the effect that is said here.
+OTHER_GROUPS = (ModelSource, OutputSettings, HostSettings)
+NOT_RECORDED = {
+    "scheduler": "recorded with the model's other choices, once it is loaded",
+    "prediction_type": "likewise",
+    "output": "where the files are",
+    "batch_size": "memory and speed",
+    "mesh": "likewise",
+    "partition": "likewise",
+    "log_dir": "a log",
+    "profile": "a profile",
+    "compilation_cache": "time to compile",
+    "coordinator": "which hosts meet; the three are given together",
+    "num_processes": "likewise",
+    "process_id": "likewise",
+    "start_timeout": "how long they wait; one host refuses it when it finds no other",
+}
+OTHER_VALUES = {
+    "model": "a/b",
+    "scheduler_options": {"steps_offset": 1},
+    "loras": (("a.safetensors", 0.5),),
+    "dtype": "bfloat16",
+    "rng_seed": 1,
+    "formats": ("files", "voc"),
+    "soft_masks": "npz",
+    "shard_size": 7,
+}
+
+
+def test_every_setting_of_model_output_and_hosts_is_recorded_or_has_a_stated_effect():
+    plan = PromptPlan(records=(PromptRecord("a cat", ("cat",)),))
+    options = {"plan": plan, "class_names": ("cat",), "num_images": 1}
+    unchanged = RunConfig(**options).settings()
+    names = [name for group in OTHER_GROUPS for name in settings_of(group)]
+    assert NOT_RECORDED.keys() | OTHER_VALUES.keys() <= {*names}
+    for name in set(names) - NOT_RECORDED.keys():
+        is_bool = setting_type(RunConfig, name)[0] is bool
+        changed = {name: OTHER_VALUES.get(name, True if is_bool else "x")}
+        assert RunConfig(**options | changed).settings() != unchanged, name
+    for name in NOT_RECORDED:
+        assert not settings_of(RunConfig)[name].stored, name
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,15 @@ def is_alone():
         return group.is_alone
 
 
+def test_one_host_has_none_to_wait_for():
+    jax.devices()
+    run = RunSettings(start_timeout=5)
+    with pytest.raises(UserError, match="^start_timeout=5 needs several hosts"), joined(run, None):
+        raise AssertionError("the run began")
+    with joined(RunSettings(start_timeout=300), None) as group:
+        assert group.is_alone
+
+
 def test_a_program_that_used_jax_before_goes_on_as_it_is():
     jax.devices()
     assert is_alone()

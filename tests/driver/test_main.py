@@ -105,6 +105,38 @@ def test_only_one_thing_is_done_at_a_time(inputs, tmp_path, capsys, no_model, op
     assert f"{named} are different tasks; give one of them" in error_line(capsys)
 
 
+@pytest.mark.parametrize("task", ["--verify", "--repair"])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--output=x", "--threshold=0.3", "--seed=4"], "--threshold, --seed"),
+        (["--output=x", "--model=a/b"], "--model"),
+        (["a cat"], "--prompt"),
+        (["--model=a/b", "--classes=cat", "--preset=fast"], "--classes, --preset"),
+    ],
+)
+def test_flags_beside_a_task_that_reads_the_folder_alone_are_refused(capsys, task, options, named):
+    assert main(["seediff", *options, task]) == 2
+    line = error_line(capsys)
+    assert f"{task} reads the folder alone: {named} would have no effect; leave it out" in line
+
+
+@pytest.mark.parametrize("options", [["--model=a/b"], ["--output=x", "--seed=0", "--debug"]])
+def test_flags_that_name_the_folder_and_defaults_are_no_error(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FolderRead, match="outputs/b|x"):
+        monkeypatch.setattr("seediff_jax.driver.verify.verify_folder", read_folder)
+        main(["seediff", "--verify", *options])
+
+
+class FolderRead(Exception):
+    """Says which folder a task reads."""
+
+
+def read_folder(folder, repair):
+    raise FolderRead(folder.url)
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_an_error_of_a_device_is_one_line_and_a_traceback_where_it_is_asked_for(
     inputs, tmp_path, monkeypatch, capsys, debug

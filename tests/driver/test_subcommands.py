@@ -42,11 +42,13 @@ def line_of(*arguments):
             "--scheduler=euler",
             "--scheduler_options=use_karras_sigmas=true,timestep_spacing=trailing",
         ],
-        ["--lora=a.safetensors:0.5", "--lora=b.safetensors", "--negative_prompt=blur, dark"],
+        ["--lora=a.safetensors:0.5", "--lora=b.safetensors"],
+        ["--negative_prompt=blur, dark", "--model=a/b", "--classes=cat"],
         ["--guidance_interval=0.2,0.8", "--attention=xla", "--height=64", "--width=128"],
-        ["--shuffle", "--images_per_prompt=2", "--classes=cat", "--unnamed_classes=boat"],
-        ["--template=a {class}", "--template=the {class}", "--balance_classes", "--classes=cat"],
-        ["--prompt=a cat, a boat", "--prompt=a horse"],
+        ["--shuffle", "--images_per_prompt=2", "--classes=cat,car", "--unnamed_classes=boat"],
+        ["--template=a {class}", "--template=on {class}", "--classes=cat"],
+        ["--template=a {subclass}", "--balance_classes", "--classes=cat", "--model=a/b"],
+        ["--prompt=a cat, a boat", "--prompt=a horse", "--model=a/b"],
     ],
 )
 def test_settings_of_a_folder_are_those_of_the_command_that_wrote_it(tmp_path, options):

@@ -1,6 +1,7 @@
 """The models that come with the package: size, words, licences, and the examples of the docs."""
 
 import functools
+import importlib
 import importlib.resources
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 import seediff_jax
+from experiments.shapes.recipe import STUDY as SHAPES
 from experiments.stickers.recipe import STUDY
 from seediff_jax.checkpoints.load import load_model
 from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS
@@ -17,6 +19,7 @@ from seediff_jax.prompts.templates import make_prompts
 from seediff_jax.prompts.tokenizer import class_token_mask
 
 ASSETS = Path(str(importlib.resources.files("seediff_jax"))) / "assets"
+RENDERERS = {"stickers": "scenes", "shapes": "render"}
 each_model = pytest.mark.parametrize("name", EMBEDDED_MODELS)
 
 
@@ -59,6 +62,32 @@ def test_a_synonym_is_read_as_the_word_that_it_means(word, meant):
     tokens = model.tokenizer.encode([f"a photo of a {word}", f"a photo of a {meant}"])
     found, expected = np.asarray(seediff_jax.encode_text(model, tokens))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("name", "study"), [("stickers", STUDY), ("shapes", SHAPES)])
+def test_the_words_that_it_knows_are_those_of_its_training(name, study):
+    # "photographic" is in the vocabulary, but no caption has it.
+    trained = {*study.words, *study.synonyms} - {"photographic"}
+    assert EMBEDDED_MODELS[name].words == trained
+    renderer = importlib.import_module(f"experiments.{name}.{RENDERERS[name]}")
+    words = {*" ".join((*study.classes, *renderer.LEADS, *renderer.BACKGROUNDS)).split()}
+    words |= {"an", "and", "on", "background"}
+    assert words <= trained and trained - words <= {*EMBEDDED_MODELS[name].other_names} | {
+        "pottedplant",
+        "tvmonitor",
+    }
+
+
+def test_a_word_that_was_not_in_its_captions_is_refused_in_python_too():
+    model = load_model("stickers")
+    known = "a photo of a car"
+    for prompt, negative, message in (
+        ("a red car", "", "does not know 'red' in the prompt 'a red car'; it draws aeroplane"),
+        (known, "rain", "does not know 'rain' in the negative prompt 'rain'; it draws"),
+    ):
+        sampling = seediff_jax.SamplingConfig(num_steps=1, negative_prompt=negative)
+        with pytest.raises(ValueError, match=message):
+            seediff_jax.generate(model, [prompt], [["car"]], sampling=sampling)
 
 
 @each_model

@@ -9,11 +9,18 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import huggingface_hub
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import constants
 
 REPOSITORY = "owner/small"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def close_session():
+    """Ends the connections of this process; the name of that depends on the version."""
+    old = huggingface_hub.utils
+    getattr(huggingface_hub, "close_session", getattr(old, "reset_sessions", None))()
 
 
 @contextlib.contextmanager
@@ -22,7 +29,8 @@ def use_endpoint(url):
     files = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, url)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        for module in (constants, huggingface_hub.file_download):  # before 1.0, a copy of it
+            patch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", files, raising=False)
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         close_session()
         try:

@@ -283,21 +283,22 @@ def test_prompts_of_a_command_line_show_those_of_the_classes_that_they_name():
 def test_without_classes_a_prompt_shows_those_of_coco_or_of_the_embedded_model():
     plan, names = plan_of(texts=["a cat on a sofa"])
     assert shown(plan) == [("a cat on a sofa", "cat", "couch")] and names == COCO_CLASSES
-    plan, names = plan_of("shapes", texts=["a photo of a ring and a star on a sofa"])
-    assert shown(plan)[0][1:] == ("star", "ring") and names == SHAPES_CLASSES
+    plan, names = plan_of("shapes", texts=["a photo of a ring and a star on a cross"])
+    assert shown(plan)[0][1:] == ("star", "ring", "cross") and names == SHAPES_CLASSES
 
 
-@pytest.mark.parametrize("text", ["a dog", " "])
+@pytest.mark.parametrize("text", ["a photo", " "])
 def test_a_prompt_without_any_class_is_refused(text):
     with pytest.raises(ValueError, match="^--prompt: .*(names none of the 8 classes|blank)"):
         plan_of("shapes", texts=["a star", text])
 
 
 def test_classes_that_the_embedded_model_does_not_draw_are_refused_by_name(tmp_path):
-    path = write(tmp_path, "p.jsonl", '{"prompt": "a star, a cow", "classes": ["star", "cow"]}')
+    path = write(
+        tmp_path, "p.jsonl", '{"prompt": "a star", "classes": ["star"], "unnamed_classes": ["cow"]}'
+    )
     for options, names in (
         ({"classes": ["dog", "star", "cat"]}, "'dog', 'cat';"),
-        ({"texts": ["a dog"], "classes": ["dog"]}, "'dog';"),
         ({"unnamed_classes": ["moon"]}, "'moon';"),
         ({"prompts": path}, "'cow';"),
     ):
@@ -305,3 +306,51 @@ def test_classes_that_the_embedded_model_does_not_draw_are_refused_by_name(tmp_p
             plan_of("shapes", **options)
     assert plan_of("shapes", classes=["STAR", "Ring"])[1] == ("STAR", "Ring")
     assert plan_of("/models/sd", classes=["dog"])[1] == ("dog",)
+
+
+WORDS = {
+    "a photo of a zebra": "'zebra'",
+    "a photo of a zebra and a cat": "'zebra'",
+    "a red car in the rain": "'red', 'in', 'the', 'rain'",
+    "two cats": "'two', 'cats'",
+    "a cat, a dotted boat": "',', 'dotted'",
+    "A photographic cat": "'photographic'",
+}
+
+
+@pytest.mark.parametrize(("text", "unknown"), WORDS.items())
+def test_words_that_the_embedded_model_was_not_trained_on_are_refused_by_name(
+    tmp_path, text, unknown
+):
+    message = f"the embedded model 'stickers' does not know {unknown} in the prompt '{text}'; it "
+    message += "draws aeroplane, .*, and knows a, an, and, .*; give --model another one"
+    captions = [{"filename": "0.jpg", "caption": text, "class_prompt": "cat"}]
+    entry = {"prompt": text, "classes": ["cat"]}
+    for name, content in (
+        ("p.txt", f"a cat\n{text}\n"),
+        ("p.jsonl", '{"prompt": "a cat", "classes": ["cat"]}\n' + json.dumps(entry)),
+        ("p.csv", f'prompt,classes\n"{text}",cat\n'),
+    ):
+        path = write(tmp_path, name, content)
+        with pytest.raises(UserError, match=f"^{path}:2: {message}"):
+            plan_of("stickers", prompts=path, classes=["voc"])
+    path = write(tmp_path, "p.json", json.dumps(captions))
+    with pytest.raises(UserError, match=f"^{path}: entry 1: {message}"):
+        plan_of("stickers", prompts=path)
+    with pytest.raises(UserError, match=f"^--prompt: {message}"):
+        plan_of("stickers", texts=[text])
+
+
+def test_words_of_templates_and_of_subclasses_must_be_known_too():
+    with pytest.raises(UserError, match="'stickers' does not know 'drawing' in the prompt 'a draw"):
+        plan_of("stickers", templates=["a photo of a {class}", "a drawing of a {class}"])
+    with pytest.raises(UserError, match="does not know 'airliner' in the prompt 'an airliner'"):
+        plan_of("stickers", classes=["aeroplane"], templates=["a {subclass}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["A long shot of a Potted Plant and an airplane", "an image of a tv on a cloudy boat"]
+)
+def test_words_of_captions_are_known_in_any_capitals_and_order(text):
+    assert shown(plan_of("stickers", texts=[text])[0])[0][0] == text
+    assert plan_of("/models/sd", texts=["a red car in the rain"])[0].records[0].classes == ("car",)
