@@ -61,13 +61,13 @@ def place_of(device: Any, is_split: bool = False) -> Place:
         device: a `jax.Device` or `jax.sharding.AbstractDevice`.
         is_split: see Place.
     """
-    capability = None
-    if device.platform == "gpu" and jax.default_backend() == "gpu":
+    # Before JAX 0.10.1, a device that is described alone does not say its platform.
+    platform, capability = getattr(device, "platform", jax.default_backend()), None
+    if platform == "gpu" and jax.default_backend() == "gpu":
         parts = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")
         if all(part.isdigit() for part in parts):  # of ROCm it is a name
             capability = (int(parts[0]), int(parts[1]))
-    platform = "cuda" if capability else device.platform
-    return Place(platform, device.device_kind, capability, is_split)
+    return Place("cuda" if capability else platform, device.device_kind, capability, is_split)
 
 
 def current_place() -> Place:

@@ -86,10 +86,10 @@ def _call(query, key, value, keys, blocks, is_recorded, interpret, total):
         whole = block((1, heads, width, m), lambda i, head, j: (i, 0, 0, 0))
     else:
         whole = block((1, 1, width, m), lambda i, head, j: (i, head, 0, 0))
-    # Under jax.shard_map results vary over the devices as the queries do.
-    result = functools.partial(
-        jax.ShapeDtypeStruct, manual_axis_type=jax.typeof(query).manual_axis_type
-    )
+    # Under jax.shard_map results vary over the devices as the queries do. JAX 0.10.0 renamed this.
+    kind = jax.typeof(query)
+    name = "manual_axis_type" if hasattr(kind, "manual_axis_type") else "vma"
+    result = functools.partial(jax.ShapeDtypeStruct, **{name: getattr(kind, name)})
     inputs, in_specs = [query, key, value], [some, whole, whole]
     shapes, specs = [result(query.shape, value.dtype)], [some]
     if is_recorded:
