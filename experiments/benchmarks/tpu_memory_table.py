@@ -29,11 +29,12 @@ HBM that programs may take, in GiB per chip: {available}.
 {memory}
 
 Rows with "auto" have the attention that a run takes by default, those with "xla" the attention of
-`--attention=xla`. They were compiled when norms of bfloat16 still read their input twice. All
-columns are GiB per chip. Up to "sampling" they are those of the sampling
-program, with all weights of the model; "masks" is the memory in use while masks are made. A run has
-{rounds} batches on a chip at a time, one at work and one ready to follow, and reserves the results
-of both from the start. A batch fits if the compiler accepts it and a run with it is within the HBM.
+`--attention=xla`. The latter, and v5e with 64 images, were compiled when norms of bfloat16 still
+read their input twice, which takes more. All columns are GiB per chip. Up to "sampling" they are
+those of the sampling program, with all weights of the model; "masks" is the memory in use while
+masks are made. A run has {rounds} batches on a chip at a time, one at work and one ready to follow,
+and reserves the results of both from the start. A batch fits if the compiler accepts it and a run
+with it is within the HBM.
 
 `--batch_size=auto` takes the largest power of two up to {most} with which a run leaves {free} of
 the HBM free: {picks}.

@@ -45,7 +45,7 @@ _HAS_EFFORT = jax.__version_info__ < (0, 11, 1)
 QUICK = {"exec_time_optimization_effort": -1.0} if _HAS_EFFORT else {"optimization_level": 9}
 """Compiler options for a program with nearly the same memory in a tenth of the time."""
 
-SD1_BATCHES = {"TPU v5 lite": 32, "TPU v6 lite": 16, "TPU v5": 32}
+SD1_BATCHES = {"TPU v4": 32, "TPU v5 lite": 32, "TPU v5": 32, "TPU v6 lite": 32}
 """Kind of device -> batch size of Stable Diffusion 1 in bfloat16, from docs/tpu_memory.md."""
 
 MEASURED_CLASSES = 20
