@@ -215,10 +215,9 @@ def load_tokenizer(
     names = _require_files(folder)
     length = _read_length(folder, max_length)
     padding = {} if pad_token is None else {"pad_token": pad_token}
+    kind = _import_clip_tokenizer()
     try:
-        backend = _import_clip_tokenizer().from_pretrained(
-            str(folder), local_files_only=True, **padding
-        )
+        backend = kind.from_pretrained(str(folder), local_files_only=True, **padding)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
         raise UserError(
             f"{folder}: {' or '.join(names)} is damaged: {shown(str(error), 500)}"
