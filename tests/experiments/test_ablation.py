@@ -1,7 +1,9 @@
 """The ablation: rows share what they can, resume, and the table and plot say what was measured."""
 
 import dataclasses
+import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +18,21 @@ from seediff_jax import MaskConfig
 from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.sticker_runs import SIDE, draw_pairs, make_small_model, write_sprites
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 _ROWS = (
     Row("published", "published"),
     Row("method", "cross", MaskConfig(method="cross_attention")),
     Row("levels", "coarse", levels=1),
     Row("steps", "half", sampling=Sampling(1, 1.0, "euler", (0.0, 0.5), (0.2, 0.8))),
 )
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation_shapes"])
+def test_the_published_tables_and_plots_are_those_of_the_published_figures(name):
+    rows = json.loads((DOCS / f"{name}.json").read_text())
+    assert ablation.render_table(rows) in (DOCS / "research.md").read_text()
+    assert ablation.render_plot(rows) == (DOCS / f"{name}.svg").read_text()
 
 
 def test_seeds_of_two_levels_are_read_from_both_by_the_same_levels_of_self_attention(tmp_path):
