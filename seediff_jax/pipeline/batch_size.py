@@ -206,7 +206,7 @@ def search_batch_size(measure: Callable[[int], int | None], usable: float) -> in
             batch_size //= 2
         return batch_size
     batch_size = SMALL[1]
-    if fits(SMALL[0]):  # else the compiler ran out of memory for it, and no line can be drawn
+    if fits(SMALL[0]):  # else its bytes may be unknown, and no line can be drawn
         batch_size = max(batch_size, predict_batch_size(measured, usable))
     while not fits(batch_size):
         batch_size //= 2
