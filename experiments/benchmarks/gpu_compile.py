@@ -30,7 +30,7 @@ from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.models.unet import UNet
 
 KIND = "NVIDIA H100 80GB HBM3"
-# What XLA reads of a device, from NVIDIA's data sheet of the H100 SXM.
+# What XLA reads of a device: the figures of an H100 SXM.
 _TARGET = f"""
 gpu_device_info {{
   threads_per_block_limit: 1024
