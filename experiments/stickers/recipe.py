@@ -62,6 +62,8 @@ PLANS = {
         Stage("unet", 20_000, 16, decay_from=14_000, decay_to=20_000),
         Stage("decoder", 8000, 16, decay_from=4000, decay_to=8000),
     ),
+    # What the weights in the package had after two short runs, with `--init_from`: an hour or two.
+    "more": (Stage("unet", 6000, 16, decay_from=4000, decay_to=6000),),
     # Ten minutes of a large GPU.
     "gpu": (
         Stage("vae", 5000, 128, learning_rate=2e-3, decay_from=3000, decay_to=5000),

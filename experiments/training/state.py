@@ -14,7 +14,7 @@ import optax
 from absl import logging
 from flax import struct
 from flax.traverse_util import flatten_dict
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 Params = dict[str, Any]
 
@@ -90,24 +90,42 @@ def make_train_step(
     loss: Callable[..., Any],
     schedule: Schedule,
     optimizer: optax.GradientTransformation | None = None,
+    mesh: Mesh | None = None,
 ):
     """Returns `(state, *batch) -> (state, loss)`, see `run_steps`.
 
-    The same arguments give the same function, which is compiled once.
+    The same arguments give the same function, which is compiled once. On a mesh with several
+    devices each of them differentiates its share of the batch with its own random numbers, and
+    the results are averaged; the compiler could not split attention, see `attention_choice`.
     """
     optimizer = optimizer or make_optimizer(schedule)
+
+    def differentiate(params, stats, rng, *batch):
+        def loss_and_stats(params):
+            if stats is None:
+                return loss(params, rng, *batch), None
+            return loss(params, stats, rng, *batch)
+
+        return jax.value_and_grad(loss_and_stats, has_aux=True)(params)
+
+    def differentiate_share(params, stats, rng, *batch):
+        rng = jax.random.fold_in(rng, jax.lax.axis_index("data"))
+        return jax.lax.pmean(differentiate(params, stats, rng, *batch), "data")
 
     @functools.partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, *batch):
         rng = jax.random.fold_in(jax.random.key(1), state.step)
-
-        def loss_and_stats(params):
-            if state.stats is None:
-                return loss(params, rng, *batch), None
-            return loss(params, state.stats, rng, *batch)
-
-        differentiate = jax.value_and_grad(loss_and_stats, has_aux=True)
-        (value, stats), gradient = differentiate(state.params)
+        gradient_of = differentiate
+        if mesh is not None and mesh.size > 1:
+            replicated, split = PartitionSpec(), PartitionSpec("data")
+            gradient_of = jax.shard_map(
+                differentiate_share,
+                mesh=mesh,
+                in_specs=(replicated, replicated, replicated, *[split] * len(batch)),
+                out_specs=replicated,
+                check_vma=False,
+            )
+        (value, stats), gradient = gradient_of(state.params, state.stats, rng, *batch)
         updates, moments = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short memory at first, so that the average does not keep random weights.
@@ -192,7 +210,7 @@ def run_steps(
         state = restore_state(path, state)
         logging.info("resumed %s at step %d", path, int(state.step))
     state = jax.device_put(state, whole)
-    train_step = make_train_step(loss, schedule, optimizer)
+    train_step = make_train_step(loss, schedule, optimizer, mesh)
     step = first = int(state.step)
     start, saved, shown, losses = time.time(), time.time(), 0, []
     while step < schedule.steps and time.time() - start < 60 * schedule.minutes:

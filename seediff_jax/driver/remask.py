@@ -6,6 +6,7 @@ Everything else of a sample is copied byte for byte.
 """
 
 import functools
+import os
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from seediff_jax.driver.sample_maker import (
 )
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
+from seediff_jax.files.paths import url_scheme
 from seediff_jax.masks.config import METHODS, MaskConfig
 from seediff_jax.masks.image_ops import grid_size
 from seediff_jax.masks.own_methods import own_method_sources
@@ -79,8 +81,14 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
     settings.pop("mask_method_sha256", None)
     settings |= own_method_sources(masks.methods)
     remasker = _Remasker(source, masks)
-    write_copy(remasker, open_folder(output.output), settings)
-    return f"{len(remasker.indices)} images with other masks are in {output.output}"
+    target = open_folder(output.output or _default_output(folder))
+    write_copy(remasker, target, settings)
+    return f"{len(remasker.indices)} images with other masks are in {target}"
+
+
+def _default_output(folder: Folder) -> str:
+    place = folder.url if url_scheme(folder.url) else os.path.abspath(folder.url)  # "." has no name
+    return place.rstrip("/") + "_remasked"
 
 
 class _Remasker(Copier):

@@ -104,7 +104,12 @@ class FilterOutput:
 class RemaskOutput:
     """Where the samples with other masks go."""
 
-    output: str | None = setting(None, "New folder or URL to write to.", stored=False, path=True)
+    output: str | None = setting(
+        None,
+        "New folder or URL to write to; by default the dataset's own name with _remasked.",
+        stored=False,
+        path=True,
+    )
     formats: tuple[str, ...] | None = setting(
         None,
         "Formats of the new dataset, separated by commas; by default those of the source.",
@@ -114,5 +119,3 @@ class RemaskOutput:
 
     def __post_init__(self):
         check_settings(self)
-        if self.output is None:
-            raise UserError("output= is missing; give a new folder for the other masks")

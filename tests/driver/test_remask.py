@@ -189,6 +189,19 @@ def test_a_command_that_a_signal_ends_holds_no_lock(source, tmp_path, monkeypatc
     assert held == [True] and not folder.exists(LOCK)
 
 
+def test_without_an_output_the_new_folder_stands_beside_the_dataset(
+    source, remasked, monkeypatch, capsys
+):
+    monkeypatch.chdir(source)
+    assert main(["seediff", "remask", ".", *OTHER]) == 0
+    beside = source.with_name(f"{source.name}_remasked")
+    assert str(beside) in capsys.readouterr().out
+    assert (beside / "manifest.jsonl").read_bytes() == (remasked / "manifest.jsonl").read_bytes()
+    # The same name stands for one copy; other masks need another one.
+    assert main(["seediff", "remask", "."]) == 2
+    assert "was made with other settings" in capsys.readouterr().err
+
+
 def test_masks_by_the_same_settings_are_those_that_are_there(source, tmp_path):
     assert main(["seediff", "remask", str(source), f"--output={tmp_path}", "--format=files"]) == 0
     for record in records_of(tmp_path):
@@ -207,7 +220,6 @@ def test_masks_by_the_same_settings_are_those_that_are_there(source, tmp_path):
         (["--output={new}", "--mask_method=json:none"], "--mask_method=json:none cannot be"),
         (["--output={new}", "--mask_method=json:dumps"], "the method json:dumps cannot be used"),
         (["--output={new}", "--threshold=2"], "--threshold=2.0 must be"),
-        (["--mask_method=seediff"], "--output= is missing"),
         (["--output={source}/within"], "is within"),
     ],
 )
