@@ -36,7 +36,9 @@ from seediff_jax.errors import UserError
 
 _STUDY = flags.DEFINE_enum("study", "stickers", ["shapes", "stickers"], "Data set and recipe.")
 _STAGE = flags.DEFINE_enum("stage", "train", ["train", "export"], "What to do.")
-_PLAN = flags.DEFINE_enum("plan", "cpu", ["cpu", "gpu", "more"], "Lengths and batches of the stages.")
+_PLAN = flags.DEFINE_enum(
+    "plan", "cpu", ["cpu", "gpu", "more"], "The stages, their lengths and batches."
+)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Data and checkpoints; default runs/STUDY.")
 _EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Default RUN_DIR/export.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "A diffusers folder to start a new run from.")
@@ -116,6 +118,10 @@ def main(_) -> None:
     export_dir = pathlib.Path(_EXPORT_DIR.value or run_dir / "export")
     if _STAGE.value == "export":
         return export(study, run_dir, export_dir)
+    if _PLAN.value not in study.plans:
+        raise UserError(
+            f"--plan={_PLAN.value} is not a plan of {study.name}; use {' or '.join(study.plans)}"
+        )
     plan = study.plans[_PLAN.value]
     wrong = [stage for stage in plan if stage.batch_size % jax.device_count()]
     if wrong:
