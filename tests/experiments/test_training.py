@@ -11,6 +11,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -72,6 +73,36 @@ def test_a_stopped_training_run_resumes_to_the_identical_result(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, straight, resumed)
     assert int(resumed.step) == 12
     assert abs(float(straight.params["slope"])) > 0.01  # it did learn something
+
+
+def test_devices_that_share_a_batch_make_the_step_of_the_whole_batch():
+    assert jax.device_count() > 1
+    batch = np.random.default_rng(0).normal(size=2 * jax.device_count()).astype(np.float32)
+
+    def loss(params, stats, rng, x):
+        return jnp.mean((params["slope"] * x - 3 * x) ** 2), stats + jnp.mean(x)
+
+    schedule, sgd = _SCHEDULE.replace(steps=1), optax.sgd(0.1)
+    state = init_state({"slope": jnp.zeros(())}, schedule, sgd, stats=jnp.zeros(()))
+    state = run_steps(state, loss, lambda step: (batch,), None, schedule, sgd)
+    # The gradient at 0 is the mean of -6 x^2.
+    np.testing.assert_allclose(state.params["slope"], 0.6 * np.mean(batch**2), rtol=1e-6)
+    np.testing.assert_allclose(state.stats, batch.mean(), rtol=1e-5)
+
+
+def test_devices_that_share_a_batch_draw_different_random_numbers():
+    def loss(params, rng, x):
+        drawn = jax.random.uniform(rng, x.shape)
+        return jnp.mean(params["weight"] * x * drawn)
+
+    schedule, sgd, count = _SCHEDULE.replace(steps=1), optax.sgd(1.0), jax.device_count()
+    batch = np.eye(count, dtype=np.float32)[:, None]
+    found = []
+    for row in batch:  # only the device of this row has an influence
+        state = init_state({"weight": jnp.zeros(())}, schedule, sgd)
+        result = run_steps(state, loss, lambda step, row=row: (row.T,), None, schedule, sgd)
+        found.append(float(result.params["weight"]))
+    assert len(set(found)) == count
 
 
 _KILLED = """
