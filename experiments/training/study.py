@@ -16,14 +16,17 @@ from seediff_jax.models.model import ModelConfig
 from seediff_jax.prompts.tokenizer import load_tokenizer
 from seediff_jax.schedulers.config import scheduler_config
 
+STAGES = ("vae", "inner", "unet", "decoder")
+"""Kinds of stages, each with one checkpoint in the folder of a run."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of a plan; ends at a step, counted over all stages of the same kind.
 
     Attributes:
-        kind: "vae", "decoder", "unet", or "inner" for the UNet without its finest level, from which
-            the stage "unet" then starts.
+        kind: one of STAGES; "inner" is the UNet without its finest level, from which the stage
+            "unet" then starts.
         steps: the stage ends at this step.
         batch_size: images per step.
         image_side: edge of the images that the UNet is trained on, pixels.

@@ -30,7 +30,7 @@ from experiments.training.study import Stage, Study, load_study
 from experiments.training.unet import train_unet
 from experiments.training.vae import train_vae
 from experiments.training.vocabulary import copy_synonyms
-from experiments.training.weights import load_params, start_params
+from experiments.training.weights import initial_folder, keep_initial, load_params, start_params
 from seediff_jax.checkpoints import diffusers_folder
 from seediff_jax.errors import UserError
 
@@ -89,9 +89,9 @@ def train(study: Study, plan: tuple[Stage, ...], run_dir: pathlib.Path) -> bool:
     for stage in plan:
         # The VAE decides the scale of the latents, so the config is made again for each stage.
         inner = stage.kind == "inner"
-        if inner and _INIT_FROM.value:
+        if inner and initial_folder(run_dir).exists():
             continue
-        config, params = start_params(study, run_dir, _INIT_FROM.value, inner=inner)
+        config, params = start_params(study, run_dir, inner=inner)
         schedule = make_schedule(stage, _MINUTES.value - (time.time() - start) / 60)
         logging.info("%s; weights %s", stage, {k: count_params(v) for k, v in params.items()})
         if stage.kind in ("unet", "inner"):
@@ -129,6 +129,8 @@ def main(_) -> None:
             f"{wrong[0].batch_size} images per step are not a multiple of "
             f"{jax.device_count()} devices; give JAX fewer of them"
         )
+    if _INIT_FROM.value:
+        keep_initial(run_dir, pathlib.Path(_INIT_FROM.value))
     if train(study, plan, run_dir):
         export(study, run_dir, export_dir)
 

@@ -1,6 +1,7 @@
 """The trainer of the embedded models, on a model of a few weights."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -29,10 +30,12 @@ from experiments.training.state import (
     run_steps,
     save_state,
 )
-from experiments.training.study import Stage, Study
+from experiments.training.study import Stage, Study, load_study
 from experiments.training.unet import unet_loss
 from experiments.training.vocabulary import END, make_vocabulary, write_tokenizer
 from seediff_jax import encode_text, load_model
+from seediff_jax.checkpoints.sources import find_source
+from seediff_jax.errors import UserError
 from seediff_jax.models.capture import NO_CAPTURE
 from seediff_jax.models.config import unet_config
 from seediff_jax.models.transformer import TokenColumns
@@ -273,6 +276,42 @@ def test_the_watcher_has_flags_of_the_same_names_as_the_trainer():
     assert "--run_dir" in done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.fixture(scope="module")
+def stickers_run(tmp_path_factory):
+    """A run that was started from the model in the package."""
+    run_dir = tmp_path_factory.mktemp("runs") / "stickers"
+    weights.keep_initial(run_dir, find_source("stickers"))
+    return run_dir
+
+
+def test_a_run_that_trains_the_unet_alone_keeps_the_rest_of_its_initial_model(stickers_run):
+    study, model = load_study("stickers"), load_model("stickers")
+    config, params = weights.start_params(study, stickers_run)
+    trained = {key: params[key] for key in ("text_encoder", "unet")}
+    trained = jax.tree.map(lambda leaf: leaf + 1, trained)
+    save_state(stickers_run / "unet.npz", init_state(trained, _SCHEDULE))
+    config, params = weights.load_params(study, stickers_run)
+    assert config.vae == model.config.vae  # with the scale of its latents
+    jax.tree.map(np.testing.assert_array_equal, params["vae"], dict(model.params["vae"]))
+    kernels = (tree["unet"]["conv_in"]["kernel"] for tree in (params, model.params))
+    np.testing.assert_allclose(next(kernels), next(kernels) + 1, rtol=1e-6)
+
+
+def test_the_initial_model_of_a_run_does_not_change(stickers_run, tmp_path):
+    source = find_source("stickers")
+    weights.keep_initial(stickers_run, source)  # the same command again
+    other = shutil.copytree(source, tmp_path / "other")
+    (other / "NOTICE").write_text("another\n")
+    with pytest.raises(UserError, match="was started from another model"):
+        weights.keep_initial(stickers_run, other)
+    with pytest.raises(UserError, match="has no vae/config.json"):
+        weights.keep_initial(tmp_path / "run", tmp_path)
+    trained = init_state({"slope": jnp.zeros(())}, _SCHEDULE).replace(step=jnp.int32(3))
+    save_state(tmp_path / "run" / "vae.npz", trained)
+    with pytest.raises(UserError, match="has trained its stage vae from random weights"):
+        weights.keep_initial(tmp_path / "run", source)
+
+
 @pytest.mark.slow
 def test_a_plan_is_trained_resumed_and_exported(tmp_path, monkeypatch):
     flags.FLAGS.mark_as_parsed()
@@ -293,7 +332,8 @@ def test_a_plan_is_trained_resumed_and_exported(tmp_path, monkeypatch):
     tokens = model.config.tokenizer.encode(["a photo of a kitten", "a photo of a cat"])
     kitten, cat = np.asarray(encode_text(model, tokens))
     np.testing.assert_array_equal(kitten, cat)
-    config, started = weights.start_params(study, tmp_path / "next", str(tmp_path / "export"))
+    weights.keep_initial(tmp_path / "next", tmp_path / "export")
+    config, started = weights.start_params(study, tmp_path / "next")
     np.testing.assert_array_equal(started["unet"]["conv_in"]["kernel"], found)
     assert config.vae.scaling_factor == model.config.vae.scaling_factor != 1
     maps = capture_attention(model, [_render(0), _render(1)], 400)
