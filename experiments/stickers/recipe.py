@@ -7,7 +7,6 @@ from experiments.stickers.scenes import BACKGROUNDS, LEADS, TrainingRenderer
 from experiments.stickers.sprites import CLASSES, ensure_sprites
 from experiments.training.networks import unet_json, vae_json
 from experiments.training.study import Stage, Study
-from seediff_jax.models.capture import coarse_capture
 
 # Every fourth caption has the spelling of VOC's lists.
 _SPELLINGS = {"potted plant": "pottedplant", "tv": "tvmonitor"}
@@ -62,7 +61,7 @@ PLANS = {
         Stage("unet", 20_000, 16, decay_from=14_000, decay_to=20_000),
         Stage("decoder", 8000, 16, decay_from=4000, decay_to=8000),
     ),
-    # What the weights in the package had after two short runs, with `--init_from`: an hour or two.
+    # With `--init_from`: what the weights in the package had after a short run of the plan "cpu".
     "more": (Stage("unet", 6000, 16, decay_from=4000, decay_to=6000),),
     # Ten minutes of a large GPU.
     "gpu": (
@@ -111,8 +110,6 @@ STUDY = Study(
     unet_json=unet_json(_LATENT_CHANNELS, (32, 32, 64, 192)),
     vae_json=vae_json(_LATENT_CHANNELS),
     plans=PLANS,
-    # The finest level is trained last and least; its attention does not follow objects yet.
-    capture=coarse_capture,
     notice=NOTICE,
     synonyms=_SYNONYMS,
 )

@@ -11,7 +11,7 @@ from experiments.training import networks
 from experiments.training.scenes import Renderer
 from experiments.training.vocabulary import write_tokenizer
 from seediff_jax.models import config as configs
-from seediff_jax.models.capture import CaptureConfig, published_capture
+from seediff_jax.models.capture import published_capture
 from seediff_jax.models.model import ModelConfig
 from seediff_jax.prompts.tokenizer import load_tokenizer
 from seediff_jax.schedulers.config import scheduler_config
@@ -59,7 +59,6 @@ class Study:
         text_encoder_json: `vocabulary` -> the text encoder's config.
         unet_json, vae_json: configs, as diffusers writes them.
         plans: "cpu" and "gpu" -> the stages of a whole training run, in order.
-        capture: UNet config -> the attention layers that masks are made of.
         notice: text of the NOTICE file beside the exported weights, which then also have a copy of
             the project's LICENSE; empty for none.
     """
@@ -73,7 +72,6 @@ class Study:
     unet_json: dict[str, Any]
     vae_json: dict[str, Any]
     plans: dict[str, tuple[Stage, ...]]
-    capture: Callable[[configs.UNetConfig], CaptureConfig] = published_capture
     notice: str = ""
     synonyms: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -104,5 +102,5 @@ def make_config(study: Study, run_dir: pathlib.Path, *, inner: bool = False) -> 
         vae=configs.vae_config(study.vae_json | {"scaling_factor": scale}),
         scheduler=scheduler_config(networks.SCHEDULER_JSON),
         tokenizer=load_tokenizer(run_dir / "tokenizer"),
-        capture=study.capture(unet),
+        capture=published_capture(unet),
     )
