@@ -2,8 +2,8 @@
 
 PAMR of Araslanov and Roth, CVPR 2020: every pixel repeatedly becomes a mean of its neighbours,
 weighted by colour similarity. It is linear in the mask, so the weights are computed once and each
-iteration only applies them. One image and one mask; `jax.vmap` over the
-masks of an image shares the weights.
+iteration only applies them. Written for one image and one mask; `jax.vmap` over the masks of an
+image shares the weights.
 """
 
 import itertools

@@ -87,10 +87,10 @@ def _by_platform(
     is_recorded: bool = False,
     is_added: bool = False,
 ) -> dict[str, Callable[..., Any]]:
-    """The implementation of every platform, as `jax.lax.platform_dependent` takes them.
+    """The implementation for every platform, as arguments of `jax.lax.platform_dependent`.
 
-    All of them are traced, and the one of the platform is compiled. What is forced is forced on the
-    platform that this is traced for.
+    All are traced; only that of the platform is compiled. A forced choice applies to the platform
+    that this is traced for.
     """
     _, n, heads, k = query.shape
     layer = Layer(query.dtype.name, heads, k, n, key.shape[1], is_recorded, is_added)

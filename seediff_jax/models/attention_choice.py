@@ -27,7 +27,7 @@ _SMALL_VMEM = 16 * _MIB
 VMEM = {"TPU v5 lite": 128 * _MIB, "TPU v6 lite": 128 * _MIB, "TPU v5": 64 * _MIB}
 """Kind of TPU -> bytes of on-chip memory of a core; other kinds are taken to have 16 MiB, as v4."""
 
-# Share of on-chip memory that blocks may use, and the factor by which the compiler may exceed them.
+# Share of on-chip memory that blocks may use, and the compiler's limit as a multiple of their size.
 _USABLE_VMEM, _VMEM_SLACK = 0.85, 1.25
 _QUERY_BLOCKS = (4096, 2048, 1024, 512, 256, 128)
 # Most logits of a block of more than 512 queries: enough to hide the cost of starting a block.
