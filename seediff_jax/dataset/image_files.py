@@ -263,8 +263,7 @@ def _digest(folder: Folder, names: Sequence[str]) -> str:
 
 
 def _at_once(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-    """Calls the function for each value in several threads, as calls may wait for a disk or a
-    bucket."""
+    """Calls the function for each value, in threads that may wait for a disk or a bucket."""
     found: list[Any] = []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for k in range(0, len(values), _WAITING):  # a task that waits takes a kilobyte

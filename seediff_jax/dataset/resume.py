@@ -73,7 +73,7 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
 
 
 def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
-    """Tells whether any earlier run in the folder had these settings."""
+    """Tells whether the folder has these settings, whatever command wrote them."""
     try:
         old = read_settings(folder)
         return old | {COMMAND: None} == settings | {COMMAND: None}

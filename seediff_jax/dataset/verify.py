@@ -40,7 +40,7 @@ class Problem:
         shard: the shard that has to be finished again, or None.
         index: the sample that has to be made again, or None.
         is_damage: False for an incomplete run, which may be sound otherwise.
-        needs_run: whether the command of the run has to be given to fix it.
+        needs_run: whether the command of the run has to be repeated to fix it.
     """
 
     name: str

@@ -44,7 +44,7 @@ def attend(query: Array, key: Array, value: Array, choice: str = "auto") -> Arra
         choice: which implementation, one of `attention_choice.ATTENTION`.
 
     Raises:
-        UserError: the implementation that is asked for cannot serve.
+        UserError: the requested implementation cannot be used.
     """
     # On a CPU jax.nn.dot_product_attention holds the probabilities of all rows and heads: 2 GiB for
     # two rows of 64 x 64 locations with 8 heads, and three times slower than one head at a time.
@@ -201,7 +201,7 @@ def attend_recording(
         every row of it sums to the number of heads.
 
     Raises:
-        UserError: the implementation that is asked for cannot serve.
+        UserError: the requested implementation cannot be used.
     """
     known = {"xla": _record_by_groups, "flash": tpu_attention.flash_recording}
     inputs = (query, key, value) if total is None else (query, key, value, total)

@@ -13,9 +13,8 @@ in these tables. Conventions are those of diffusers' schedulers:
     lcm                  Luo et al., arXiv 2310.04378, algorithm 3
     ddpm                 Ho et al., arXiv 2006.11239, algorithm 2 and equations 6 and 7
 
-With sigma^2 = (1 - alpha) / alpha for a share of signal alpha = alphas_cumprod, the latents of
-Euler samplers are clean + sigma noise, and the UNet reads them times sqrt(alpha); the latents of
-the others are that product.
+With sigma^2 = (1 - alpha) / alpha for a share of signal alpha = alphas_cumprod, Euler latents are
+clean + sigma noise, and the UNet reads them times sqrt(alpha). Other latents are that product.
 """
 
 import jax.numpy as jnp
