@@ -37,7 +37,7 @@ _SYNONYMS = {
     "television": "tv",
     "monitor": "tv",
 }
-# Of these scenes a linear code with four channels keeps 26 dB, six keep 28, eight 30.
+# A linear code of these scenes keeps 26 dB with four channels, 28 with six, 30 with eight.
 _LATENT_CHANNELS = 6
 
 
@@ -55,7 +55,7 @@ def make_renderer(run_dir: pathlib.Path) -> TrainingRenderer:
 
 
 PLANS = {
-    # Hours of two cores.
+    # Takes hours on two cores.
     "cpu": (
         Stage("vae", 2400, 16, learning_rate=2e-3, decay_from=1400, decay_to=2400),
         Stage("inner", 40_000, 16, image_side=64),
@@ -64,7 +64,7 @@ PLANS = {
     ),
     # What the weights in the package had after two short runs, with `--init_from`: an hour or two.
     "more": (Stage("unet", 6000, 16, decay_from=4000, decay_to=6000),),
-    # Ten minutes of a large GPU.
+    # Takes ten minutes on a large GPU.
     "gpu": (
         Stage("vae", 5000, 128, learning_rate=2e-3, decay_from=3000, decay_to=5000),
         Stage("inner", 6000, 256, image_side=64),

@@ -36,7 +36,9 @@ from seediff_jax.errors import UserError
 
 _STUDY = flags.DEFINE_enum("study", "stickers", ["shapes", "stickers"], "Data set and recipe.")
 _STAGE = flags.DEFINE_enum("stage", "train", ["train", "export"], "What to do.")
-_PLAN = flags.DEFINE_enum("plan", "cpu", ["cpu", "gpu", "more"], "Lengths and batches of the stages.")
+_PLAN = flags.DEFINE_enum(
+    "plan", "cpu", ["cpu", "gpu", "more"], "Lengths and batches of the stages."
+)
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Data and checkpoints; default runs/STUDY.")
 _EXPORT_DIR = flags.DEFINE_string("export_dir", None, "Default RUN_DIR/export.")
 _INIT_FROM = flags.DEFINE_string("init_from", None, "A diffusers folder to start a new run from.")
@@ -64,7 +66,7 @@ def export(study: Study, run_dir: pathlib.Path, folder: pathlib.Path) -> None:
 
 
 def make_schedule(stage: Stage, minutes: float) -> Schedule:
-    """The schedule of a stage that may take so many minutes."""
+    """The schedule of a stage, with the minutes that it may take."""
     return Schedule(
         learning_rate=stage.learning_rate,
         ema_decay=_EMA_DECAY.value,
