@@ -205,7 +205,7 @@ def _warm(seconds: Sequence[float]) -> float:
 
 
 def first_levels(maps: AttentionMaps, levels: int | None) -> AttentionMaps:
-    """The maps with so many levels of self-attention, from the coarsest on."""
+    """The maps with only the `levels` coarsest levels of self-attention; None keeps all."""
     return maps.replace(
         self_attention={side: maps.self_attention[side] for side in maps.sides[:levels]}
     )

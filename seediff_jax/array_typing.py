@@ -35,10 +35,10 @@ _NARROWED = {np.dtype(f"{kind}64"): np.dtype(f"{kind}32") for kind in ("float", 
 def typechecked(function: _Function) -> _Function:
     """Decorator: converts array arguments, and checks arguments and result by the signature.
 
-    On a class it checks what the class is made of.
+    On a class it checks the arguments of the constructor.
 
-    Where the signature asks for a JAX array, a NumPy array, a number or a list of arrays of equal
-    shapes will do. 64-bit types become 32-bit types whatever `jax_enable_x64` says. Inside
+    Where the signature has a JAX array, a NumPy array, a number or a list of arrays of equal shapes
+    is accepted, too. 64-bit types become 32-bit types whatever `jax_enable_x64` says. Inside
     `jax.jit` conversion and check happen while tracing and cost the compiled program nothing.
 
     Raises:
@@ -65,7 +65,7 @@ def typechecked(function: _Function) -> _Function:
         given = bound.arguments
         for name in given.keys() & hints.keys():
             given[name] = _convert(given[name], hints[name])
-        with jaxtyped("context"):  # in which equal axis letters stand for equal sizes
+        with jaxtyped("context"):  # equal axis letters mean equal sizes in it
             for name, hint in hints.items():
                 if name in given and not is_bearable(given[name], hint):
                     raise TypeError(
@@ -84,7 +84,7 @@ def typechecked(function: _Function) -> _Function:
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """Converts what can stand for a JAX array where `hint` asks for one; keeps everything else."""
+    """Converts array-like values where `hint` is a JAX array; returns other values unchanged."""
     for alternative in _alternatives(hint):
         if isinstance(value, Mapping) and typing.get_origin(alternative) is Mapping:
             of_value = typing.get_args(alternative)[1]

@@ -51,10 +51,10 @@ class AttentionMaps:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "AttentionMaps":
-        """Makes float32 maps of what `to_arrays` returned.
+        """Makes float32 maps from the result of `to_arrays`.
 
         Raises:
-            UserError: a name is missing or is another one, or shapes do not fit together.
+            UserError: a name is missing or unknown, or shapes do not fit together.
         """
         kept = [name for name in arrays if name.startswith(_KEPT)]
         others = (name for name in arrays if name != _CROSS and name not in kept)
@@ -77,7 +77,7 @@ class AttentionMaps:
         return cls(in_float32[_CROSS], levels, layers)
 
     def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
-        """Writes an .npz file of `to_arrays`; "float16" takes half of the bytes."""
+        """Writes an .npz file of `to_arrays`; "float16" halves its size."""
         with open(path, "wb") as file:
             np.savez(file, **self.to_arrays(dtype))
 
@@ -86,7 +86,7 @@ class AttentionMaps:
         """Reads what `save` wrote, as float32.
 
         Raises:
-            UserError: it is another file.
+            UserError: it is not such a file.
             OSError: it cannot be read.
         """
         try:

@@ -47,7 +47,7 @@ def nearest(text: str, names: Iterable[str], likeness: float = 0.5) -> str | Non
     Args:
         text: what was written.
         names: those that exist.
-        likeness: of text and name that is needed, from 0 to 1, see `difflib`.
+        likeness: least similarity of text and name, from 0 to 1, see `difflib`.
     """
     by_key = {name.lower(): name for name in names}
     found = difflib.get_close_matches(text.lower(), by_key, 1, likeness)
@@ -55,7 +55,7 @@ def nearest(text: str, names: Iterable[str], likeness: float = 0.5) -> str | Non
 
 
 def hint(text: str, names: Iterable[str], likeness: float = 0.5) -> str:
-    """The end of a message, which names what `nearest` finds; empty if that is nothing."""
+    """The end of a message, which names what `nearest` finds; empty if it finds nothing."""
     near = nearest(text, names, likeness)
     return f"; did you mean {near}?" if near else ""
 

@@ -163,7 +163,7 @@ def _work(values: flags.FlagValues) -> int:
 
 def _require_only_folder(values: flags.FlagValues) -> None:
     """Raises a UserError if flags are given that do not say which folder to read."""
-    # Without --output the name of the model says it.
+    # Without --output, the name of the model determines the folder.
     allowed = {"verify", "repair", "debug", "output" if values["output"].present else "model"}
     given = (name for name in values if values[name].present and name not in allowed)
     if changed := [f"--{name}" for name in given if values[name].value != values[name].default]:

@@ -2,9 +2,9 @@
 
     num_steps: int = setting(50, "Number of denoising steps.", least=1)
 
-From such a field follow its flag, its line in --help, the check of its range, its entry in
-settings.json and its row in docs/flags.md. No other place names the setting, except the code that
-uses it. This module loads no other library, so that --help is quick.
+Its flag, its line in --help, its range check, its entry in settings.json and its row in
+docs/flags.md are all derived from the field. Otherwise only the code that uses the setting names
+it. This module loads no other library, so that --help is quick.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ class Setting:
         least: the smallest allowed number.
         most: the largest allowed number.
         choices: the allowed values; for a tuple, the allowed elements, each at most once.
-        flag: name of the flag and of the entry in settings.json. None stands for the name of the
-            field; "" means that only Python code can give the setting.
+        flag: name of the flag and of the entry in settings.json. None means the name of the field;
+            "" means that only Python code can give the setting.
         traced: whether compiled programs take the value as an argument. Another value of a setting
             that is not traced compiles another program.
         stored: whether settings.json has the value, because samples depend on it.
@@ -63,7 +63,7 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     """Makes a dataclass field that is a setting.
 
     Args:
-        default: the default value, or a type whose instances are, such as dict.
+        default: the default value, or a type that makes it, such as dict.
         help: as in Setting, as are the `facts`.
     """
     metadata = {_KEY: Setting(help, **facts)}
@@ -215,7 +215,7 @@ def _shown(value: Any) -> str:
 
 
 def static_part(config: Config) -> Config:
-    """Returns the config with the defaults of all traced settings: what tells programs apart."""
+    """Returns the config with the defaults of all traced settings; equal results share programs."""
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     traced = [name for name, made in settings_of(config).items() if made.traced]
     return dataclasses.replace(config, **{name: defaults[name] for name in traced})

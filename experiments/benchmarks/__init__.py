@@ -1,1 +1,1 @@
-"""Benchmarks: one script a question, each prints a Markdown table of what one run measured."""
+"""Benchmarks: one script per question; each prints its measurements as a Markdown table."""

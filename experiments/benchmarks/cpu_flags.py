@@ -95,7 +95,7 @@ def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
 
 
 def run_pairs(sets: Sequence[str], pairs: int, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Part -> set -> seconds of each process; the order turns around in every second round."""
+    """Part -> set -> seconds of each process; the order is reversed in every second round."""
     import numpy as np
 
     found: dict[str, dict[str, list[float]]] = {}

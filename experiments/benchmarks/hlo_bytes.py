@@ -1,4 +1,4 @@
-"""Sums the bytes that a compiled program moves, by the part of the UNet that an instruction is of.
+"""Sums the bytes that a compiled program moves, by part of the UNet.
 
 An instruction moves its operands and its results, once each. Those that move nothing by themselves
 are left out, and so are loops: a UNet call has none on a TPU.
@@ -30,7 +30,7 @@ def bytes_by_part(program: str) -> dict[str, int]:
     kinds, moved = {}, collections.Counter()
     for name, kind, operation, operands, attributes in _INSTRUCTION.findall(entry):
         kinds[name] = kind
-        # Of a copy that runs beside others, its start counts.
+        # An asynchronous copy counts once, at its start.
         if operation in _FREE or operation.endswith("-done"):
             continue
         read = re.findall(r"%([\w.-]+)", operands)

@@ -56,7 +56,7 @@ class DueRows(PairRows):
 
 
 class SimulatedDevice:
-    """Stands in for PairPrograms: one round at a time at a given speed, in the order of calls.
+    """Replaces PairPrograms: finishes one round at a time, at a given speed, in the order of calls.
 
     Args:
         pool: rows; a sample gets the row of its index modulo their number.
@@ -158,7 +158,7 @@ class SimulatedRun(NamedTuple):
     """A run of the driver.
 
     Attributes:
-        ready: the model was there, and the prompts were checked.
+        ready: the model was loaded, and the prompts were checked.
         first_round: the first round was started; None where nothing was missing.
         written: all samples were written, and all shards finished; None as before.
         log: last line of the log, see `Monitor.state`; None as before.

@@ -93,7 +93,7 @@ def find_available(topology: str) -> dict[str, Any]:
 def compile_attention(images: int) -> dict[str, Any]:
     """Compiles the finest transformer of the UNet for a v5e chip, at full effort and with guidance.
 
-    Without `widen_compiler_stack` libtpu 0.0.42.1 dies of it for 8 images.
+    Without `widen_compiler_stack`, libtpu 0.0.42.1 crashes on it for 8 images.
     """
     module = Transformer(8, 1, make_unet_config("sd1"), "", NO_CAPTURE, jnp.bfloat16)
     rows, whole = 2 * images, NamedSharding(make_topology_mesh("v5e:1x1"), P())

@@ -28,13 +28,13 @@ HBM that programs may take, in GiB per chip: {available}.
 
 {memory}
 
-Rows with "auto" have the attention that a run takes by default, those with "xla" the attention of
-`--attention=xla`. The latter, and v5e with 64 images, were compiled when norms of bfloat16 still
-read their input twice, which takes more. All columns are GiB per chip. Up to "sampling" they are
-those of the sampling program, with all weights of the model; "masks" is the memory in use while
-masks are made. A run has {rounds} batches on a chip at a time, one at work and one ready to follow,
-and reserves the results of both from the start. A batch fits if the compiler accepts it and a run
-with it is within the HBM.
+Rows with "auto" use the default attention of a run, those with "xla" that of `--attention=xla`.
+The "xla" rows, and v5e with 64 images, were compiled when bfloat16 norms still read their input
+twice, which needs more memory. All columns are GiB per chip. Up to "sampling" they are those of the
+sampling program, with all weights of the model; "masks" is the memory in use while masks are made.
+A run has {rounds} batches on a chip at a time, one being computed and one ready to follow, and
+reserves the results of both from the start. A batch fits if the compiler accepts it and a run with
+it is within the HBM.
 
 `--batch_size=auto` takes the largest power of two up to {most} with which a run leaves {free} of
 the HBM free: {picks}.
@@ -42,16 +42,16 @@ the HBM free: {picks}.
 ## One UNet call
 
 The same UNet in bfloat16 with guidance, by `experiments/benchmarks/tpu_unet.py`, at an effort of
--1. "Roofline" is the compiler's own: the longer of the times for bytes and for FLOPs of each
-operation, in sum. A kernel counts with the bytes that its blocks copy. A recorded call adds its
-self-attention to that of earlier calls, as sampling does; what recording adds is relative to the
-same call with nothing recorded.
+-1. "Roofline" is the compiler's estimate: for each operation the longer of its times for bytes and
+for FLOPs, summed over all operations. A kernel counts with the bytes that its blocks copy. A
+recorded call adds its self-attention to that of earlier calls, as sampling does; what recording
+adds is relative to the same call with nothing recorded.
 
 {calls}
 
-The FLOPs of 8 images take 65.2 ms on a v5e chip at peak. What keeps the recorded call from that is
-memory: these are the operands and results of all instructions, by part. The second matrix of
-feed-forward layers and the projections of attention move more than they compute.
+The FLOPs of 8 images take 65.2 ms on a v5e chip at peak. The recorded call takes longer because of
+the bytes that it moves: the table has the operands and results of all instructions, by part. The
+second matrix of feed-forward layers and the projections of attention are bound by memory.
 
 {parts}
 

@@ -1,6 +1,6 @@
-"""Devices of absent TPUs, for which the compiler of libtpu makes programs.
+"""Describes TPU devices, so that libtpu can compile for them without a TPU.
 
-Needs libtpu of the package registry (`pip install 'seediff_jax[tpu]'`), and no TPU.
+Needs libtpu (`pip install 'seediff_jax[tpu]'`).
 """
 
 import os
@@ -25,7 +25,7 @@ TOPOLOGIES = {
 """The compiler's name of a slice -> its options. They have 1, 4, 256, 1, 4 and 4 chips."""
 
 _COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-# libtpu asks the cloud about its machine, and takes one process at a time, unless told otherwise.
+# By default libtpu asks the cloud about its machine and allows only one process at a time.
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",

@@ -15,7 +15,7 @@ _CROP_TRIES = 10
 def augment(
     image: np.ndarray, labels: np.ndarray, config: SegmenterConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws one training example out of a sample.
+    """Draws one training example from a sample.
 
     Args:
         image: uint8 `[h, w, 3]`.
@@ -65,7 +65,7 @@ def resize_pair(image: np.ndarray, labels: np.ndarray, short: int) -> tuple[np.n
 def _draw_window(
     labels: np.ndarray, config: SegmenterConfig, rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Draws a crop; again, a few times, while one class has too large a share of it."""
+    """Draws a crop; redraws it a few times if one class covers too much of it."""
     crop = config.crop
     for _ in range(_CROP_TRIES):
         top, left = (int(rng.integers(0, max(0, edge - crop) + 1)) for edge in labels.shape)

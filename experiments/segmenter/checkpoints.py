@@ -32,7 +32,7 @@ class Checkpoints:
         self._folder, self._minutes, self._saved = folder, minutes, time.time()
         self._manager = None
         if folder is not None:
-            # A write takes seconds; done at once, no thread of it outlives an error.
+            # A write takes seconds; it is synchronous, so that no writer thread outlives an error.
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=_KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
             )

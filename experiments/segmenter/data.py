@@ -161,7 +161,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def require_labels(samples: Samples, num_labels: int) -> None:
-    """Reads every sample once, so that a bad one is refused before training and not in its midst.
+    """Reads every sample once, so that a bad one is refused before training and not during it.
 
     Raises:
         UserError: a label is neither below `num_labels` nor 255, or a sample cannot be read.

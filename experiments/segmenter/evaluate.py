@@ -41,7 +41,7 @@ def load_run(run_dir: pathlib.Path) -> TrainedRun:
     """Reads what `experiments.segmenter.train` wrote.
 
     Raises:
-        UserError: the folder is none of a finished run, or its weights are of another network.
+        UserError: the folder is not that of a finished run, or its weights are of another network.
     """
     path = run_dir / "settings.json"
     if not path.is_file():
@@ -59,7 +59,7 @@ def load_run(run_dir: pathlib.Path) -> TrainedRun:
 def measure(
     config: SegmenterConfig, variables: Variables, samples: LabelledSamples
 ) -> dict[str, Any]:
-    """Mean IoU, and the IoU of each label by name; None for labels that are nowhere."""
+    """Mean IoU, and the IoU of each label by name; None for labels that do not occur."""
     confusion = evaluate(config, variables, samples)
     return {"mean IoU": mean_iou(confusion), "IoU": name_ious(samples.label_names, confusion)}
 

@@ -63,7 +63,7 @@ def predict_logits(config: SegmenterConfig, variables: Variables, images: np.nda
     if size != (height, width):
         pixels = np.asarray(jax.image.resize(pixels, (b, *size, 3), "bilinear"))
     multiple = make_network(config).multiple
-    # The mean colour up to the next multiple; a batch of one size compiles once.
+    # Pads with the mean colour to the next multiple; a batch of one size compiles once.
     padding = [(0, -edge % multiple) for edge in size]
     rest = _BATCH - b if len(images) > 1 else 0
     padded = np.pad(pixels, [(0, rest), *padding, (0, 0)])

@@ -22,7 +22,7 @@ from seediff_jax.masks.config import IGNORE_INDEX
 
 @dataclasses.dataclass(frozen=True)
 class PseudoSamples:
-    """Samples whose label maps are pictures of a folder, see `write_pseudo_labels`."""
+    """Samples whose label maps are pictures in a folder, see `write_pseudo_labels`."""
 
     samples: Samples
     folder: pathlib.Path

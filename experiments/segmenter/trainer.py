@@ -1,7 +1,7 @@
 """Trains a segmenter on any samples.
 
 Batches, augmentations and dropout follow from the seed and the step alone, so that a run that was
-stopped, or killed, goes on from its last checkpoint to the same result. All devices share each
+stopped, or killed, continues from its last checkpoint with the same result. All devices share each
 batch; statistics of a batch norm are those of the whole batch.
 """
 

@@ -11,13 +11,13 @@ WORDS = tuple(
 _LATENT_CHANNELS = 4
 _VAE = Stage("vae", 3000, 16, decay_from=2000, decay_to=3000)
 PLANS = {
-    # Two hours of two cores.
+    # Takes two hours on two cores.
     "cpu": (
         _VAE,
         Stage("unet", 4000, 16, image_side=64),
         Stage("unet", 8000, 16, decay_from=6000, decay_to=8000),
     ),
-    # A few minutes of a large GPU.
+    # Takes a few minutes on a large GPU.
     "gpu": (
         _VAE,
         Stage("unet", 2000, 256, image_side=64),

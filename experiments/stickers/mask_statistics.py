@@ -123,7 +123,7 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def auc(present: np.ndarray, absent: np.ndarray) -> float | None:
     """Area under the ROC curve: how often a present class has the larger value; ties count half.
 
-    None where one of both is empty.
+    None if either is empty.
     """
     if not (len(present) and len(absent)):
         return None
@@ -134,7 +134,7 @@ def auc(present: np.ndarray, absent: np.ndarray) -> float | None:
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     """Spearman's correlation; equal values have the mean of their ranks.
 
-    None where all values of one of both are equal.
+    None if all values of either are equal.
     """
     if len({*first}) < 2 or len({*second}) < 2:
         return None
@@ -165,7 +165,7 @@ def look_everywhere(
 
 
 def found_shares(model: Model, judge: Judge, scenes: Sequence[Scene]) -> list[float]:
-    """Share that a judge finds of the classes that scenes show, and of all others."""
+    """Shares of the classes that scenes show, and of all others, that a judge finds."""
     found = [
         np.isin(range(1, len(CLASSES) + 1), truth)
         for truth in without_specks(judge(round_trip(model, scenes)))

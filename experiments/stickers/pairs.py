@@ -2,7 +2,7 @@
 
 Prompts have the form of training captions; the classes come in turn. Attention is reduced to masks
 at once, so that thousands of images take little disk space. A chunk of images is one file: a run
-that was stopped goes on with the next chunk, and chunks that lack a method are made again.
+that was stopped continues with the next chunk, and chunks that lack a method are made again.
 """
 
 import dataclasses

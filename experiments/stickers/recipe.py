@@ -36,7 +36,7 @@ _SYNONYMS = {
     "television": "tv",
     "monitor": "tv",
 }
-# Of these scenes a linear code with four channels keeps 26 dB, six keep 28, eight 30.
+# A linear code of these scenes keeps 26 dB with four channels, 28 with six, 30 with eight.
 _LATENT_CHANNELS = 6
 
 
@@ -54,7 +54,7 @@ def make_renderer(run_dir: pathlib.Path) -> TrainingRenderer:
 
 
 PLANS = {
-    # Hours of two cores.
+    # Takes hours on two cores.
     "cpu": (
         Stage("vae", 2400, 16, learning_rate=2e-3, decay_from=1400, decay_to=2400),
         Stage("inner", 40_000, 16, image_side=64),
@@ -63,7 +63,7 @@ PLANS = {
     ),
     # With `--init_from`: what the weights in the package had after a short run of the plan "cpu".
     "more": (Stage("unet", 6000, 16, decay_from=4000, decay_to=6000),),
-    # Ten minutes of a large GPU.
+    # Takes ten minutes on a large GPU.
     "gpu": (
         Stage("vae", 5000, 128, learning_rate=2e-3, decay_from=3000, decay_to=5000),
         Stage("inner", 6000, 256, image_side=64),

@@ -29,7 +29,7 @@ SIDE = 128
 LEADS = ("a photo of", "a picture of", "an image of", "a long shot of")
 BACKGROUNDS = {"plain": 0.35, "faded": 0.25, "cloudy": 0.2, "striped": 0.2}
 _TWO_OBJECTS = 0.25
-# Largest side of an object, of the side of the scene.
+# Largest side of an object, as a fraction of the side of the scene.
 _ONE_SIZE, _TWO_SIZE = (0.68, 0.88), (0.45, 0.5)
 _DEGREES, _BRIGHTNESS = 6.0, 0.08
 

@@ -13,7 +13,7 @@ from experiments.training.state import Params
 
 
 def grow_unet(inner: Params, unet: Params) -> Params:
-    """Puts a trained UNet into one that has a finer level before it.
+    """Copies a trained UNet into one with an additional finest level.
 
     Args:
         inner: params of the trained UNet; see `networks.inner_unet_json`.
@@ -21,8 +21,9 @@ def grow_unet(inner: Params, unet: Params) -> Params:
             equally wide.
 
     Returns:
-        Params like `unet`. Where no kernel but that of a single pixel matters, the new UNet of an
-        image with each pixel repeated in 2 x 2 gives the inner one's result, repeated likewise.
+        Params like `unet`. If only kernels of a single pixel mattered, the new UNet would map an
+        image
+        with each pixel repeated in 2 x 2 to the inner one's result, repeated likewise.
     """
     trained, grown = flatten_dict(inner, sep="/"), {}
     for name, value in flatten_dict(unet, sep="/").items():
@@ -43,7 +44,7 @@ def _inner_name(name: str) -> str:
 
 
 def _passing_on(name: str, value: np.ndarray) -> np.ndarray:
-    """A new layer that hands its input on: averaged, repeated, or with nothing added to it."""
+    """A new layer that passes its input on: averaged, repeated, or with nothing added to it."""
     identity = np.eye(value.shape[-1], dtype=value.dtype)
     if name.endswith("downsamplers_0/conv/kernel"):
         value[:] = 0

@@ -22,7 +22,7 @@ from experiments.segmenter.trainer import train
 from experiments.training.scenes import Renderer, Scene, stack_images
 
 _TRAINING_SEED, _HELD_OUT_SEED = 50_000_000, 60_000_000
-# Scenes as they are, but for noise: generated images are less clean than rendered ones.
+# Scenes without changes except noise: generated images are less clean than rendered ones.
 _JUDGE = dataclasses.replace(LAPTOP, scales=(1.0, 1.0), photometric=False, noise=0.08)
 
 

@@ -31,7 +31,7 @@ _FIRST_SCENE, _NOISE_TIMESTEP, _BATCH = 90_000_000, 200, 8
 def masks_of(
     images: Array, maps: AttentionMaps, config: MaskConfig
 ) -> tuple[jax.Array, np.ndarray]:
-    """Makes the masks of a batch, as `generate` does, from attention that is there.
+    """Makes the masks of a batch, as `generate` does, from given attention.
 
     Args:
         images: uint8 `[b, H, W, 3]`.
@@ -47,7 +47,7 @@ def masks_of(
 
 
 def iou(found: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union; an object that is nowhere in the image counts as missed, 0."""
+    """Intersection over union; 0 (missed) for an object that is nowhere in the image."""
     return float((found & truth).sum() / max(1, (found | truth).sum()))
 
 

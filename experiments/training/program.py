@@ -1,4 +1,4 @@
-"""Runs programs of experiments; what a user can mend is one line, not a traceback."""
+"""Runs programs of experiments; a UserError is shown as one line, not as a traceback."""
 
 import sys
 from collections.abc import Callable, Sequence

@@ -46,7 +46,7 @@ class Schedule:
         learning_rate: after 100 steps of warm-up.
         ema_decay: of the averaged weights that are exported.
         decay_from: step at which the learning rate starts to fall.
-        decay_steps: it falls linearly to 2 % of itself in so many steps.
+        decay_steps: it falls linearly to 2 % of itself in this number of steps.
         steps: stop at this step.
         minutes: stop after this time.
         checkpoint_minutes: time between checkpoints.

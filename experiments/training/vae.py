@@ -53,7 +53,7 @@ def vae_loss(modules, params: Params, rng: jax.Array, images: jax.Array) -> jax.
 
 
 def decoder_loss(modules, encoder: Params, params: Params, rng, images: jax.Array) -> jax.Array:
-    """Reconstruction with the encoder as it is; the latents are those that the UNet learns."""
+    """Reconstruction with a frozen encoder; the latents are those that the UNet learns."""
     vae = {"params": encoder | params["vae"]}
     mean, _ = modules["vae"].apply(vae, images, method="encode")
     # The UNet's latents are not exact: 3 % of noise.

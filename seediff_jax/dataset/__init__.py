@@ -1,4 +1,4 @@
 """Dataset folders: layout, formats, journal, checksums and verification.
 
-What reads or writes files here raises an OSError that names the file which cannot be.
+Functions that cannot read or write a file raise an OSError that names it.
 """

@@ -12,7 +12,7 @@ _releases: list[Callable[[], None]] = []
 
 @contextmanager
 def noted(release: Callable[[], None]) -> Iterator[None]:
-    """Notes how to release a lock while the block runs, which holds it."""
+    """Registers, while the block runs, how to release the lock that it holds."""
     _releases.append(release)
     try:
         yield
@@ -21,7 +21,7 @@ def noted(release: Callable[[], None]) -> Iterator[None]:
 
 
 def release_all(seconds: float) -> None:
-    """Releases all locks at the same time; waits at most so many seconds for each."""
+    """Releases all locks at the same time; waits at most `seconds` for each."""
     threads = [threading.Thread(target=release, daemon=True) for release in _releases]
     for thread in threads:
         thread.start()

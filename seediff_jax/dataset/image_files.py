@@ -42,12 +42,12 @@ class ImageFiles:
     """Images of a folder, in the order of their names.
 
     Attributes:
-        folder: all its files are images, but for those whose names begin with a dot.
+        folder: all its files are images, except those whose names begin with a dot.
         truth: folder of their masks, one byte per pixel, or None.
         chosen: names of the images to take, with or without their endings; None for all.
 
     Raises:
-        UserError: there is no image, two have the same name but for the ending, one that was chosen
+        UserError: there is no image, two names differ only by the ending, one that was chosen
             does not exist, or one has no truth.
     """
 
@@ -93,10 +93,10 @@ class ImageFiles:
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """What tells these files from others, for settings.json.
+        """Identifies these files in settings.json.
 
-        Hashes of all names and sizes, and of the content of some files: sizes alone do not tell
-        copies of other pixels in a format without compression.
+        Hashes of all names and sizes, and of the content of some files: uncompressed images with
+        different pixels have equal sizes.
         """
         truths = [self._truths[stem(name)] for name in self.names] if self.truth else []
         return {
@@ -144,7 +144,7 @@ class ImageFiles:
         return labels
 
     def check(self, num_labels: int, watch: Callable[[int], object] = lambda count: None) -> None:
-        """Reads all images and truths once; calls `watch` with every number that was read.
+        """Reads all images and truths once; calls `watch` with the number of pairs just read.
 
         Raises:
             UserError: as `read_pair`.
@@ -163,7 +163,7 @@ class ImageFiles:
 
 
 def in_nfc(name: str) -> str:
-    """A file's name in Unicode's form NFC: some systems store another one than people type."""
+    """A file's name in Unicode's form NFC: some systems store a different form than people type."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -263,7 +263,7 @@ def _digest(folder: Folder, names: Sequence[str]) -> str:
 
 
 def _at_once(function: Callable[[Any], Any], values: Sequence[Any]) -> list[Any]:
-    """The function of each value, by several threads, which may wait for a disk or a bucket."""
+    """Calls the function for each value, in threads that may wait for a disk or a bucket."""
     found: list[Any] = []
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for k in range(0, len(values), _WAITING):  # a task that waits takes a kilobyte

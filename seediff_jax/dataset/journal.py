@@ -119,7 +119,7 @@ class Journal:
         """Reads one file.
 
         Raises:
-            DamagedFile: it does not hold what its name says.
+            DamagedFile: its content does not match its name.
         """
         name = self.name(first, count)
         try:

@@ -115,7 +115,7 @@ def share_blocks(
     Args:
         blocks: first indices of all blocks to make, sorted, the same on all hosts.
         rows: blocks that each host makes at a time.
-        host: the one that asks.
+        host: number of this host.
 
     Returns:
         The blocks of this host, and the number of rounds in which all hosts have made theirs.

@@ -1,9 +1,9 @@
 """One run at a time in a folder.
 
-On a disk the operating system has the lock (flock), so it ends with the process that holds it,
-however that ends. Buckets and some network filesystems have no such lock: there the holder keeps
+On a disk the operating system has the lock (flock) and releases it when the process ends, however
+that happens. Buckets and some network filesystems have no such lock: there the holder keeps
 changing a file. A second run that sees the file change is refused; if the file does not change, the
-second run takes over. A holder that stood still and finds that it was taken over ends its process,
+second run takes over. A holder that was suspended and finds that it lost the lock ends its process,
 so that two runs never write at once. Clocks of two machines are never compared.
 """
 
@@ -127,7 +127,7 @@ def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[N
         beats = 0
         while not ended.wait(beat_seconds):
             beats += 1
-            # The writer of samples meets the same trouble, and reports it.
+            # The writer of samples gets the same error, and reports it.
             with suppress(OSError):
                 if (found := _read(folder)) and not found.startswith(mine):
                     other = shown(found.splitlines()[0], 200)
@@ -147,7 +147,7 @@ def _keep_changing(folder: Folder, name: str, beat_seconds: float) -> Iterator[N
     with noted(release):
         try:
             folder.write(LOCK, f"{mine}0".encode())
-            # Whoever wrote last has it, should two have come at once.
+            # If two came at once, the one that wrote last has the lock.
             time.sleep(beat_seconds / 2)
             if not (content := _read(folder) or "").startswith(mine):
                 _refuse(folder, content.split("\n")[0])

@@ -157,14 +157,14 @@ def contact_sheet(
 
 
 def heat(values: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Values in [0, 1] as colours, uint8 `[h, w, 3]`; values beyond take the end colours."""
+    """Values in [0, 1] as colours, uint8 `[h, w, 3]`; values beyond get the end colours."""
     stops = np.linspace(0, 1, len(HEAT))
     channels = [np.interp(values, stops, HEAT[:, c]) for c in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def fit(picture: np.ndarray, tile: int) -> Image.Image:
-    """Scales so that the longer edge is `tile`; enlarges without blur, so pixels stay honest."""
+    """Scales so that the longer edge is `tile`; enlarges without blur, so pixels stay visible."""
     height, width = picture.shape[:2]
     factor = tile / max(height, width)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))

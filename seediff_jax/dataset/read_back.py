@@ -30,7 +30,7 @@ def recover_parts(
 ) -> dict[str, bytes] | None:
     """Finds parts of a sample with the right hashes; None where one is lost.
 
-    What `sources` have, see `part_sources`, may be converted.
+    Parts may be converted from other parts that `sources` have, see `part_sources`.
     """
     parts = set(parts)
     found: dict[str, bytes] = {}
@@ -47,7 +47,7 @@ def recover_parts(
 
 
 def _own_files(folder: Folder, form: Format) -> PartSource:
-    """Reads the parts of which a sample has files of its own."""
+    """Reads the parts that a sample stores in separate files."""
 
     def recover(record: Mapping[str, Any]) -> dict[str, bytes]:
         files = form.sample_files(record["index"])

@@ -73,7 +73,7 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
 
 
 def has_settings(folder: Folder, settings: Mapping[str, Any]) -> bool:
-    """Tells whether a run with these settings has been in the folder, whatever its command."""
+    """Tells whether the folder has these settings, whatever command wrote them."""
     try:
         old = read_settings(folder)
         return old | {COMMAND: None} == settings | {COMMAND: None}

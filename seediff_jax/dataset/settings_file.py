@@ -80,7 +80,7 @@ def read_dataset_settings(folder: Folder) -> dict[str, Any]:
 
 
 def find_damaged_settings(folder: Folder, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Compares the files of `settings_files` with the settings; what is wrong, by name."""
+    """Compares the files of `settings_files` with the settings; returns file name -> problem."""
     found = {}
     for name, content in settings_files(settings).items():
         facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

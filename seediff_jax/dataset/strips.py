@@ -24,7 +24,7 @@ class ClassStages:
         levels: soft masks in [0, 1], coarse to fine: float32 `[h, w]` each, of any size.
 
     Raises:
-        ValueError: where pictures are made, if the seeds do not fill a grid of the image's
+        ValueError: when pictures are made, if the seeds do not fill a grid of the image's
             proportions.
     """
 

@@ -39,8 +39,8 @@ class Problem:
         text: what is wrong with it.
         shard: the shard that has to be finished again, or None.
         index: the sample that has to be made again, or None.
-        is_damage: False for an incomplete run, in which nothing else needs to be wrong.
-        needs_run: whether the command of the run has to mend it.
+        is_damage: False for an incomplete run, which may be sound otherwise.
+        needs_run: whether the command of the run has to be repeated to fix it.
     """
 
     name: str
@@ -74,7 +74,7 @@ def open_dataset(folder: Folder, settings: Mapping[str, Any]) -> Dataset:
 
 
 def verify(folder: Folder, watch: Callable[[int], None] = lambda count: None) -> list[Problem]:
-    """Checks a dataset folder; calls `watch` with every number of samples that were checked.
+    """Checks a dataset folder; calls `watch` with the number of samples just checked.
 
     Returns:
         What is wrong, in the order of shards; empty where nothing is.
@@ -161,7 +161,7 @@ class _ShardChecker:
     """Checks one shard.
 
     Args:
-        kinds: what there is of it, see `parse_shard_name`.
+        kinds: which files of it exist, see `parse_shard_name`.
         num_images: samples of a complete run, or None.
     """
 

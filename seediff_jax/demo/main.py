@@ -67,7 +67,7 @@ def _work(values: flags.FlagValues) -> None:
     from seediff_jax.demo.studio import Studio
 
     studio = Studio(source)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # the page asks nobody on the network
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # the page uses no network
     from seediff_jax.demo.page import CSS, THEME, make_page
 
     embedded = EMBEDDED_MODELS.get(source.model)

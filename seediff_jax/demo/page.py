@@ -156,7 +156,7 @@ def figures(stages: Iterable[tuple[str, np.ndarray]]) -> str:
 
 
 def _mask_config(method: str, threshold: float, refine: int, refined: float) -> MaskConfig:
-    """Reads the controls; the published threshold is that of a run that gives none."""
+    """Reads the controls; a published threshold is passed as None, as in a run without one."""
     is_published = threshold == METHODS[method].published.threshold
     more = {"refine_iterations": refine, "refined_threshold": refined} if refine else {}
     return MaskConfig(method=method, threshold=None if is_published else threshold, **more)

@@ -127,7 +127,7 @@ class Studio:
         return Sampled(pairs, config)
 
     def mask(self, sampled: Sampled, masks: MaskConfig) -> Result:
-        """Makes the masks of an image anew; samples nothing.
+        """Makes new masks of an image without sampling.
 
         Raises:
             UserError: the method needs attention that the model does not record.
@@ -179,7 +179,7 @@ class Studio:
 def command_line(config: RunConfig) -> str:
     """Writes the command that makes the same image and mask.
 
-    Its folder is named by its settings, because a folder takes one run.
+    Its folder is named after its settings, because a folder has one run.
     """
     parts = (config.prompts, config, config.sampling, config.masks)
     words = [word for part in parts for word in _changed(part)]

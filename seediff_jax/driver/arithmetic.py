@@ -13,8 +13,8 @@ from pathlib import Path
 
 import jax
 
-# Settings of JAX, with the values under which nothing is recorded. Those that are not here raise
-# errors, as jax_numpy_dtype_promotion does, or are of random numbers, which noise does not read.
+# JAX settings, with the values that are not recorded. Settings that are not listed raise errors, as
+# jax_numpy_dtype_promotion does, or affect random numbers, which noise does not read.
 _PRECISION = {
     "jax_enable_x64": (False,),
     "jax_default_matmul_precision": (None,),
@@ -28,7 +28,7 @@ _ROUNDING = {
 }
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 _VARIABLES = ("NVIDIA_TF32_OVERRIDE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE")
-# How names of compiler flags look that choose a precision; others change rounding at most.
+# Matches names of compiler flags that choose a precision; others change rounding at most.
 _PRECISION_FLAG = re.compile(r"precision|fast_math|fast_min_max|b?f16|f8|tf32|denormal|fpmath")
 _YNNPACK_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 # YNNPACK's convolutions are slow; its reductions and matrix products are not.
@@ -41,8 +41,8 @@ _NO_ARITHMETIC = re.compile(r"dump|device_count|thread")
 def avoid_ynnpack() -> None:
     """Keeps XLA from giving convolutions for x86 CPUs to YNNPACK; call it before any use of JAX.
 
-    docs/benchmarks.md has what that saves. Nothing is changed if XLA_FLAGS name the flag or a file,
-    if JAX may use an accelerator, or with a version of JAX that was not tried.
+    docs/benchmarks.md shows what that saves. Nothing is changed if XLA_FLAGS name the flag or a
+    file, if JAX may use an accelerator, or with a version of JAX that was not tried.
     """
     given = os.environ.get("XLA_FLAGS", "").strip()
     is_file = given and not given.startswith("-")

@@ -57,10 +57,10 @@ class Place(NamedTuple):
 
 
 class Member(Protocol):
-    """What a host answers; called by a thread of its own, whatever the main thread does."""
+    """A host's answers; called from a separate thread, whatever the main thread does."""
 
     def connect(self, channel: "Channel") -> None:
-        """Takes the channel, before anything comes from it."""
+        """Receives the channel before its first message."""
 
     def hold(self) -> int:
         """Begins no further round until `stop_after`; returns how many were begun."""
@@ -133,7 +133,7 @@ class Channel:
     def _listen(self) -> None:
         while (message := self._connection.receive()) is not None:
             if message is SILENCE and not self._is_done:
-                # Host 0 is told, too, in case that it wakes.
+                # Host 0 is told, too, in case it wakes.
                 self._connection.send("end", text=silent_host("host 0"), status=2)
                 self._end(silent_host("host 0"), 2)
                 break
@@ -159,12 +159,12 @@ def tell(text: str) -> None:
 
 
 def meet(place: Place, seconds: float, member: Member) -> Channel:
-    """Waits until all hosts of a run have come, at most so many seconds, and connects them.
+    """Waits until all hosts of a run have arrived, at most `seconds`, and connects them.
 
     `member` answers the other hosts from now on.
 
     Raises:
-        UserError: some did not come, two claim one place, or another program is there.
+        UserError: a host did not arrive, two have one number, or another program answers.
     """
     begin, told, reason = time.monotonic(), 1, ""
     while True:
@@ -197,7 +197,7 @@ def _split(address: str) -> tuple[str, int]:
 
 
 def _listen(place: Place) -> socket.socket | None:
-    """Returns the socket of host 0; None where its address is taken, or another machine's."""
+    """Returns the socket of host 0; None if the address is in use or is another machine's."""
     name, port = _split(place.bind)
     try:
         if name == "::":

@@ -67,7 +67,7 @@ class Connection:
         self._socket, self._lines, self._lock = sock, sock.makefile("rb"), threading.Lock()
         self._is_closed = threading.Event()
         if sock.family != socket.AF_UNIX:
-            # A machine without power says nothing: the others hear of it after 25 seconds.
+            # A machine that loses power sends nothing: the others notice after 25 seconds.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in (("IDLE", 10), ("INTVL", 5), ("CNT", 3)):
                 if hasattr(socket, f"TCP_KEEP{option}"):
@@ -81,7 +81,7 @@ class Connection:
             self._socket.sendall(line)
 
     def start_beats(self) -> None:
-        """Says from now on, every BEAT_SECONDS, that this process runs."""
+        """Sends a beat every BEAT_SECONDS from now on, to show that this process runs."""
 
         def beat() -> None:
             while not self._is_closed.wait(BEAT_SECONDS):
@@ -190,25 +190,25 @@ class ChannelServer:
         return self._end is not None
 
     def missing(self) -> set[int]:
-        """Hosts that have not come, or not said what they are about to do."""
+        """Hosts that have not arrived, or have not said what they are about to do."""
         with self.changed:
             return {*range(self._count)} - {*(self._facts or self._names)}
 
     def met(self) -> None:
-        """Tells all hosts that all are here."""
+        """Tells all hosts that all have arrived."""
         with self.changed:
             self._has_met = True
             self._tell_all("met")
 
     def end(self, text: str, status: int = 2) -> None:
-        """Tells all hosts to end; the first reason is the one."""
+        """Tells all hosts to end; only the first reason counts."""
         with self.changed:
             if self._end is None:
                 self._end = (text, status)
                 self._tell_all("end", text=text, status=status)
 
     def wait_for_others(self) -> None:
-        """Waits until the others have ended, whose JAX aborts without host 0."""
+        """Waits until the others have ended, because their JAX aborts without host 0."""
         with self.changed:
             self.changed.wait_for(lambda: {*self._connections} <= {0}, GONE_SECONDS)
 

@@ -142,7 +142,7 @@ def run_command(
         groups: the settings that are flags.
         argv: the command line.
         work: what to do with the parsed flags; it may return an exit status.
-        positional: flags that arguments without a name stand for, in order.
+        positional: flags that arguments without a name set, in order.
     """
     groups = {**groups, "Errors": Diagnostics}
     values = define_flags(groups)
@@ -219,7 +219,7 @@ def _require_utf8(argv: Sequence[str]) -> None:
 
 
 def _require_values(argv: Sequence[str], values: flags.FlagValues) -> None:
-    """Refuses `--output --seed=1`, of which absl makes the output "--seed=1"."""
+    """Refuses `--output --seed=1`, which absl reads as the output "--seed=1"."""
     for text, following in zip(argv[1:], argv[2:], strict=False):
         name = text.lstrip("-")
         if text.startswith("-") and name in values and not values[name].boolean:
@@ -266,8 +266,8 @@ def use_compilation_cache(folder: str | None) -> None:
     """Keeps compiled programs in a folder or bucket; a failure to do so only costs time.
 
     Args:
-        folder: path or URL; "" keeps none. None stands for JAX_COMPILATION_CACHE_DIR, or for
-            CACHE where that is not set.
+        folder: path or URL; "" keeps none. None means JAX_COMPILATION_CACHE_DIR, or CACHE if that
+            is not set.
     """
     import jax
 

@@ -167,7 +167,7 @@ class OutputSettings:
 
 
 def default_output(source: str) -> str:
-    """The folder to write where none is given: outputs/ and the name of a model or a folder."""
+    """The default output folder: outputs/ and the name of a model or a folder."""
     place = source if url_scheme(source) else os.path.abspath(source)  # "." has no name
     name = os.path.basename(place.rstrip("/")).removesuffix(".safetensors")
     return os.path.join("outputs", name or "run")
@@ -320,7 +320,7 @@ class RunConfig(ModelSource, RunSettings):
         masks: settings of the masks.
         prompts: settings that the plan was made from, for settings.json; None where Python code
             made the plan.
-        images: the ImageFiles to segment, image i by prompt i; None to generate images.
+        images: the ImageFiles to segment, image i with prompt i; None to generate images.
     """
 
     plan: "PromptPlan"

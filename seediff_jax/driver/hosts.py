@@ -46,7 +46,7 @@ def widen_compiler_stack() -> None:
 JAX_SECONDS = 300
 """After this time JAX ends all hosts if one is silent, in many lines; the channel acts earlier."""
 ALIGN_ROUNDS = 8
-"""Hosts wait for one another once in so many rounds, for the first time after they compiled."""
+"""Hosts wait for one another every ALIGN_ROUNDS rounds, for the first time after they compiled."""
 
 # Variables with the number of processes and that of this one. JAX knows Open MPI up to version 4.
 _LAUNCHERS = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
@@ -85,7 +85,7 @@ class HostGroup:
     def agree(self, facts: Mapping[str, Any], what: str) -> None:
         """Waits until all hosts have sent the same facts, JSON values; ends all if they differ.
 
-        `what` the other hosts do meanwhile is for messages, as in "to load the model".
+        `what` says in messages what the other hosts are doing, as in "to load the model".
         """
         if self._channel is not None:
             texts = {name: _fact(facts[name]) for name in facts if name != COMMAND}
@@ -97,13 +97,13 @@ class HostGroup:
             )
 
     def agree_on_run(self, config: RunConfig, others: Mapping[str, Any]) -> None:
-        """Compares all of a run that is known before its model is loaded, and other facts."""
+        """Compares other facts, and all that is known of a run before its model is loaded."""
         alike = {name: getattr(config, name) for name in _ALIKE}
         self.agree(config.settings() | alike | others, "to read the prompts")
 
     def should_stop(self, number: int) -> bool:
         """Whether to stop before this round; every host asks before each of its rounds."""
-        del number  # it begins anew where samples that failed are made again
+        del number  # it restarts when failed samples are retried
         if self._channel is not None and self._asked % ALIGN_ROUNDS == 1:
             # All stop before the same round, one that none has begun: no host may be far ahead.
             wait_for_all("rounds")
@@ -129,7 +129,7 @@ class HostGroup:
             return self._begun if self._has_compiled else 0
 
     def stop_after(self, rounds: int) -> None:
-        """Stops the run before the next round, once so many rounds have begun."""
+        """Stops the run before the next round, once this number of rounds have begun."""
         with self._changed:
             self._last = rounds
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class HostGroup:
     def fail(self, error: BaseException, explain: Explain) -> None:
         """Ends all hosts for an error of this one."""
         if _XLA_STATUS.match(str(error)):
-            time.sleep(_VERDICT_SECONDS)  # the reason may be a host that is gone, and is told soon
+            time.sleep(_VERDICT_SECONDS)  # a lost host may be the reason, and is reported soon
         found = explain(error)
         if found is None:
             traceback.print_exception(error)
@@ -184,8 +184,8 @@ def joined(settings: RunSettings, explain: Explain) -> Iterator[HostGroup]:
     else is a run of one process; so is a program that has used JAX before.
 
     Raises:
-        UserError: the processes did not find one another, or a launcher has started several and
-            nothing says where they meet; or there is one host, and a time to wait for others.
+        UserError: the processes did not find one another, or a launcher has started several without
+            an address to meet at; or a waiting time is given for a single host.
     """
     group = HostGroup()
     with listening(group.on_signal), contextlib.ExitStack() as stack:
@@ -228,7 +228,7 @@ def _find_place(settings: RunSettings) -> Place | None:
             _require_alone()
             return None
         bind = f"[::]:{address.rpartition(':')[2]}"
-    # Else every interface of the machine would be listened on.
+    # Otherwise it would listen on every interface of the machine.
     bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", bind)
     return Place(address, bind, count, host)
 

@@ -119,7 +119,7 @@ def prepare(
 
 
 def require_files(source: ModelSource) -> None:
-    """Raises a UserError unless a model and its LoRAs are there; reads nothing else."""
+    """Raises a UserError unless a model and its LoRAs exist; reads nothing else."""
     find_source(source.model, source.revision, weights=False)
     for path, strength in source.loras:
         require_lora_file(path, strength)
@@ -173,7 +173,7 @@ def require_prompts_fit(model: Model, config: RunConfig) -> None:
     for k in range(0, len(table), _PROMPTS_AT_A_TIME):
         places = range(len(table))[k : k + _PROMPTS_AT_A_TIME]
         fits = surely_fit(model, [table.prompt_of(place) for place in places])
-        # The reader of the prompts has found their classes; those that fit need not be split again.
+        # The prompt reader has found the classes already; prompts that fit need no second check.
         records = [
             table[place]
             for place, is_sure in zip(places, fits, strict=True)
@@ -319,7 +319,7 @@ def _failed_if_complete(config: RunConfig, folder: Folder, settings: dict[str, A
         if is_complete and find_existing(folder, layout).all():
             failed = counts["failed"]
             if find_leftovers(folder) or folder.exists(LOCK):
-                # Of a run that was killed at its very end; storage may be read-only since.
+                # Left by a run that was killed at its very end; storage may be read-only by now.
                 with contextlib.suppress(OSError), hold_lock(folder):
                     remove_leftovers(folder)
             but = f", but for {failed} that failed" if failed else ""

@@ -126,7 +126,7 @@ class Monitor:
 
     def _draw(self) -> None:
         class Bar(tqdm):
-            # Neither other bars nor the program's end wait for one that cannot be drawn.
+            # A bar that cannot be drawn must not delay other bars or the end of the program.
             monitor_interval = 0
             _lock = threading.RLock()
 

@@ -37,7 +37,7 @@ class SegmentMaker(PairMaker):
         ]
 
     def _num_calls(self, most: int) -> int:
-        """Calls of a round; several hosts make as many, those that the largest image needs."""
+        """Calls of a round; several hosts all make as many as the largest image needs."""
         config = self._config.sampling
         if config.tile_side is None or jax.process_count() == 1:
             return most

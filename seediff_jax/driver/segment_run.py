@@ -32,8 +32,8 @@ def make_config(
     """Lists the images and makes their prompts.
 
     Raises:
-        UserError: images, classes and settings do not fit together, or segmentation cannot do what
-            they ask for.
+        UserError: images, classes and settings do not fit together, or ask for something that
+            segmentation cannot do.
         OSError: a folder or file cannot be read.
     """
     for name in ("keep_attention", "strips"):

@@ -79,7 +79,7 @@ class _Listener:
 
 
 def _is_leaving(error: BaseException | None) -> bool:
-    """Whether the block already ends by a signal, so that its cleanup must not be interrupted."""
+    """Whether a signal is already ending the block, whose cleanup must not be interrupted."""
     while error is not None and not isinstance(error, (Stopped, KeyboardInterrupt)):
         error = error.__context__
     return error is not None

@@ -49,7 +49,7 @@ class BestEffortStream:
         self.drain(None if self.waits else _LAST_SECONDS)
 
     def drain(self, seconds: float | None) -> None:
-        """Waits until all is written, at most so many seconds; None has no limit."""
+        """Waits until all is written, at most `seconds`; None has no limit."""
         with self._texts.all_tasks_done:
             self._texts.all_tasks_done.wait_for(lambda: not self._texts.unfinished_tasks, seconds)
 

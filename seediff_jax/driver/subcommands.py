@@ -72,7 +72,7 @@ class Subcommand(NamedTuple):
         help: what it does, for --help.
         groups: its settings, as of `cli.run_command`.
         work: does it on the folder, and returns the exit status.
-        positional: flags that arguments without a name stand for, in order.
+        positional: flags that arguments without a name set, in order.
     """
 
     help: str

@@ -19,8 +19,8 @@ DIFFERENT = 4
 
 def verify_folder(folder: Folder, repairs: bool) -> int:
     """Prints what is damaged, and removes it if `repairs`; returns the exit status."""
-    settings = read_dataset_settings(folder)  # before the lock, which would make the folder
-    # What another run is writing would be taken for damage.
+    settings = read_dataset_settings(folder)  # before the lock, which would create the folder
+    # Files that another run is writing would look damaged.
     with listening(), hold_lock(folder) if repairs else contextlib.nullcontext():
         with tqdm(unit="sample") as progress:
             problems = verify(folder, progress.update)

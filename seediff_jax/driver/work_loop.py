@@ -32,10 +32,10 @@ class Stages:
         start: starts the blocks of a round and returns at once, with a handle for `fetch`.
         fetch: waits for a round and copies it to the host; returns one content per block.
         write: encodes and writes a block; returns the number of samples and those that failed.
-        shards_ready: the shards that have all their samples after this number of samples of a block
-            was written.
+        shards_ready: block, number of its samples just written -> shards that now have all their
+            samples.
         finish: finishes a shard.
-        watch: is told of every block the number of samples that were written and that failed.
+        watch: called for every block with the numbers of samples that were written and that failed.
     """
 
     start: Callable[[Sequence[int]], Any]

@@ -45,8 +45,8 @@ class BucketFolder(Folder):
 
     def exists(self, name: str = "") -> bool:
         with self._named(name):
-            # Some clients keep listings, and other hosts write too. Their own `exists` takes every
-            # error for an absence.
+            # Some clients cache listings while other hosts write. Their own `exists` treats every
+            # error as absence.
             self.filesystem.invalidate_cache()
             try:
                 self.filesystem.info(self._place(name))
@@ -61,7 +61,7 @@ class BucketFolder(Folder):
                 found = self.filesystem.ls(self._place(folder), detail=False)
             except FileNotFoundError:
                 return []
-        # Consoles of buckets make an empty object of the name of the folder.
+        # Bucket consoles create an empty object with the name of the folder.
         inside = (entry.strip("/") for entry in found)
         own = self._place(folder).strip("/")
         return sorted({entry.rsplit("/", 1)[-1] for entry in inside if entry != own} - {""})
@@ -71,12 +71,12 @@ class BucketFolder(Folder):
         with self._named(name):
             self.filesystem.invalidate_cache()
             found = self.filesystem.find(path, withdirs=True, detail=True)
-        if not isinstance(found, dict):  # of adlfs, which lists a single file by its name alone
+        if not isinstance(found, dict):  # adlfs lists a single file by its name only
             found = {place: {} for place in found}
         # Some versions of clients find all objects whose names begin with the path.
         own = {k: v for k, v in found.items() if f"{k}/".startswith(f"{path}/")}
         folders = {place for place, facts in own.items() if facts.get("type") == "directory"}
-        # Not `rm`, which takes brackets, stars and question marks in a path for a pattern.
+        # Not `rm`, which reads brackets, stars and question marks in a path as a pattern.
         remove, prefix = self.filesystem.rm_file, len(self.root) + 1
         files = own.keys() - folders
         self._at_once({k[prefix:]: functools.partial(_remove_object, remove, k) for k in files})

@@ -117,7 +117,7 @@ class DiskFolder(Folder):
             raise
 
     def _syncs(self, names: Iterable[str]) -> dict[str, Callable[[], None]]:
-        """Makes a task per folder of the files, which waits until their names are on the disk."""
+        """Makes one task per folder of the files, which waits until their names are on the disk."""
         folders = {name.rpartition("/")[0] for name in names}
         return {folder: functools.partial(_sync, f"{self.root}/{folder}") for folder in folders}
 

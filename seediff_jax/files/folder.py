@@ -39,7 +39,7 @@ def open_folder(url: str | os.PathLike[str]) -> Folder:
     if scheme is None and not re.match(r"[\w.+-]+::.*://", url):
         return DiskFolder(url, os.path.abspath(url))
     try:
-        # Not fsspec's url_to_fs, which takes "::" within a URL for a chain of filesystems.
+        # Not fsspec's url_to_fs, which reads "::" within a URL as a chain of filesystems.
         kind = fsspec.get_filesystem_class(scheme or url.partition("://")[0])
         filesystem = kind(**kind._get_kwargs_from_urls(url))
         root = str(kind._strip_protocol(url))

@@ -42,7 +42,7 @@ class Folder(abc.ABC):
         return f"{self.url.rstrip('/')}/{name}" if name else self.url
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a file, or replaces the old one; it is there for good when this returns."""
+        """Writes a file, or replaces the old one; it is stored safely when this returns."""
         self.write_all({}, {name: content})
 
     @abc.abstractmethod
@@ -58,7 +58,7 @@ class Folder(abc.ABC):
 
     @abc.abstractmethod
     def put(self, name: str, source: Path) -> None:
-        """Moves a finished file of this machine here, for good, or replaces the old one."""
+        """Moves a finished local file here and stores it safely, or replaces the old one."""
 
     @abc.abstractmethod
     def read(self, name: str) -> bytes:
@@ -87,11 +87,11 @@ class Folder(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Removes a file, or a folder with its content, where there is one."""
+        """Removes a file, or a folder with its content, if it exists."""
 
     @abc.abstractmethod
     def make(self, folder: str = "") -> None:
-        """Makes a folder where there is none."""
+        """Makes a folder unless it exists."""
 
     def _at_once(self, tasks: Mapping[str, Callable[[], None]]) -> None:
         """Runs one task per file at the same time, waits for all, and raises the first error."""
@@ -111,7 +111,7 @@ class Folder(abc.ABC):
         try:
             yield
         except OSError as error:
-            if isinstance(error, FileNotFoundError):  # of a bucket, without a number
+            if isinstance(error, FileNotFoundError):  # from a bucket, without errno
                 text = os.strerror(errno.ENOENT)
                 raise FileNotFoundError(errno.ENOENT, text, self.path(name)) from error
             if error.errno is None:

@@ -17,7 +17,7 @@ LONGEST_LINE = 2**20
 
 @contextlib.contextmanager
 def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for reading, if it is one whose end can be reached.
+    """Opens a regular file for reading.
 
     Raises:
         UserError: it is a folder, a pipe or a device.

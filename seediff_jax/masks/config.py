@@ -26,7 +26,7 @@ REFINED_THRESHOLD = 0.8
 
 
 class Published(NamedTuple):
-    """Published values of a method, which MaskConfig takes for settings that are None."""
+    """Published values of a method; MaskConfig uses them for settings that are None."""
 
     power: int
     threshold: float
@@ -34,7 +34,7 @@ class Published(NamedTuple):
 
 
 class Method(NamedTuple):
-    """A way from attention to a soft mask.
+    """A mask method: makes a soft mask from attention.
 
     Attributes:
         function: `module:function`, as for a user's own method, see `masks.own_methods`.
@@ -88,8 +88,8 @@ class Thresholds(NamedTuple):
 
     Attributes:
         threshold: a pixel belongs to a class if its soft mask is above it.
-        uncertain: pixels from this value up to the final threshold are ignored; if both are equal,
-            none is.
+        uncertain: pixels from this value up to the final threshold are ignored; equal values ignore
+            none.
         refined: replaces `threshold` after refinement.
         presence: classes whose presence is below it have no pixels.
     """

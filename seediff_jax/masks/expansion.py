@@ -48,7 +48,7 @@ _SINKHORN_ROUNDS = 15
 
 
 def _sinkhorn(self_attention: Float[Array, "n n"]) -> _Operator:
-    """Returns x -> D_r A D_c x, of which rows and columns sum to 1 (Sinkhorn and Knopp, 1967)."""
+    """Returns x -> B x, B = D_r A D_c with rows and columns of sum 1 (Sinkhorn and Knopp, 1967)."""
 
     def rows_of(columns):
         sums = jnp.einsum("m,nm->n", columns, self_attention, precision="highest")
@@ -191,7 +191,7 @@ def require_levels(
         sizes.append((height, width))
     first_height, first_width = sizes[0]
     for height, width in sizes:
-        # Halves are rounded up, so one location of the coarsest level may be there in part only.
+        # Halves are rounded up, so the last location of the coarsest level may be a partial one.
         if (
             height * (first_width - 1) >= width * first_height
             or width * (first_height - 1) >= height * first_width

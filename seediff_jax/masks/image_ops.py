@@ -39,7 +39,7 @@ def otsu_foreground(soft: Float[Array, "*grid"]) -> Bool[Array, "*grid"]:
 
     The squares of the values, clipped to [0, 1], are truncated to 256 integer levels. As in
     OpenCV's THRESH_OTSU the first of several best thresholds wins, and foreground lies strictly
-    above it: a map with the one level 0 has no foreground, with any other one level it is all
+    above it: if all values have one level, a map of level 0 has no foreground, any other map is all
     foreground.
     """
     levels = jnp.floor(255 * jnp.clip(soft, 0, 1) ** 2).astype(jnp.int32)
@@ -63,12 +63,12 @@ def resize_cubic(
 
 
 def height_and_width(side: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns the height and width that a side of a square, or a pair, stands for."""
+    """Returns height and width, from a pair or from the side of a square."""
     return (side, side) if isinstance(side, int) else side
 
 
 def grid_size(num_locations: int, image_side: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns height and width of a level of so many locations in the proportions of an image."""
+    """Returns height and width of a level with `num_locations` and the aspect ratio of an image."""
     height, width = height_and_width(image_side)
     rows = round(math.sqrt(num_locations * height / width))
     if rows < 1 or num_locations % rows or rows * rows * width != num_locations * height:

@@ -88,8 +88,8 @@ def make_masks(
         soft = jnp.where(jnp.any(cross_attention != 0), soft, 0)
         enlarged = cross_attention_mask(cross_attention, self_attention, image_size)
         presence = correlation(soft, enlarged)
-        if config.only_method != "cross_attention":  # whose presence is always 1
-            soft = jnp.where(presence < min_presence, 0, soft)  # what is not finite stays
+        if config.only_method != "cross_attention":  # its presence is always 1
+            soft = jnp.where(presence < min_presence, 0, soft)  # keeps values that are not finite
         return soft, jnp.sum(seeds, dtype=jnp.int32), presence
 
     def one_image(image, maps):

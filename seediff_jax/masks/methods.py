@@ -80,7 +80,7 @@ def soft_mask(
         image_side: side of the mask in pixels, or its height and width.
         affinity: one of AFFINITIES, see `spread`.
         power: applications of the affinity at every level.
-        background: whether finer levels take away what resembles the background.
+        background: whether finer levels remove what resembles the background.
 
     Raises:
         UserError: unknown affinity, power below 1, or sizes that do not match the sides.

@@ -63,7 +63,7 @@ def load_method(method: MethodLike) -> Callable[..., Any]:
         return method
     module_name, _, name = method.partition(":")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # the directory of a console script stands there instead
+        sys.path.append(os.getcwd())  # a console script has its own directory there
     try:
         function = operator.attrgetter(name)(importlib.import_module(module_name))
     except Exception as error:  # whatever a module of the user raises

@@ -1,9 +1,9 @@
 """Pixel-adaptive refinement of a soft mask on its image (method section 6).
 
-PAMR of Araslanov and Roth, CVPR 2020: every pixel repeatedly takes a mean of its neighbours,
-weighted by how alike their colours are. It is linear in the mask, so the weights are computed once
-and each iteration only streams them past the mask. One image and one mask; `jax.vmap` over the
-masks of an image shares the weights.
+PAMR of Araslanov and Roth, CVPR 2020: every pixel repeatedly becomes a mean of its neighbours,
+weighted by colour similarity. It is linear in the mask, so the weights are computed once and each
+iteration only applies them. Written for one image and one mask; `jax.vmap` over the masks of an
+image shares the weights.
 """
 
 import itertools
@@ -58,7 +58,7 @@ def refine(
 def neighbour_weights(
     image: Float[Array, "H W 3"], dilations: Sequence[int]
 ) -> Float[Array, "neighbours H W"]:
-    """Weights the 8 neighbours per dilation by the likeness of their colours; they sum to 1.
+    """Weights the 8 neighbours per dilation by colour similarity; the weights sum to 1.
 
     Colour differences are in units of the standard deviation around the pixel, per channel, over 9
     values per dilation (the pixel itself is counted each time).
@@ -72,7 +72,7 @@ def neighbour_weights(
     squares = sum(difference**2 for difference in differences)
     deviation = jnp.sqrt((squares - total**2 / count) / (count - 1))
     per_unit = 1 / (1e-8 + _SPREAD_FACTOR * deviation)
-    # A sum of three planes fuses with what makes them; as a reduction it took ten times longer.
+    # XLA fuses a sum of three planes with their computation; a reduction took ten times longer.
     logits = [-sum(jnp.abs(difference) * per_unit) / 3 for difference in differences]
     return jax.nn.softmax(jnp.stack(logits), axis=0)
 

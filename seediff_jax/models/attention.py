@@ -44,7 +44,7 @@ def attend(query: Array, key: Array, value: Array, choice: str = "auto") -> Arra
         choice: which implementation, one of `attention_choice.ATTENTION`.
 
     Raises:
-        UserError: the implementation that is asked for cannot serve.
+        UserError: the requested implementation cannot be used.
     """
     # On a CPU jax.nn.dot_product_attention holds the probabilities of all rows and heads: 2 GiB for
     # two rows of 64 x 64 locations with 8 heads, and three times slower than one head at a time.
@@ -55,13 +55,13 @@ def attend(query: Array, key: Array, value: Array, choice: str = "auto") -> Arra
 
 
 def place_of(device: Any, is_split: bool = False) -> Place:
-    """Says what `choose` needs to know of a device, also of one that is described alone.
+    """Returns what `choose` needs to know about a device, which may be an abstract one.
 
     Args:
         device: a `jax.Device` or `jax.sharding.AbstractDevice`.
         is_split: see Place.
     """
-    # Before JAX 0.10.1, a device that is described alone does not say its platform.
+    # Before JAX 0.10.1, an abstract device does not say its platform.
     platform, capability = getattr(device, "platform", jax.default_backend()), None
     if platform == "gpu" and jax.default_backend() == "gpu":
         parts = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")
@@ -87,10 +87,10 @@ def _by_platform(
     is_recorded: bool = False,
     is_added: bool = False,
 ) -> dict[str, Callable[..., Any]]:
-    """The implementation of every platform, as `jax.lax.platform_dependent` takes them.
+    """The implementation for every platform, as arguments of `jax.lax.platform_dependent`.
 
-    All of them are traced, and the one of the platform is compiled. What is forced is forced on the
-    platform that this is traced for.
+    All are traced; only that of the platform is compiled. A forced choice applies to the platform
+    that this is traced for.
     """
     _, n, heads, k = query.shape
     layer = Layer(query.dtype.name, heads, k, n, key.shape[1], is_recorded, is_added)
@@ -201,7 +201,7 @@ def attend_recording(
         every row of it sums to the number of heads.
 
     Raises:
-        UserError: the implementation that is asked for cannot serve.
+        UserError: the requested implementation cannot be used.
     """
     known = {"xla": _record_by_groups, "flash": tpu_attention.flash_recording}
     inputs = (query, key, value) if total is None else (query, key, value, total)
@@ -233,8 +233,8 @@ def _record_by_groups(
         out, probs = attend_keeping_heads(query, key, value)
         return head_sum + probs.sum(axis=1), out
 
-    # The first group starts the sum: under jax.shard_map a loop may not start from a constant where
-    # it goes on with values that differ between devices.
+    # The first group starts the sum: under jax.shard_map a loop may not start from a constant if
+    # its later values differ between devices.
     walked = (grouped(query), grouped(key), grouped(value))
     head_sum, first = attend_group(0.0, [x[0] for x in walked])
     head_sum, others = jax.lax.scan(attend_group, head_sum, [x[1:] for x in walked])
@@ -268,8 +268,8 @@ class Attention(nn.Module):
             x: queries, `[b, n, c]`.
             context: keys and values, `[b, m, d]`; `x` itself for self-attention.
             recorded_rows: how many rows, from the end of the batch, to record.
-            watched: `[recorded_rows, o, d]`, further keys of the recorded rows: the attention that
-                they would have on their own is recorded, and the output does not depend on it.
+            watched: `[recorded_rows, o, d]`, further keys for the recorded rows: their attention is
+                recorded as if there were no other keys, and the output does not depend on it.
             total: `[recorded_rows, n, m]`, what the record is added to; not with `keeps_heads`.
 
         Returns:

@@ -27,7 +27,7 @@ _SMALL_VMEM = 16 * _MIB
 VMEM = {"TPU v5 lite": 128 * _MIB, "TPU v6 lite": 128 * _MIB, "TPU v5": 64 * _MIB}
 """Kind of TPU -> bytes of on-chip memory of a core; other kinds are taken to have 16 MiB, as v4."""
 
-# Share of the on-chip memory that blocks may take, and the compiler's own need as a multiple of it.
+# Share of on-chip memory that blocks may use, and the compiler's limit as a multiple of their size.
 _USABLE_VMEM, _VMEM_SLACK = 0.85, 1.25
 _QUERY_BLOCKS = (4096, 2048, 1024, 512, 256, 128)
 # Most logits of a block of more than 512 queries: enough to hide the cost of starting a block.
@@ -94,7 +94,7 @@ class Blocks(NamedTuple):
 def flash_blocks(layer: Layer, place: Place) -> Blocks | None:
     """Finds the largest blocks of queries that fit into on-chip memory; None if none fits."""
     vmem = VMEM.get(place.kind, _SMALL_VMEM)
-    # Columns of padding would have to be cut off the sum, which then is not in place.
+    # Padding columns would have to be cut off the sum, which could not be updated in place.
     may_add = layer.is_added and layer.keys % 128 == 0
     for adds in (True, False) if may_add else (False,):
         for all_heads in (True, False) if layer.is_recorded else (False,):
@@ -113,7 +113,7 @@ def _flash_vmem(layer: Layer, queries: int, all_heads: bool, adds: bool) -> int:
     itemsize = 4 if layer.dtype == "float32" else 2
     rows, keys = _rounded(queries, 128), _rounded(layer.keys, 128)
     width = _rounded(layer.head_width, 16) * itemsize
-    # Blocks are double: one is at work while the next is copied.
+    # Blocks are double-buffered: one is computed while the next is copied.
     moved = 2 * 2 * rows * width + 2 * 2 * keys * width * (layer.heads if all_heads else 1)
     summed = 2 * 4 * rows * keys * (layer.is_recorded + adds)
     # Logits, weights and probabilities, and these once more in the dtype of the values.
@@ -130,11 +130,11 @@ def choose(layer: Layer, place: Place, choice: str = "auto") -> str:
     Args:
         layer: the call.
         place: the device.
-        choice: one of ATTENTION. A recorded layer takes XLA where "cudnn" is forced, because cuDNN
+        choice: one of ATTENTION. If "cudnn" is forced, recorded layers still use XLA, because cuDNN
             does not return probabilities.
 
     Raises:
-        UserError: the forced implementation cannot serve; the message says why.
+        UserError: the forced implementation cannot be used; the message says why.
     """
     if choice not in ATTENTION:
         raise UserError(f"attention={choice!r} is not one of {', '.join(ATTENTION)}")

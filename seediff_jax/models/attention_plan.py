@@ -28,21 +28,21 @@ def plan_attention(
     are recorded.
 
     Args:
-        config: of the model; its `attention` is what is asked for.
+        config: of the model; its `attention` is the requested implementation.
         dtype: of the model.
         latent_size: height and width of the latents.
         place: the device.
-        is_guided: whether the UNet is asked for the negative prompt too.
+        is_guided: whether the UNet is also called for the negative prompt.
 
     Raises:
-        UserError: the implementation that is asked for cannot serve; the message says why.
+        UserError: the requested implementation cannot be used; the message says why.
     """
     layers = _layers(config, jnp.dtype(dtype).name, latent_size, is_guided)
     return collections.Counter((choose(one, place, config.attention), one) for one in layers)
 
 
 def describe_attention(counts: dict[tuple[str, Layer], int]) -> str:
-    """Says on one line which implementation computes which layers."""
+    """Describes in one line which implementation computes which layers."""
     parts: dict[str, list[str]] = {}
     for (name, layer), count in counts.items():
         recorded = " recorded" if layer.is_recorded else ""

@@ -38,7 +38,7 @@ class CaptureConfig:
             raise UserError(f"capture: calls={list(self.calls)} must rise, within 0..1")
 
     def recorded_calls(self, num_calls: int) -> tuple[bool, ...]:
-        """Which of so many UNet calls are averaged: those whose middle lies in `calls`.
+        """Which of `num_calls` UNet calls are averaged: those whose middle lies in `calls`.
 
         Raises:
             UserError: there is none.
@@ -141,8 +141,8 @@ def published_capture(config: UNetConfig) -> CaptureConfig:
 def coarse_capture(config: UNetConfig) -> CaptureConfig:
     """The published choice without its finest level, whose record is by far the largest.
 
-    Of latents of side 96 (Stable Diffusion 2 at 768 x 768) the finest level takes 324 MiB an image,
-    all others together 21 MiB. A UNet with one level keeps it.
+    Of latents of side 96 (Stable Diffusion 2 at 768 x 768) the finest level takes 324 MiB per
+    image, all others together 21 MiB. A UNet with one level keeps it.
     """
     published = published_capture(config)
     coarser = published.self_layers[:-1] or published.self_layers
@@ -189,7 +189,7 @@ def check_capture(
 
     Raises:
         UserError: a layer does not exist (the message lists those that do), two self layers share
-            a side, a cross or kept layer stands twice, or one is finer than the seed level.
+            a side, a cross or kept layer is listed twice, or one is finer than the seed level.
     """
     sides = {layer.name: layer.side for layer in attention_layers(config, latent_side)}
     cross, own = ([f"{name}.{kind}" for name in sides] for kind in ("attn2", "attn1"))

@@ -22,7 +22,7 @@ NUM_SIZES = 6
 
 @struct.dataclass
 class Conditions:
-    """What some UNets read besides the text; None if this one does not.
+    """Inputs that some UNets read besides the text; None if this UNet does not read one.
 
     Attributes:
         pooled_text: float32 `[b, p]`, from `encode_text_and_pool`.

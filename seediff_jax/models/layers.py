@@ -38,11 +38,11 @@ def layer_norm(x: Array, epsilon: float, name: str) -> Array:
 
 
 def _norm_options(x: Array, epsilon: float, name: str) -> dict[str, Any]:
-    """Variance in one pass, mean(x^2) - mean(x)^2, for bfloat16 alone.
+    """For bfloat16 only, computes the variance in one pass, mean(x^2) - mean(x)^2.
 
-    One pass is done while `x` is computed; a second one reads it from memory again. Its error is a
-    few units of 2^-24 mean^2 where sums are trees, as on TPUs and GPUs; rounding to bfloat16 has
-    added 2^-20 mean^2 or more.
+    One pass is fused with the computation of `x`; a second one reads it from memory again. The
+    error is a few units of 2^-24 mean^2 where sums are trees, as on TPUs and GPUs; rounding to
+    bfloat16 has added 2^-20 mean^2 or more.
     """
     is_fast = x.dtype == jnp.bfloat16
     return {"epsilon": epsilon, "dtype": jnp.float32, "use_fast_variance": is_fast, "name": name}

@@ -44,7 +44,7 @@ class ModelConfig:
     Attributes:
         force_zeros_for_empty_prompt: an empty negative prompt is embedded as zeros.
         attention: which implementation computes attention, one of `attention_choice.ATTENTION`.
-            What is forced holds for the UNet; of the VAE, whose only head is wide, "xla" alone.
+            A forced choice applies to the UNet; to the VAE, whose only head is wide, only if "xla".
     """
 
     text_encoder: configs.ClipTextConfig
@@ -264,7 +264,7 @@ def predict_noise(
 
     Raises:
         UserError: axes or conditions do not fit the model or one another; latents to be recorded
-            are so small that two recorded levels have one height.
+            are so small that two recorded levels have the same height.
     """
     if columns is None:
         b, tokens, _ = text_embeddings.shape

@@ -59,7 +59,7 @@ def flash_recording(
 
 
 def _attend(query, key, value, blocks, is_recorded, interpret, total=None):
-    # The scale is that of the queries: padding below does not change it.
+    # The scale depends on the width of the queries, which the padding below does not change.
     query, key, value = (x.transpose(0, 2, 3, 1) for x in (query, key, value))
     keys = key.shape[-1]
     padding = ((0, 0), (0, 0), (0, 0), (0, -keys % _LANES))
@@ -72,7 +72,7 @@ def _call(query, key, value, keys, blocks, is_recorded, interpret, total):
     b, heads, width, n = query.shape
     m, rows = key.shape[-1], blocks.queries
     count = pl.cdiv(n, rows)
-    # The innermost axis is that along which what is large stays: the sum, or the keys of a head.
+    # Along the innermost axis the large block stays in memory: the sum, or the keys of a head.
     grid = (b, count, heads) if is_recorded else (b, heads, count)
 
     def block(shape, place):
@@ -131,7 +131,7 @@ def _call(query, key, value, keys, blocks, is_recorded, interpret, total):
 def _kernel(query_ref, key_ref, value_ref, *refs, scale, keys, all_heads, adds):
     """One block of queries of one head: `[k, rows]`, `[k, m]`, `[k, m]` -> `[k, rows]`."""
     totals, (out_ref, *sum_refs) = refs[:adds], refs[adds:]
-    head = pl.program_id(2)  # where the sum is recorded, and not read elsewhere
+    head = pl.program_id(2)  # the head if the sum is recorded; otherwise unused
     own = head if all_heads else 0
     query, key, value = query_ref[0, 0], key_ref[0, own], value_ref[0, own]
     logits = _dot(query, key, 0) * scale

@@ -40,7 +40,7 @@ SMALL = (4, 8)
 FREE_SHARE = 0.05
 """Share of the memory to leave free for what the compiler's figures omit."""
 
-# JAX 0.11.1 and later have levels alone, of which 9 is the lowest.
+# JAX 0.11.1 and later only have levels, of which 9 is the lowest.
 _HAS_EFFORT = jax.__version_info__ < (0, 11, 1)
 QUICK = {"exec_time_optimization_effort": -1.0} if _HAS_EFFORT else {"optimization_level": 9}
 """Compiler options for a program with nearly the same memory in a tenth of the time."""
@@ -69,7 +69,7 @@ def auto_batch_size(
     Args:
         model: the model, or one with only the shapes of its weights.
         settings: of the run.
-        mesh: of the run; one of this host's places stands for all.
+        mesh: of the run; one place of this host represents all.
         num_classes: c, the number of classes per image.
         has_unnamed: whether a run looks for classes that no prompt names.
 
@@ -127,7 +127,7 @@ def batch_bytes(
 def is_measured(
     model: Model, settings: PairSettings, num_classes: int = 1, has_unnamed: bool = False
 ) -> bool:
-    """Whether SD1_BATCHES holds for these programs; the number of steps needs no memory."""
+    """Whether SD1_BATCHES applies to these programs; the number of steps does not affect memory."""
     if isinstance(settings.sampling, SegmentConfig):
         return False
     folder = SD1.folder_configs("epsilon")
@@ -155,7 +155,7 @@ def programs_bytes(programs: Programs, compiler_options: Mapping[str, float] = Q
     Raises:
         jax.errors.JaxRuntimeError: it fails for another reason than memory.
     """
-    # With any options, even an empty dict, JAX compiles again what ran before.
+    # Given any options, even an empty dict, JAX recompiles programs that ran before.
     options, weights = dict(compiler_options) or None, programs.weight_bytes
     try:
         sample = program_memory(programs.sample.compile(options), weights, True)

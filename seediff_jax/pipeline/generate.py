@@ -75,7 +75,7 @@ class Pairs:
         soft_masks: float32 `[b, c, H, W]` in [0, 1], refined where that was asked for; 0 for the
             padding.
         label_maps: uint8 `[b, H, W]`: 0 background, k + 1 the k-th class of the image, 255 ignore.
-        attention_maps: what the masks were made of; `cross_attention` has one column per class.
+        attention_maps: what the masks were made from; `cross_attention` has one column per class.
         seed_counts: int32 `[b, c]`, seed locations of each class; 0 says that nothing was found.
         presence: float32 `[b, c]` in [0, 1]; low values say that the image may not show the class,
             see `make_masks`.
@@ -125,7 +125,7 @@ class Pairs:
         )
 
     def remask(self, masks: MaskConfig = DEFAULT_MASKS) -> "Pairs":
-        """Makes other masks of the same attention, without sampling.
+        """Makes other masks from the same attention, without sampling.
 
         Raises:
             UserError: the attention lacks what the method reads.

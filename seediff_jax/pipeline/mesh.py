@@ -3,9 +3,9 @@
     --mesh=data:-1,model:2     data: samples, which are independent of one another
                                model: weights, for models that do not fit on one device
 
-Samples are split by hand (`jax.shard_map`), so that no program can have a collective on the data
-axis; weights on the model axis by the compiler. Kernels never see the mesh. With several hosts the
-mesh spans the devices of all of them, and each host feeds and reads only its own rows.
+Samples are split explicitly (`jax.shard_map`), so that no program can have a collective on the data
+axis. The compiler splits weights over the model axis. Kernels never see the mesh. With several
+hosts the mesh spans the devices of all of them, and each host feeds and reads only its own rows.
 """
 
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ def require_method(
 
 
 def require_capture(model: Model, method: str) -> None:
-    """Raises a UserError unless the model records what masks of a method are made of."""
+    """Raises a UserError unless the model records the attention that a method needs."""
     needed = ("cross_layers",)
     if method_of(method).needs_self_attention:
         needed += ("self_layers",)

@@ -133,8 +133,8 @@ class Pair:
     def heat_map(self, words: str | Sequence[int], occurrence: int | None = None) -> np.ndarray:
         """How much each pixel attends to a word: the mean of all layers, stretched to [0, 1].
 
-        This is what the cross-attention at the seed level says before seeds are taken from it, as
-        in DAAM (arXiv 2210.04885). Several tokens count by their mean.
+        This is the cross-attention of the seed level before seeds are found in it, as in DAAM
+        (arXiv 2210.04885). Several tokens are averaged.
 
         Args:
             words: a word or several in a row of the prompt, or one of `classes` in any spelling,

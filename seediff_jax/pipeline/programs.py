@@ -35,7 +35,7 @@ MASKS = "soft_masks"
 
 @struct.dataclass
 class PairRows:
-    """What the programs make of PairInputs, one row per sample.
+    """The results of the programs for PairInputs, one row per sample.
 
     Attributes:
         images: uint8 `[b, H, W, 3]`.
@@ -46,7 +46,7 @@ class PairRows:
         presence: float32 `[b, c]`, see `make_masks`.
         scores: float32 `[b, c]`, see `class_scores`.
         is_finite: bool `[b]` for some of `sampler.STAGES`, and for MASKS.
-        attention_maps: of which the masks were made, or None where they are not kept.
+        attention_maps: what the masks were made from; None if it is not kept.
         other_label_maps: uint8 `[b, m, H, W]`, of the m methods after the first; None without any.
         other_scores: float32 `[b, m, c]`, likewise.
         other_presence: float32 `[b, m, c]`, likewise.
@@ -72,7 +72,7 @@ class PairPrograms:
     """The two compiled programs of a run on the devices of a mesh.
 
     Args:
-        model: its weights lie as `weight_sharding` says.
+        model: its weights are placed as `weight_sharding` says.
         mesh: from `make_mesh`.
         partition: "shard_map", or "pmap" for the same kernels under `jax.pmap`, which has no
             model axis.
@@ -84,7 +84,7 @@ class PairPrograms:
 
     Raises:
         UserError: there is no such partition, it cannot split weights over a model axis, or the
-            attention that the settings ask for cannot serve.
+            requested attention cannot be used.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class PairPrograms:
         self.mesh, self._keeps_attention = mesh, keeps_attention
         self.attention = describe_attention(planned_attention(model, settings.sampling, mesh))
         self._model, self._scalars = model, settings.scalars()
-        # Only what is static tells programs apart, so that another run finds them compiled.
+        # Programs depend only on static settings, so that another run finds them compiled.
         self._sample = _split_program(partition, mesh, _sample, settings.static)
         self._mask = _split_program(partition, mesh, mask_rows, settings.static)
 
@@ -144,7 +144,7 @@ def planned_attention(
     """Plans the attention of a run, see `plan_attention`; the model needs no weights.
 
     Raises:
-        UserError: the attention that the settings ask for cannot serve.
+        UserError: the requested attention cannot be used.
     """
     return plan_attention(
         with_attention(model, sampling).config,
@@ -215,7 +215,7 @@ class _ShardMap:
 
     def __init__(self, kernel: Callable[..., Any], mesh: Mesh):
         self._rows = NamedSharding(mesh, P(DATA))
-        # An axis that is left to the compiler, even one of 1, keeps it from fusing attention.
+        # An axis that is left to the compiler, even of size 1, keeps it from fusing attention.
         by_hand = {DATA} if mesh.shape[MODEL] > 1 else {DATA, MODEL}
         split = jax.shard_map(
             kernel, mesh=mesh, in_specs=(P(), P(), P(DATA)), out_specs=P(DATA), axis_names=by_hand

@@ -25,7 +25,7 @@ LAST_SEED, LAST_INDEX = 2**32 - 1, 2**31 - 1
 
 
 class MeshShape(NamedTuple):
-    """Devices along each axis of the mesh; -1 data is whatever the model axis leaves."""
+    """Devices along each axis of the mesh; data = -1 means all that the model axis leaves."""
 
     data: int = -1
     model: int = 1
@@ -97,7 +97,7 @@ class PairSettings:
 
     @property
     def static(self) -> "PairSettings":
-        """The settings with the defaults of what is traced: equal ones run the same programs."""
+        """The settings with traced ones at their defaults: equal results run the same programs."""
         return PairSettings(0, static_part(self.sampling), static_part(self.masks))
 
     def scalars(self) -> PairScalars:

@@ -72,7 +72,7 @@ def cut(
 def join(
     soft_masks: Float[np.ndarray, "t c h w"], boxes: Sequence[Box]
 ) -> Float[np.ndarray, "c H W"]:
-    """Joins soft masks of an image and its tiles: the image says how much, the tiles say where.
+    """Joins soft masks of an image and its tiles: the image sets the range, the tiles the shape.
 
     A soft mask is stretched to [0, 1], also in a tile without the object. So a tile's mask is
     stretched to the range that the mask of the whole image has there. Where tiles overlap, the mean

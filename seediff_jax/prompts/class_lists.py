@@ -1,7 +1,7 @@
 """Class names of the data sets, and synonyms of classes; only data, no logic.
 
-Names are in the order of the official ids. The tables are looked up by `names.name_key`:
-spelling, plural and capitals need no entry, "pottedplant" is COCO's "potted plant" too.
+Names are in the order of the official ids. The tables are looked up by `names.name_key`, so
+spellings, plurals and capitals need no entries: "pottedplant" also finds COCO's "potted plant".
 """
 
 from collections.abc import Mapping

@@ -208,7 +208,7 @@ def _text_of(words: Words, hit: _Hit) -> str:
 
 
 def mention_finder(synonyms: Mapping[str, Sequence[str]] | None = None) -> MentionFinder:
-    """Returns the finder for some synonyms (class -> words), shared by all who ask for the same.
+    """Returns the finder for some synonyms (class -> words); equal synonyms share one finder.
 
     Raises:
         UserError: a synonym is not a word.
@@ -232,7 +232,7 @@ def split_names(text: str, classes: Mapping[str, str]) -> tuple[str, ...]:
     """Splits a text that consists of class names: VOC's "tv monitor sofa" are two.
 
     Synonyms and plurals are not names here. Of two ways to split a text, the one with the longer
-    name at their first difference is taken.
+    name at the first difference is used.
 
     Args:
         text: the text.

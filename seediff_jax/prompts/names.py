@@ -158,7 +158,7 @@ _PLURALS |= {end: end + "es" for end in ("s", "x", "z", "ch", "sh", "o")}
 
 @functools.lru_cache(maxsize=2**14)
 def forms_of(name: str) -> frozenset[Form]:
-    """Singular and plurals of a name; some plurals exist in no language, which is harmless."""
+    """Singular and plurals of a name; some of the plurals are not words, which is harmless."""
     key, points = written_form(name)
     plurals = {key.removesuffix(end) + p for end, p in _PLURALS.items() if key.endswith(end)}
     return frozenset(Form(text, points) for text in {key, key + "s"} | plurals)

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     Attributes:
         place: `file:line`.
         prompt: the text.
-        classes: that the prompt names; None if the file does not say.
+        classes: classes that the prompt names; None if the file does not say.
         unnamed: classes that the prompt does not name.
     """
 
@@ -64,9 +64,9 @@ def iterate_prompts(
     `.csv`: the same in columns below a header, with semicolons between the names of a cell.
     `.json`: a prompt file of Dataset Diffusion (arXiv 2309.14303), a list of {"filename": "0.jpg",
     "caption": "a baby in a toy car; person car", "class_prompt": "person car"}. The caption is the
-    prompt. The class prompt lists one name per object, separated by blanks, of `classes`, or else
-    of PASCAL VOC or COCO, whichever first has all names of the file. A class that the caption does
-    not name is an unnamed one.
+    prompt. The class prompt lists one name per object, separated by blanks: names of `classes` or,
+    if that is empty, of the first of PASCAL VOC and COCO that has all names in the file. A class
+    that the caption does not name is unnamed.
 
     Args:
         path: file name ending in .txt, .jsonl, .csv or .json.

@@ -58,7 +58,7 @@ class PromptPlan:
 
     @property
     def num_images(self) -> int:
-        """Images of one round, `images_per_prompt` of each prompt; a run may have more or less."""
+        """Images of one round, `images_per_prompt` of each prompt; a run may have more or fewer."""
         return len(self.records) * self.images_per_prompt
 
     @functools.cached_property

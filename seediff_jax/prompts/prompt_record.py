@@ -58,7 +58,7 @@ class ClassList(NamedTuple):
 
 
 class PromptTable(Sequence[PromptRecord]):
-    """Prompt records in little memory: texts in one buffer, and each list of classes once."""
+    """Stores prompt records compactly: texts in one buffer, and each list of classes once."""
 
     def __init__(self, records: Iterable[PromptRecord] = ()):
         self.class_lists: list[ClassList] = []

@@ -42,13 +42,13 @@ def make_plan(source: PromptSource) -> tuple[PromptPlan, tuple[str, ...]]:
 
     Returns:
         The plan, and the classes of the run in the order of their ids: those of the list that
-        `class_ids` names; or those asked for, in their order; or, where the prompts alone name
-        classes, or a list was asked for, an official list that has all of them, in any capitals.
+        `class_ids` names; or the given ones, in their order; or, if only the prompts name classes
+        or a list is given, those of an official list that has all of them, in any capitals.
         Further classes of the prompts follow in the order of their first mention. A class has one
-        name in all prompts, in whatever spelling the prompts name it.
+        name in all prompts, whatever spelling the prompts use.
 
     Raises:
-        UserError: no prompts can be made of this, or they have too many classes for label maps.
+        UserError: the settings give no prompts, or too many classes for label maps.
         FileNotFoundError: there is no such file.
     """
     classes, synonyms = _read_classes(source)
@@ -140,7 +140,7 @@ def _collect(
     classes: Sequence[str] | None,
     synonyms: WordLists,
 ) -> tuple[PromptPlan, tuple[str, ...]]:
-    """Gives each class of the prompts one name and id, and makes the plan of the prompts."""
+    """Assigns one name and id to each class of the prompts, and makes the plan."""
     keys = {spelling: name_key(spelling) for spelling in classes or ()}
     names = {key: spelling for spelling, key in keys.items()}  # in order of the ids
     table = PromptTable(_note_classes(records, keys, names))
@@ -187,7 +187,7 @@ def _note_classes(
 def _official_names(names: Mapping[str, str], spellings: Mapping[str, str]) -> Mapping[str, str]:
     """Returns key -> name of an official list that has all keys of `names`, or else `names`.
 
-    Of several lists it is the one with most of the spellings, then the first.
+    Of several such lists, the one that matches most spellings is used, then the first.
     """
     lists = [{name_key(name): name for name in known} for known in CLASS_LISTS.values()]
     lists = [known for known in lists if names.keys() <= known.keys()]
@@ -223,8 +223,8 @@ def _names_in_list(list_name: str, names: Mapping[str, str]) -> dict[str, str]:
 def _classes_to_show(source: PromptSource, classes: Sequence[str] | None) -> tuple[str, ...]:
     """The classes that templates are filled with.
 
-    An embedded model leaves out what it does not draw of a list that is given by its name, and
-    refuses a class that is given by its own name.
+    Of a list that is given by its name, classes that an embedded model does not draw are left out;
+    one that is given by its own name is refused.
     """
     if classes is None:
         if source.model in EMBEDDED_MODELS:
@@ -240,7 +240,7 @@ def _classes_to_show(source: PromptSource, classes: Sequence[str] | None) -> tup
 
 
 def classes_left_out(source: PromptSource) -> tuple[str, ...]:
-    """The classes of a named list that no prompt is made of; see `_classes_to_show`."""
+    """The classes of a named list that get no prompt; see `_classes_to_show`."""
     if source.prompts is not None or source.texts:
         return ()
     return split_by_model(source.model, _listed_classes(source))[1]

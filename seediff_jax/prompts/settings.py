@@ -53,7 +53,7 @@ _CLASS_IDS: Any = setting(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptSource:
-    """Settings of the prompts; None and () stand for a setting that was not given.
+    """Settings of the prompts; None and () mean that a setting was not given.
 
     See the help of each field, `seediff --help` or docs/flags.md. `model` is needed because an
     embedded model has its own classes.

@@ -108,7 +108,7 @@ class Tokenizer:
                 require_text(word, "prompt")
             unknown = self.backend.unk_token_id
             rows = self.backend(new, add_special_tokens=False, verbose=False)["input_ids"]
-            # The unknown token stands for what cannot be written, or for its own name.
+            # The unknown token marks text that cannot be encoded, or spells its own name.
             lengths = (self.max_length if unknown in row else len(row) for row in rows)
             counts |= zip(new, lengths, strict=True)
         most = self.max_length - 2
@@ -303,7 +303,7 @@ def _require_sound(path: Path, backend: Any, bpe: Mapping[str, Any]) -> None:
     if backend.padding_side != "right":
         raise UserError(f"{path.parent}: padding_side must be 'right', got 'left'")
     # A vocabulary of all 256 bytes was trained, and every longer entry comes from a merge; smaller
-    # ones are put together by hand and may hold entries that nothing produces.
+    # ones are made by hand and may have entries that no merge produces.
     longer = [token for token in vocab if len(token.removesuffix("</w>")) > 1]
     special = {token["content"] for token in bpe["added_tokens"]}
     unmade = set(longer) - {a + b for a, b in bpe["model"]["merges"]} - special
@@ -336,7 +336,7 @@ def read_tokenizers(
     """Reads the tokenizers of a model.
 
     Args:
-        folders: from `tokenizer_folders`; the first serves as a second one that is missing.
+        folders: from `tokenizer_folders`; the first also replaces a missing second one.
         pad_tokens: for every tokenizer of the model, its padding token; None is its own.
     """
     return {

@@ -79,7 +79,7 @@ class Copier:
     def samples(
         self, exists: np.ndarray, parts: set[str], scratch: Path
     ) -> Iterator[list[EncodedSample]]:
-        """Yields the samples that do not exist yet, some at a time, each time of one shard.
+        """Yields the samples that do not exist yet, in groups that each belong to one shard.
 
         Args:
             exists: bool `[len(indices)]`.

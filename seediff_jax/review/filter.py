@@ -29,15 +29,15 @@ def filter_dataset(folder: Folder, criteria: Criteria, output: FilterOutput) -> 
 
     Args:
         folder: of a finished dataset, which is only read.
-        criteria: what the samples have to be like.
+        criteria: which samples to keep.
         output: where they go.
 
     Returns:
-        What there is to tell, in lines: counts per class, of all samples, and what was written.
+        The report in lines: counts per class, counts of all samples, and what was written.
 
     Raises:
-        UserError: the folder is not a finished dataset, or has no presence that was asked for, or
-            the output cannot be used.
+        UserError: the folder is not a finished dataset, or lacks the presence that a criterion
+            needs, or the output cannot be used.
         OSError: a file cannot be read or written.
     """
     source = open_finished(folder)

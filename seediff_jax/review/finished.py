@@ -215,7 +215,7 @@ def open_finished(folder: Folder) -> Finished:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClassFacts:
-    """What the records of a dataset say of every class of every sample; m of these in n samples.
+    """Facts from the records about every class of every sample: m classes in n samples.
 
     Attributes:
         indices: of the samples, int64 `[n]`, ascending.

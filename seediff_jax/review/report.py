@@ -77,7 +77,7 @@ def write_report(folder: Folder, settings: ReportSettings) -> str:
 
 
 def _worst(facts: ClassFacts, count: int | None) -> np.ndarray:
-    """The indices of the samples of the smallest scores, ascending."""
+    """The indices of the samples with the smallest scores, ascending."""
     if count is None:
         return facts.indices
     worst = np.full(len(facts.indices), np.inf)
@@ -109,7 +109,7 @@ def _summary(source: Finished, count: int) -> str:
 
 
 def _class_facts(source: Finished, facts: ClassFacts) -> list[dict[str, Any]]:
-    """What the page says of each class: of all samples, not only of those that it shows."""
+    """Facts about each class for the page, over all samples and not only those shown."""
     found = []
     for class_id in np.unique(facts.class_ids).tolist():
         own = facts.class_ids == class_id
@@ -246,7 +246,7 @@ def _data_url(ending: str, content: bytes) -> str:
 
 
 def _page(title: str, content: Mapping[str, Any]) -> bytes:
-    """Puts the page together.
+    """Builds the page.
 
     In a script element, only "<" could end the data or begin a comment.
     """

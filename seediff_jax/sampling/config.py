@@ -53,8 +53,8 @@ IMAGE_SIZE = SizeCondition()
 class SamplingConfig:
     """How images are sampled; hashable, a static argument of `jax.jit`.
 
-    See the help of each field, `seediff --help` or docs/flags.md. Turning guidance off, or the
-    first rescale above 0, compiles another program, although the numbers themselves are traced.
+    See the help of each field, `seediff --help` or docs/flags.md. Guidance scale and rescale are
+    traced, but turning guidance off, or rescaling on, compiles another program.
 
     Raises:
         UserError: a value is out of range.

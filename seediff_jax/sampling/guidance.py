@@ -28,10 +28,10 @@ def uses_guidance(model: Model, config: SamplingConfig | SegmentConfig) -> bool:
 
 
 def require_guidance(model: Model, config: SamplingConfig) -> None:
-    """Checks that a latent consistency model, which has no guidance, gets no settings of it.
+    """Refuses guidance settings for a latent consistency model, which has no guidance.
 
     Raises:
-        UserError: such a setting does not have its default.
+        UserError: a guidance setting differs from its default.
     """
     if model.unet_config.time_cond_proj_dim is None:
         return

@@ -109,8 +109,8 @@ def class_columns(
 ) -> ClassColumns:
     """Marks the tokens of the classes that each prompt names, and of those that it does not.
 
-    The columns of `unnamed_classes` follow those of `classes`; a prompt with some of them may have
-    no others.
+    The columns of `unnamed_classes` follow those of `classes`. A prompt may have only unnamed
+    classes.
 
     Raises:
         UserError: as `mark_classes`; or a prompt names one of its unnamed classes, or they are
@@ -243,7 +243,7 @@ def pair_inputs(
 
 
 def image_prompts(classes: Sequence[Sequence[str]], template: str) -> list[str]:
-    """Makes a prompt that names all classes of an image, for each list; see `list_classes`."""
+    """Makes one prompt per list, which names all classes of an image; see `list_classes`."""
     return [list_classes(template, names) for names in classes]
 
 

@@ -66,7 +66,7 @@ def denoise(
     guidance_rescale: Float[Array, ""] | None = None,
     guidance_interval: tuple[float, ...] = (0.0, 1.0),
 ) -> tuple[Float[Array, "b h w c"], AttentionMaps]:
-    """Denoises latents and averages the attention of the UNet calls, but for `capture.kept_layers`.
+    """Denoises latents and averages the attention of the UNet calls, except `capture.kept_layers`.
 
     Args:
         model: the model.
@@ -172,7 +172,7 @@ STAGES = ("text_embeddings", "latents", "images", "attention")
 """Stages, in order, whose values must be finite; a program may lack some of them."""
 
 DECODE_BATCH = 4
-"""The VAE decodes at most so many images at a time, which bounds its memory."""
+"""Most images that the VAE decodes at a time, which bounds its memory."""
 
 
 @struct.dataclass
@@ -219,7 +219,7 @@ def sample(
         config: static; its traced settings are not read, see `static_part`.
 
     Raises:
-        UserError: the model's scheduler cannot make so many steps.
+        UserError: the model's scheduler cannot make that number of steps.
     """
     model = with_attention(model, config)
     size = latent_size(model, config.height, config.width)
@@ -271,7 +271,7 @@ def rows_are_finite(*arrays: Array) -> Array:
 
 
 def with_attention(model: Model, config: SamplingConfig | SegmentConfig) -> Model:
-    """Returns the model with the attention that the settings ask for; "auto" leaves the model's."""
+    """Returns the model with the attention setting of the config; "auto" keeps the model's own."""
     if config.attention == "auto":
         return model
     return model.with_config(attention=config.attention)

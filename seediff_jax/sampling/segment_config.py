@@ -21,7 +21,7 @@ class SegmentConfig:
 
     Attributes:
         guidance_scale: 1, because the UNet is called without guidance. This and the other class
-            variables take the place of the fields of SamplingConfig that shared code reads.
+            variables replace the fields of SamplingConfig that shared code reads.
 
     Raises:
         UserError: a value is out of range.

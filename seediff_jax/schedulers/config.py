@@ -23,7 +23,7 @@ _CHOICES = {
     "final_sigmas_type": ("zero", "sigma_min"),
     "variance_type": ("fixed_small", "fixed_large"),
 }
-# Options that are not fields, and the values for which the sampler is the one written here.
+# Options that are not fields, and the values for which the sampler is the one implemented here.
 _REQUIRED_VALUES = {"trained_betas": (None,), "thresholding": (False,)}
 # Options by which a class chooses among its own solvers; none changes the noise schedule.
 _SOLVER = {

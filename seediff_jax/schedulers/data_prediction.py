@@ -13,8 +13,8 @@ in these tables. Conventions are those of diffusers' schedulers:
     lcm                  Luo et al., arXiv 2310.04378, algorithm 3
     ddpm                 Ho et al., arXiv 2006.11239, algorithm 2 and equations 6 and 7
 
-With sigma^2 = (1 - alpha) / alpha for a share of signal alpha = alphas_cumprod, the Euler samplers
-hold clean + sigma noise, and the UNet sees it times sqrt(alpha); the others hold that product.
+With sigma^2 = (1 - alpha) / alpha for a share of signal alpha = alphas_cumprod, Euler latents are
+clean + sigma noise, and the UNet reads them times sqrt(alpha). Other latents are that product.
 """
 
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ def _dpmsolver_steps(config: SchedulerConfig, num_steps: int) -> MixingSteps:
     timesteps, sigmas = _spaced_sigmas(config, num_steps)
     start, end = sigmas[:-1], sigmas[1:]
     signal, end_signal = 1 / np.sqrt(start**2 + 1), 1 / np.sqrt(end**2 + 1)
-    # Prediction at the middle of the step, in log sigma, going on straight from the last call's.
+    # Prediction at the middle of the step, extrapolated linearly in log sigma from the last call.
     extrapolation = np.zeros(num_steps)
     is_short = config.lower_order_final and num_steps < _MANY_STEPS
     final_alone = is_short or config.euler_at_final or config.final_sigmas_type == "zero"
@@ -219,8 +219,8 @@ def _ddpm_steps(config: SchedulerConfig, num_steps: int) -> MixingSteps:
         alphas,
         latents_weights=np.sqrt(1 - betas) * (1 - end_alphas) / (1 - alphas),
         weights=(np.sqrt(end_alphas) * betas / (1 - alphas))[:, None],
-        # An update that leaves timestep 0 adds nothing; one that leaves another and ends the run
-        # does with "fixed_large", as in diffusers.
+        # An update from timestep 0 adds no noise. A last update from a later timestep does with
+        # "fixed_large", as in diffusers.
         noise_scales=np.sqrt(variances) * (timesteps > 0),
     )
 

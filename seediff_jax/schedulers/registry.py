@@ -12,11 +12,11 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Scheduler:
-    """What is particular to a kind of scheduler.
+    """The properties of a kind of scheduler.
 
     Attributes:
         class_name: its name in diffusers.
-        options: fields of SchedulerConfig that not all kinds have, but this one has.
+        options: fields of SchedulerConfig that this kind has and others may lack.
         defaults: values of fields that its file leaves out, where they differ from SchedulerConfig.
         required: options that are not fields, with the values for which the sampler is the one
             implemented here; the first of them is diffusers' default.

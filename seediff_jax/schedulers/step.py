@@ -45,7 +45,7 @@ def make_steps(config: SchedulerConfig, num_steps: int) -> Steps | MixingSteps:
 
     PNDM makes one call more than steps (from two steps on), or nine more with its Runge-Kutta
     steps; the others make as many calls as steps. This also checks that a scheduler, its options
-    and a prediction type go together.
+    and a prediction type are compatible.
 
     Raises:
         UserError: `num_steps` is out of range, or needs a timestep beyond the schedule; an
@@ -92,7 +92,7 @@ def initial_noise_scale(config: SchedulerConfig, num_steps: int) -> float:
 
 
 def scale_input(config: SchedulerConfig, latents: Array, step: Steps | MixingSteps) -> Array:
-    """Scales latents to the UNet's input; only the Euler samplers hold them in another scale."""
+    """Scales latents to the UNet's input; only the latents of Euler samplers have another scale."""
     return step.input_scales * latents if SCHEDULERS[config.kind].holds_sigmas else latents
 
 
@@ -118,7 +118,7 @@ def scheduler_step(
         config: static.
         schedule: of the same config.
         state: from `init_scheduler_state` or the call before.
-        latents: float32; `scale_input` made the UNet's input of them.
+        latents: float32; `scale_input` turned them into the UNet's input.
         noise_pred: the UNet's output, noise or velocity as `config.prediction_type` says.
         step: one row of `make_steps`.
         noise: float32, standard normal, drawn for this call; only for stochastic samplers.

@@ -35,12 +35,12 @@ Recover = Callable[[Mapping[str, Any]], dict[str, bytes]]
 
 
 class Format:
-    """A format that makes no files; each format overrides the methods that it needs.
+    """Base of the formats; makes no files. Each format overrides the methods that it needs.
 
     Attributes:
         name: as users call it. All paths of a format begin with it, except for "files".
         libraries: import names, which are also pip's, of optional libraries that it needs.
-        sample_paths: files of a sample: path, with `{}` where `stem` stands, to part.
+        sample_paths: path -> part of each file of a sample, with `{}` in place of `stem`.
         parts: names of `encoding.PARTS` that it is made of.
         shard_parts: those of `parts` that `write_shard` needs.
         class_names: of the run; the id of class k, counted from 0, is k + 1.
@@ -120,7 +120,7 @@ def stem(index: int) -> str:
 
 @contextmanager
 def scratch_file(scratch: Path, path: str) -> Iterator[Path]:
-    """Gives the place where `path` is made within `scratch`; its folder exists.
+    """Yields the place in `scratch` to make `path` at, and makes its folder.
 
     Errors of the block name the file.
     """

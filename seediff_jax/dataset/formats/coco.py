@@ -28,7 +28,7 @@ from seediff_jax.dataset.formats.base import (
 )
 from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX
 
-# Of an image whose size stands in a damaged file.
+# Limit for image sizes in files, which may be damaged.
 _MOST_PIXELS = 2**28
 
 

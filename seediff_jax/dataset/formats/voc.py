@@ -53,7 +53,7 @@ def split_indices(indices: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def is_val(index: int) -> bool:
-    """Tells whether a sample is in the val set: one of the ten samples from 10 k on is.
+    """Tells whether a sample is in the val set: one of every ten samples from 10 k on is.
 
     SHA-256 of the decimal k, modulo 10, decides which one. Prompts, and with them classes, recur at
     regular distances, so that taking every tenth sample could miss some classes. A sample stays in
