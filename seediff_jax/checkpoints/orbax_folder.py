@@ -6,7 +6,8 @@ here finish every read before they report an error.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from seediff_jax.checkpoints.param_loading import (
 )
 from seediff_jax.checkpoints.parameters import ParamPath
 from seediff_jax.errors import UserError, shown
-from seediff_jax.models.model import ModelConfig
+from seediff_jax.models.model import Model, ModelConfig
 
 _FOLDER = "params"
 _KINDS = (np.ndarray, jax.Array)
@@ -56,11 +57,16 @@ def read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merg
     require_finite(broken, f"{folder}")
 
 
-def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) -> None:
-    """Writes an orbax folder, which appears when it is complete; weights keep their dtypes."""
-    require_params(flatten_dict(dict(params)), config, "params")
-    with new_model_folder(folder, config) as aside, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((aside / _FOLDER).absolute(), dict(params))
+def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Writes an orbax folder, which `load_model` can load; each weight keeps its dtype.
+
+    It appears when it is complete.
+
+    Raises:
+        UserError: the folder exists or is a URL.
+    """
+    with new_model_folder(folder, model) as (aside, _), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((aside / _FOLDER).absolute(), dict(model.params))
 
 
 def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarray]:

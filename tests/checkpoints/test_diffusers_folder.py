@@ -12,11 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from xxhash import xxh3_128
 
-from seediff_jax.checkpoints.diffusers_folder import (
-    write_folder,
-)
 from seediff_jax.checkpoints.model_config import read_model_config
-from seediff_jax.checkpoints.orbax_folder import write_orbax
 from seediff_jax.checkpoints.sources import read_params
 from tests.helpers.checkpoint_files import (
     FILES,
@@ -26,6 +22,7 @@ from tests.helpers.checkpoint_files import (
     shard_text_encoder,
     weights_hash,
 )
+from tests.helpers.model_folders import write_folder, write_orbax
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 

@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import constants
 
 from seediff_jax.checkpoints import hub
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.load import load_model
 from seediff_jax.checkpoints.sources import find_source, read_source_config
 from tests.helpers.checkpoint_files import rewrite_json, shard_text_encoder
 from tests.helpers.loopback_hub import COMMIT, REPOSITORY, closed_port, serve, use_endpoint
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import (
     random_params,
     small_config,
