@@ -10,12 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from seediff_jax.checkpoints.model_config import (
-    INDEX,
-    SCHEDULER,
-    index_components,
-    read_model_index,
-)
+from seediff_jax.checkpoints.model_config import INDEX, SCHEDULER, read_model_index
 from seediff_jax.checkpoints.safetensors_files import (
     CONVERT,
     choose_weight_files,
@@ -59,7 +54,7 @@ def missing_files(folder: Path, *, weights: bool = True) -> list[str]:
     """Lists the files that a model, or all of it except the weights, needs and a folder lacks."""
     if not (folder / INDEX).exists():
         return [INDEX]
-    components = index_components(read_model_index(folder))
+    _, components = read_model_index(folder)
     needed = [SCHEDULER, *(f"{name}/config.json" for name in components)]
     for name in TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]:
         needed += [f"{name}/{file}" for file in vocabulary_files(folder / name)]

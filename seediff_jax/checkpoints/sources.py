@@ -5,6 +5,7 @@ name -> find_source -> folder or file -> read_source_config -> read_source_weigh
 
 import importlib.resources
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
 from seediff_jax.checkpoints.lora import Loras, lora_merges
-from seediff_jax.checkpoints.model_config import INDEX, make_model_config, read_model_config
+from seediff_jax.checkpoints.model_config import (
+    INDEX,
+    SCHEDULER,
+    Json,
+    make_model_config,
+    read_model_index,
+)
 from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from seediff_jax.checkpoints.param_loading import Weights, read_components
 from seediff_jax.checkpoints.parameters import tensor_names
@@ -25,7 +32,13 @@ from seediff_jax.files.paths import expand_path
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.models.model import ModelConfig
 from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS
-from seediff_jax.prompts.tokenizer import read_tokenizers, tokenizer_folders
+from seediff_jax.prompts.tokenizer import (
+    TOKENIZER_FOLDERS,
+    Tokenizer,
+    load_tokenizer,
+    read_tokenizers,
+    tokenizer_folders,
+)
 from seediff_jax.schedulers.config import PREDICTION_TYPES
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
@@ -82,7 +95,8 @@ def read_source_config(
     See `load_model` for the arguments; the options are scheduler, scheduler_options and capture.
 
     Raises:
-        UserError: something in the files, or an option, is not supported or does not fit.
+        UserError: a file is missing or damaged; something in the files, or an option, is not
+            supported or does not fit.
     """
     if prediction_type not in (None, *PREDICTION_TYPES):
         choices = ", ".join(map(repr, PREDICTION_TYPES))
@@ -95,14 +109,38 @@ def read_source_config(
         if kind != "AutoencoderKL":
             kind = shown(str(kind), 200)
             raise UserError(f"{path} has a {kind}; only AutoencoderKL is supported")
-    if not source.is_file():
-        return read_model_config(
-            source, prediction_type=prediction_type, tokenizers=folders, changes=changes, **options
-        )
-    family, contents = read_family(source, prediction_type, needs_vae=vae is None)
-    tokenizers = read_tokenizers(folders or _default_tokenizer(source), family.pad_tokens)
-    name = f"{source} ({family.name}): "
+    if source.is_file():
+        family, contents = read_family(source, prediction_type, needs_vae=vae is None)
+        tokenizers = read_tokenizers(folders or _default_tokenizer(source), family.pad_tokens)
+        name = f"{source} ({family.name}): "
+    else:
+        contents, tokenizers = _read_folder(source, folders)
+        if prediction_type is not None:
+            contents[SCHEDULER]["prediction_type"] = prediction_type
+        if (path := source / "capture.json").exists():
+            options["own_capture"] = str(path)
+        name = f"{source}/"
     return make_model_config(contents | changes, tokenizers, name, **options)
+
+
+def _read_folder(
+    folder: Path, tokenizers: Mapping[str, Path] | None
+) -> tuple[dict[str, Json], dict[str, Tokenizer]]:
+    """Reads the JSON files of a diffusers folder, and its tokenizers or those of other folders.
+
+    A single other tokenizer serves as both of Stable Diffusion XL; the second keeps its padding.
+    """
+    index, components = read_model_index(folder)
+    names = [f"{component}/config.json" for component in components]
+    contents = {INDEX: index} | {name: read_json(folder / name) for name in names}
+    # diffusers writes -Infinity into the file of DPM-Solver.
+    contents[SCHEDULER] = read_json(folder / SCHEDULER, infinity=True)
+    is_xl = "text_encoder_2" in components
+    own = {name: folder / name for name in TOKENIZER_FOLDERS[: 2 if is_xl else 1]}
+    pad_tokens = dict.fromkeys(own)
+    if is_xl and tokenizers and "tokenizer_2" not in tokenizers:
+        pad_tokens["tokenizer_2"] = load_tokenizer(own["tokenizer_2"]).backend.pad_token
+    return contents, read_tokenizers(tokenizers or own, pad_tokens)
 
 
 def read_source_weights(
