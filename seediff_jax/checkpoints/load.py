@@ -12,16 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
+from xxhash import xxh3_128
 
 from seediff_jax.array_typing import Array
 from seediff_jax.checkpoints.hub import commit_of
 from seediff_jax.checkpoints.lora import Loras
-from seediff_jax.checkpoints.param_loading import (
-    Weights,
-    WeightsDigest,
-    convert_array,
-    pop_in_order,
-)
+from seediff_jax.checkpoints.param_loading import Weights, add_to_hash, convert_array, pop_in_order
 from seediff_jax.checkpoints.sources import find_source, read_source_config, read_source_weights
 from seediff_jax.errors import UserError
 from seediff_jax.models.capture import CaptureConfig
@@ -126,9 +122,9 @@ def _build_model(
     commit: str | None = None,
 ) -> Model:
     """Places the weights one by one, so that there is never a second copy of all of them."""
-    digest, placed = WeightsDigest(), {}
+    digest, placed = xxh3_128(), {}
     for path, weight in weights:
-        digest.add(path, weight)
+        add_to_hash(digest, path, weight)
         if weight.overflows:
             raise UserError(
                 f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "
