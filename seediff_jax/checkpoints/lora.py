@@ -17,7 +17,6 @@ which would be ambiguous.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import os
@@ -65,21 +64,8 @@ _PREFIXES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A layer of a component; equal for every spelling of its name.
-
-    Attributes:
-        component: "unet", "text_encoder" or "text_encoder_2".
-        path: its path in the component, joined by "_".
-        module: the spelling of the path in the file.
-    """
-
-    component: str
-    path: str
-    module: str = dataclasses.field(default="", compare=False)
-
-
+Layer = tuple[str, str]
+"""A component, and the path of a layer in it, joined by "_"; equal for every spelling."""
 _Change = tuple[Path, Tensors, float]
 """A LoRA file, its factors of a layer, and their scale."""
 
@@ -108,7 +94,7 @@ def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
         adapters = read_adapters(path, tensors, metadata)
         for layer, factors in _match_layers(path, tensors, adapters, targets).items():
             target, _ = targets[layer]
-            scale = float(strength) * _scale(layer, factors, adapters)
+            scale = float(strength) * _scale(factors, adapters)
             changes[target].append((path, factors, scale))
     shapes = dict(targets.values())
     return {path: functools.partial(_merge, changes[path], shapes[path]) for path in changes}
@@ -130,8 +116,12 @@ def _merge(
     return np.ascontiguousarray(weight)
 
 
-def parse_name(name: str) -> tuple[Layer, str] | None:
-    """Parses the name of a tensor into its layer and DOWN, UP or ALPHA; None if it is no LoRA's."""
+def parse_name(name: str) -> tuple[Layer, str, str] | None:
+    """Parses the name of a tensor; returns None if it is not one of a LoRA.
+
+    Returns:
+        The layer, DOWN, UP or ALPHA, and the path as the name spells it.
+    """
     for role, pattern in _ENDS.items():
         if hit := pattern.fullmatch(name):
             prefix = next(filter(hit[1].startswith, _PREFIXES))
@@ -139,7 +129,7 @@ def parse_name(name: str) -> tuple[Layer, str] | None:
             if prefix == PEFT and module.startswith("text_model."):
                 component = "text_encoder"
             path = module.replace(".processor.", ".").replace(".", "_")
-            return Layer(component, path, module), role
+            return (component, path), role, module
     return None
 
 
@@ -152,7 +142,7 @@ def layer_spellings(component: str, module: str, config: UNetConfig) -> set[Laye
     else:
         old = re.sub(r"\.([qkv]|out)_proj$", r".to_\1", module)
         names = {module, old} | {name.removeprefix("text_model.") for name in (module, old)}
-    return {Layer(component, name.replace(".", "_")) for name in names}
+    return {(component, name.replace(".", "_")) for name in names}
 
 
 def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
@@ -166,14 +156,13 @@ def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
     return path
 
 
-def _scale(layer: Layer, factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
+def _scale(factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
     """The factor of up @ down."""
     rank = factors[DOWN].shape[0]
     if ALPHA in factors:
         return factors[ALPHA].read().item() / rank
-    if layer.component in adapters:
-        return adapters[layer.component].scale(layer.module, rank)
-    return 1.0
+    (component, _), _, module = parse_name(next(iter(factors.values())).name)
+    return adapters[component].scale(module, rank) if component in adapters else 1.0
 
 
 def _match_layers(
@@ -190,7 +179,7 @@ def _match_layers(
         if parsed is None or parsed[1] in layers.get(parsed[0], {}):
             faults.append(f"+ {name}: not a tensor of a LoRA of this kind")
             continue
-        layer, role = parsed
+        layer, role, _ = parsed
         layers.setdefault(layer, {})[role] = tensor
         needed = tuple(DTYPES) if role == ALPHA else FLOATS
         if tensor.dtype not in needed:
@@ -210,13 +199,13 @@ def _match_layers(
         elif not _fits(factors, shape):
             given = ", ".join(f"{role} {tensor.shape}" for role, tensor in factors.items())
             faults.append(f"! {name}: {given} cannot change a weight of shape {shape}")
-        elif ALPHA not in factors and layer.component in adapters:
-            rank, stated = factors[DOWN].shape[0], adapters[layer.component].rank_of(layer.module)
+        elif ALPHA not in factors and layer[0] in adapters:
+            rank, stated = factors[DOWN].shape[0], adapters[layer[0]].rank_of(parse_name(name)[2])
             if stated not in (None, rank):
                 faults.append(f"! {name}: has rank {rank}, but the config of the adapter {stated}")
         used.setdefault(target, name)
     if faults:
-        known = sorted(f"{layer.component}: {layer.path}" for layer in targets)
+        known = sorted(map(": ".join, targets))
         raise UserError(
             f"the LoRA {path} does not fit the model, {len(faults)} faults: "
             f"{join_faults(faults)}; needed are down and up factors of layers of this model: "
