@@ -4,13 +4,15 @@ import json
 import pathlib
 
 import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from experiments.training.growing import grow_unet
 from experiments.training.state import Params, read_step
 from experiments.training.study import Study, make_config
 from experiments.training.unet import read_unet
 from experiments.training.vae import read_vae, write_latent_scale
-from seediff_jax.checkpoints.sources import read_params
+from seediff_jax.checkpoints.sources import read_source_weights
 from seediff_jax.models.model import ModelConfig, init_params
 
 
@@ -25,7 +27,8 @@ def start_params(
         vae = json.loads((pathlib.Path(init_from) / "vae" / "config.json").read_text())
         write_latent_scale(run_dir, vae["scaling_factor"])
         config = make_config(study, run_dir)
-        return config, read_params(pathlib.Path(init_from), config)
+        weights = read_source_weights(pathlib.Path(init_from), config, np.float32)
+        return config, unflatten_dict({path: weight.array for path, weight in weights})
     config = make_config(study, run_dir, inner=inner)
     params = init_params(config, jax.random.key(0))
     if not inner and read_step(run_dir / "inner.npz"):

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
 
 from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
@@ -175,12 +173,6 @@ def read_source_weights(
         else:
             found[name] = str(place), open_component(place, name)
     yield from read_components(found, config, dtype, merges)
-
-
-def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """Reads the weights of a folder as float32 params."""
-    weights = read_source_weights(folder, config, np.float32)
-    return unflatten_dict({path: weight.array for path, weight in weights})
 
 
 def find_vae(name_or_path: str | os.PathLike[str]) -> Path:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seediff_jax.checkpoints.sources import read_params, read_source_config
+from seediff_jax.checkpoints.sources import read_source_config
 from seediff_jax.errors import UserError
 from tests.helpers.checkpoint_files import FILES, change, refusal, rewrite_json, shard_text_encoder
-from tests.helpers.model_folders import write_folder
+from tests.helpers.model_folders import read_params, write_folder
 from tests.helpers.random_models import random_params, small_config
 
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from xxhash import xxh3_128
 
-from seediff_jax.checkpoints.sources import read_params, read_source_config
+from seediff_jax.checkpoints.sources import read_source_config
 from tests.helpers.checkpoint_files import (
     FILES,
     assert_same,
@@ -21,7 +21,7 @@ from tests.helpers.checkpoint_files import (
     shard_text_encoder,
     weights_hash,
 )
-from tests.helpers.model_folders import write_folder, write_orbax
+from tests.helpers.model_folders import read_params, write_folder, write_orbax
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import strategies as st
 
 from seediff_jax.checkpoints.diffusers_folder import write_model_config
-from seediff_jax.checkpoints.sources import read_params, read_source_config
+from seediff_jax.checkpoints.sources import read_source_config
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
 from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.fuzzing import FEW_OR_THOUSANDS, require_refusal, texts, try_all
-from tests.helpers.model_folders import write_folder
+from tests.helpers.model_folders import read_params, write_folder
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 CONFIGS = (

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from xxhash import xxh3_128
 
 from seediff_jax.checkpoints.param_loading import add_to_hash, convert_array, pop_in_order
-from seediff_jax.checkpoints.sources import read_params
+from tests.helpers.model_folders import read_params
 
 FILES = {
     "text_encoder": "text_encoder/model.safetensors",
