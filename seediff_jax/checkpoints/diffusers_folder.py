@@ -34,7 +34,6 @@ from seediff_jax.files.paths import url_scheme
 from seediff_jax.models import config as configs
 from seediff_jax.models.capture import published_capture
 from seediff_jax.models.model import Model, ModelConfig
-from seediff_jax.prompts.tokenizer import Tokenizer
 from seediff_jax.schedulers.config import scheduler_json
 
 
@@ -109,15 +108,18 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
     contents = {
         INDEX: _make_index(config, scheduler["_class_name"]),
         SCHEDULER: scheduler,
-        "text_encoder/config.json": _text_json(config.text_encoder, config.tokenizer),
         "unet/config.json": configs.unet_json(config.unet),
         "vae/config.json": configs.vae_json(config.vae),
     }
-    tokenizers = {"tokenizer": config.tokenizer}
-    if config.is_xl:
-        text = _text_json(config.text_encoder_2, config.tokenizer_2)
-        contents["text_encoder_2/config.json"] = text
-        tokenizers["tokenizer_2"] = config.tokenizer_2
+    for number in ("", "_2") if config.is_xl else ("",):
+        tokenizer = getattr(config, f"tokenizer{number}").backend
+        tokenizer.save_pretrained(folder / f"tokenizer{number}")
+        # transformers before version 5 reads these two in place of tokenizer.json.
+        tokenizer.backend_tokenizer.model.save(str(folder / f"tokenizer{number}"))
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        text = configs.clip_text_json(getattr(config, f"text_encoder{number}"))
+        text = {name: getattr(tokenizer, name) for name in names} | text
+        contents[f"text_encoder{number}/config.json"] = text
     capture = dataclasses.replace(config.capture, kept_layers=())  # of a run, not of the model
     if capture != published_capture(config.unet):
         contents["capture.json"] = dataclasses.asdict(capture)
@@ -125,10 +127,6 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name, tokenizer in tokenizers.items():
-        tokenizer.backend.save_pretrained(folder / name)
-        # transformers before version 5 reads these two in place of tokenizer.json.
-        tokenizer.backend.backend_tokenizer.model.save(str(folder / name))
 
 
 def _make_index(config: ModelConfig, scheduler: str) -> Json:
@@ -145,12 +143,6 @@ def _make_index(config: ModelConfig, scheduler: str) -> Json:
         **dict.fromkeys(absent, (None, None)),
         **own,
     }
-
-
-def _text_json(config: configs.ClipTextConfig, tokenizer: Tokenizer) -> Json:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: getattr(tokenizer.backend, name) for name in names}
-    return ids | configs.clip_text_json(config)
 
 
 def _is_alive(process: str) -> bool:
