@@ -27,7 +27,7 @@ from seediff_jax.checkpoints.model_config import (
     Json,
 )
 from seediff_jax.checkpoints.param_loading import require_finite, require_params
-from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, parameters
+from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, component_parameters
 from seediff_jax.checkpoints.safetensors_files import write_weights
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.paths import url_scheme
@@ -53,12 +53,11 @@ def save_model(
     with new_model_folder(folder, model) as (aside, arrays):
         for component in model.config.components:
             tensors = {}
-            for path, parameter in parameters(model.config).items():
-                if path[0] == component:
-                    axes = checkpoint_axes(path[-1], len(parameter.shape))
-                    array = np.asarray(arrays[path]).transpose(axes)
-                    with np.errstate(over="ignore"):  # reported below, with the tensor's name
-                        tensors[parameter.name] = np.ascontiguousarray(array, dtype)
+            for name, parameter in component_parameters(model.config, component).items():
+                axes = checkpoint_axes(parameter.path[-1], len(parameter.shape))
+                array = np.asarray(arrays[parameter.path]).transpose(axes)
+                with np.errstate(over="ignore"):  # reported below, with the tensor's name
+                    tensors[name] = np.ascontiguousarray(array, dtype)
             broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
             require_finite(broken, f"{component} as {np.dtype(dtype)}")
             write_weights(aside, component, tensors)

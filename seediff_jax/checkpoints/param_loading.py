@@ -20,6 +20,7 @@ from seediff_jax.checkpoints.parameters import (
     ParamPath,
     canonical_name,
     checkpoint_axes,
+    component_parameters,
     is_unused,
     parameters,
 )
@@ -161,7 +162,7 @@ def _match_names(
     tensors: Tensors, component: str, config: ModelConfig, source: str
 ) -> dict[ParamPath, StoredTensor]:
     """Finds the tensor of each parameter of a component; reports all differences at once."""
-    expected = {p.name: (path, p) for path, p in parameters(config).items() if path[0] == component}
+    expected = component_parameters(config, component)
     names: dict[str, str] = {}  # of the file, by those of diffusers
     faults = []
     for name in sorted(tensors):
@@ -174,9 +175,9 @@ def _match_names(
                 dtype = tensors[name].dtype
                 faults.append(f"! {name}: dtype {dtype}, needed one of {listed(FLOATS)}")
     found = {name: tensors[name].shape for name in names.values()}
-    shapes = {names.get(name, name): p.stored_shape for name, (_, p) in expected.items()}
+    shapes = {names.get(name, name): p.stored_shape for name, p in expected.items()}
     require_shapes(found, shapes, source, faults)
-    return {path: tensors[names[name]] for name, (path, _) in expected.items()}
+    return {p.path: tensors[names[name]] for name, p in expected.items()}
 
 
 def load_tensors(

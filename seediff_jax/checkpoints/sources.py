@@ -22,7 +22,7 @@ from seediff_jax.checkpoints.model_config import (
 )
 from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from seediff_jax.checkpoints.param_loading import Weights, read_components
-from seediff_jax.checkpoints.parameters import tensor_names
+from seediff_jax.checkpoints.parameters import component_parameters
 from seediff_jax.checkpoints.safetensors_files import CONVERT, PICKLES, open_component, open_weights
 from seediff_jax.checkpoints.single_file import component_tensors, read_family
 from seediff_jax.errors import UserError, hint, shown
@@ -168,7 +168,8 @@ def read_source_weights(
     found = {}
     for name, place in places.items():
         if place in opened:
-            tensors = component_tensors(opened[place], name, tensor_names(config, name), config)
+            names = component_parameters(config, name)
+            tensors = component_tensors(opened[place], name, names, config)
             found[name] = f"{place}: {name}", tensors
         else:
             found[name] = str(place), open_component(place, name)
