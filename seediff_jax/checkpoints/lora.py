@@ -28,7 +28,7 @@ import numpy as np
 
 from seediff_jax.checkpoints.original_names import original_unet_name
 from seediff_jax.checkpoints.param_loading import Merges
-from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, parameters
+from seediff_jax.checkpoints.parameters import Parameter, checkpoint_axes, parameters
 from seediff_jax.checkpoints.peft_config import PEFT, Adapter, read_adapters
 from seediff_jax.checkpoints.safetensors_files import (
     DTYPES,
@@ -82,22 +82,20 @@ def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
             of the model, lack their other factor or have another shape or dtype.
     """
     targets = {
-        layer: (path, parameter.stored_shape)
+        layer: parameter
         for path, parameter in (parameters(config).items() if loras else ())
         if path[-1] == "kernel" and path[0] != "vae"
         for layer in layer_spellings(path[0], parameter.name.removesuffix(".weight"), config.unet)
     }
-    changes: dict[ParamPath, list[_Change]] = collections.defaultdict(list)
+    changes: dict[Parameter, list[_Change]] = collections.defaultdict(list)
     for given, strength in loras:
         path = require_lora_file(given, strength)
         tensors, metadata = open_weights(path)
         adapters = read_adapters(path, tensors, metadata)
         for layer, factors in _match_layers(path, tensors, adapters, targets).items():
-            target, _ = targets[layer]
             scale = float(strength) * _scale(factors, adapters)
-            changes[target].append((path, factors, scale))
-    shapes = dict(targets.values())
-    return {path: functools.partial(_merge, changes[path], shapes[path]) for path in changes}
+            changes[targets[layer]].append((path, factors, scale))
+    return {p.path: functools.partial(_merge, c, p.stored_shape) for p, c in changes.items()}
 
 
 def _merge(
@@ -169,7 +167,7 @@ def _match_layers(
     path: Path,
     tensors: Tensors,
     adapters: Mapping[str, Adapter],
-    targets: Mapping[Layer, tuple[ParamPath, tuple[int, ...]]],
+    targets: Mapping[Layer, Parameter],
 ) -> dict[Layer, Tensors]:
     """Finds DOWN, UP and ALPHA of each layer; reports everything that does not fit at once."""
     layers: dict[Layer, Tensors] = {}
@@ -186,18 +184,19 @@ def _match_layers(
             faults.append(f"! {name}: dtype {tensor.dtype}, needed one of {listed(needed)}")
     if not layers:
         faults.append("- it changes no layer")
-    used: dict[ParamPath | None, str] = {}
+    used: dict[Parameter | None, str] = {}
     for layer, factors in layers.items():
         name = next(iter(factors.values())).name
-        target, shape = targets.get(layer, (None, ()))
+        target = targets.get(layer)
         if target is None:
             faults.append(f"+ {name}: the model has no such layer")
         elif target in used:
             faults.append(f"+ {name}: the same layer as {used[target]}")
         elif missing := {DOWN, UP} - factors.keys():
             faults.append(f"- {name}: the layer has no {' and no '.join(sorted(missing))} factor")
-        elif not _fits(factors, shape):
+        elif not _fits(factors, target.stored_shape):
             given = ", ".join(f"{role} {tensor.shape}" for role, tensor in factors.items())
+            shape = target.stored_shape
             faults.append(f"! {name}: {given} cannot change a weight of shape {shape}")
         elif ALPHA not in factors and layer[0] in adapters:
             rank, stated = factors[DOWN].shape[0], adapters[layer[0]].rank_of(parse_name(name)[2])
