@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
+from seediff_jax.checkpoints.hub import fetch, is_hub_id
 from seediff_jax.checkpoints.lora import Loras, lora_merges
 from seediff_jax.checkpoints.model_config import (
     INDEX,
@@ -55,7 +55,7 @@ def find_source(
     path = Path(expand_path(name))
     local = name in EMBEDDED_MODELS or path.exists()
     if not local and is_hub_id(name) and path.suffix != _FILE:
-        return fetch(name, revision, weights=weights)
+        return fetch(name, revision, "all" if weights else "configs")
     if revision is not None:
         raise UserError(
             f"revision={revision!r} is given, but only models of the hub have revisions; "
@@ -198,7 +198,7 @@ def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
             raise UserError(
                 f"tokenizer={shown(name)!r} is neither a folder nor the 'owner/model' of the hub"
             )
-        path = fetch_tokenizers(name)
+        path = fetch(name, parts="tokenizers")
     return tokenizer_folders(path)
 
 
