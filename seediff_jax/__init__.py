@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from seediff_jax.attention_maps import AttentionMaps
-    from seediff_jax.checkpoints.load import load_model, save_model
+    from seediff_jax.checkpoints.diffusers_folder import save_model
+    from seediff_jax.checkpoints.load import load_model
     from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX, MaskConfig
     from seediff_jax.masks.expansion import expand
     from seediff_jax.masks.image_ops import min_max, resize_cubic
@@ -74,7 +75,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "attention_maps": ("AttentionMaps",),
-    "checkpoints.load": ("load_model", "save_model"),
+    "checkpoints.diffusers_folder": ("save_model",),
+    "checkpoints.load": ("load_model",),
     "masks.expansion": ("expand",),
     "masks.label_maps": ("label_map",),
     "masks.config": ("BACKGROUND", "IGNORE_INDEX", "MaskConfig"),

@@ -54,12 +54,12 @@ def main(argv: Sequence[str]) -> int:
 def _work(values: flags.FlagValues) -> None:
     source = cli.read_settings(values, ModelSource)
     settings = cli.read_settings(values, ConvertSettings)
-    from seediff_jax.checkpoints.diffusers_folder import local_folder, require_free
-    from seediff_jax.checkpoints.load import load_model, save_model, save_orbax
+    from seediff_jax.checkpoints.diffusers_folder import require_free, save_model
+    from seediff_jax.checkpoints.load import load_model
+    from seediff_jax.checkpoints.orbax_folder import save_orbax
 
-    output = local_folder(settings.output)
     with listening():
-        require_free(output)
+        output = require_free(settings.output)
         cli.require_devices()
         model = load_model(source.model, **source.load_options)
         if settings.format == "orbax":

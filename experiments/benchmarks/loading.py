@@ -41,7 +41,7 @@ LOADS = (("float32", "float32"), ("float16", "float16"), ("float16", "bfloat16")
 def write_model(model: str, folder: str, dtype: str) -> dict[str, Any]:
     """Writes a folder with random weights; returns their size as "bytes"."""
     from experiments.benchmarks.networks import make_random_model
-    from seediff_jax.checkpoints.load import save_model
+    from seediff_jax.checkpoints.diffusers_folder import save_model
 
     save_model(make_random_model(model), folder, dtype=dtype)
     return {"bytes": sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))}

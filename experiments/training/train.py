@@ -31,8 +31,9 @@ from experiments.training.unet import train_unet
 from experiments.training.vae import train_vae
 from experiments.training.vocabulary import copy_synonyms
 from experiments.training.weights import initial_folder, keep_initial, load_params, start_params
-from seediff_jax.checkpoints import diffusers_folder
+from seediff_jax.checkpoints.diffusers_folder import save_model
 from seediff_jax.errors import UserError
+from seediff_jax.models.model import Model
 
 _STUDY = flags.DEFINE_enum("study", "stickers", ["shapes", "stickers"], "Data set and recipe.")
 _STAGE = flags.DEFINE_enum("stage", "train", ["train", "export"], "What to do.")
@@ -58,7 +59,8 @@ def export(study: Study, run_dir: pathlib.Path, folder: pathlib.Path) -> None:
     vocabulary = json.loads((run_dir / "tokenizer" / "vocab.json").read_text())
     table = params["text_encoder"]["token_embedding"]
     table["embedding"] = copy_synonyms(table["embedding"], vocabulary, study.synonyms)
-    diffusers_folder.write_folder(folder, config, params, np.float16)
+    model = Model(params=params, config=config, dtype=np.dtype(np.float32))
+    save_model(model, folder, dtype=np.float16)
     if study.notice:
         (folder / "NOTICE").write_text(study.notice)
         shutil.copy(_LICENCE, folder / "LICENSE")

@@ -5,13 +5,15 @@ import pathlib
 import shutil
 
 import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from experiments.training.growing import grow_unet
 from experiments.training.state import Params, read_step
 from experiments.training.study import STAGES, Study, make_config
 from experiments.training.unet import read_unet
 from experiments.training.vae import read_vae, write_latent_scale
-from seediff_jax.checkpoints.sources import read_params
+from seediff_jax.checkpoints.sources import read_source_weights
 from seediff_jax.errors import UserError
 from seediff_jax.models.model import ModelConfig, init_params
 
@@ -68,7 +70,8 @@ def start_params(
         vae = json.loads((initial / "vae" / "config.json").read_text())
         write_latent_scale(run_dir, vae["scaling_factor"])
         config = make_config(study, run_dir)
-        return config, read_params(initial, config)
+        weights = read_source_weights(initial, config, np.float32)
+        return config, unflatten_dict({path: weight.array for path, weight in weights})
     config = make_config(study, run_dir, inner=inner)
     params = init_params(config, jax.random.key(0))
     if not inner and read_step(run_dir / "inner.npz"):

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,46 +27,53 @@ from seediff_jax.checkpoints.model_config import (
     Json,
 )
 from seediff_jax.checkpoints.param_loading import require_finite, require_params
-from seediff_jax.checkpoints.parameters import checkpoint_axes, parameters
+from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, component_parameters
 from seediff_jax.checkpoints.safetensors_files import write_weights
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.paths import url_scheme
 from seediff_jax.models import config as configs
 from seediff_jax.models.capture import published_capture
-from seediff_jax.models.model import ModelConfig
-from seediff_jax.prompts.tokenizer import Tokenizer
+from seediff_jax.models.model import Model, ModelConfig
 from seediff_jax.schedulers.config import scheduler_json
 
 
-def write_folder(
-    folder: Path, config: ModelConfig, params: Mapping[str, Any], dtype: DTypeLike = np.float32
+def save_model(
+    model: Model, folder: str | os.PathLike[str], *, dtype: DTypeLike = np.float32
 ) -> None:
-    """Writes a diffusers folder; see `save_model`.
+    """Writes a diffusers folder, which diffusers and `load_model` can load.
+
+    Args:
+        model: the model.
+        folder: must not exist, or be empty; it appears when it is complete.
+        dtype: of the written weights; float16 halves the size.
 
     Raises:
-        UserError: the folder exists, params do not fit the config, or weights are not finite in
-            `dtype`.
+        UserError: the folder exists or is a URL, or weights are not finite in `dtype`.
     """
-    arrays = flatten_dict(dict(params))
-    require_params(arrays, config, "params")
-    with new_model_folder(folder, config) as aside:
-        for component in config.components:
+    with new_model_folder(folder, model) as (aside, arrays):
+        for component in model.config.components:
             tensors = {}
-            for path, parameter in parameters(config).items():
-                if path[0] == component:
-                    axes = checkpoint_axes(path[-1], len(parameter.shape))
-                    array = np.asarray(arrays[path]).transpose(axes)
-                    with np.errstate(over="ignore"):  # reported below, with the tensor's name
-                        tensors[parameter.name] = np.ascontiguousarray(array, dtype)
+            for name, parameter in component_parameters(model.config, component).items():
+                axes = checkpoint_axes(parameter.path[-1], len(parameter.shape))
+                array = np.asarray(arrays[parameter.path]).transpose(axes)
+                with np.errstate(over="ignore"):  # reported below, with the tensor's name
+                    tensors[name] = np.ascontiguousarray(array, dtype)
             broken = [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]
             require_finite(broken, f"{component} as {np.dtype(dtype)}")
             write_weights(aside, component, tensors)
 
 
 @contextlib.contextmanager
-def new_model_folder(folder: Path, config: ModelConfig) -> Iterator[Path]:
-    """Yields a temporary folder with all but the weights, which becomes `folder` at the end."""
-    require_free(folder)
+def new_model_folder(
+    name: str | os.PathLike[str], model: Model
+) -> Iterator[tuple[Path, dict[ParamPath, Any]]]:
+    """Yields a temporary folder with all but the weights, which becomes the named one at the end.
+
+    The flat params come with it; a UserError is raised unless they fit the model's config.
+    """
+    folder = require_free(name)
+    arrays = flatten_dict(model.params)
+    require_params(arrays, model.config, "params")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Ids of processes mean something on one host only; the folder may be shared by several.
     stem = f".{folder.name}.{socket.gethostname()}."
@@ -76,25 +83,22 @@ def new_model_folder(folder: Path, config: ModelConfig) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     try:
-        write_model_config(aside, config)
-        yield aside
+        write_model_config(aside, model.config)
+        yield aside, arrays
         os.replace(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def local_folder(name: str | os.PathLike[str]) -> Path:
-    """Returns the folder of this name; a UserError for a URL, which would make a folder "gs:"."""
+def require_free(name: str | os.PathLike[str]) -> Path:
+    """Returns a local folder; raises a UserError if it is a file, is not empty, or is a URL."""
     text = os.fspath(name)
-    if url_scheme(text):
+    if url_scheme(text):  # it would become a folder "gs:"
         raise UserError(f"{shown(text)} is a URL; models are written to local folders")
-    return Path(text)
-
-
-def require_free(folder: Path) -> None:
-    """Raises a UserError if a folder exists and is not empty, or is a file."""
+    folder = Path(text)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists; name a new folder or remove it first")
+    return folder
 
 
 def write_model_config(folder: Path, config: ModelConfig) -> None:
@@ -103,15 +107,18 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
     contents = {
         INDEX: _make_index(config, scheduler["_class_name"]),
         SCHEDULER: scheduler,
-        "text_encoder/config.json": _text_json(config.text_encoder, config.tokenizer),
         "unet/config.json": configs.unet_json(config.unet),
         "vae/config.json": configs.vae_json(config.vae),
     }
-    tokenizers = {"tokenizer": config.tokenizer}
-    if config.is_xl:
-        text = _text_json(config.text_encoder_2, config.tokenizer_2)
-        contents["text_encoder_2/config.json"] = text
-        tokenizers["tokenizer_2"] = config.tokenizer_2
+    for number in ("", "_2") if config.is_xl else ("",):
+        tokenizer = getattr(config, f"tokenizer{number}").backend
+        tokenizer.save_pretrained(folder / f"tokenizer{number}")
+        # transformers before version 5 reads these two in place of tokenizer.json.
+        tokenizer.backend_tokenizer.model.save(str(folder / f"tokenizer{number}"))
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        text = configs.clip_text_json(getattr(config, f"text_encoder{number}"))
+        text = {name: getattr(tokenizer, name) for name in names} | text
+        contents[f"text_encoder{number}/config.json"] = text
     capture = dataclasses.replace(config.capture, kept_layers=())  # of a run, not of the model
     if capture != published_capture(config.unet):
         contents["capture.json"] = dataclasses.asdict(capture)
@@ -119,10 +126,6 @@ def write_model_config(folder: Path, config: ModelConfig) -> None:
     for name, content in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    for name, tokenizer in tokenizers.items():
-        tokenizer.backend.save_pretrained(folder / name)
-        # transformers before version 5 reads these two in place of tokenizer.json.
-        tokenizer.backend.backend_tokenizer.model.save(str(folder / name))
 
 
 def _make_index(config: ModelConfig, scheduler: str) -> Json:
@@ -139,12 +142,6 @@ def _make_index(config: ModelConfig, scheduler: str) -> Json:
         **dict.fromkeys(absent, (None, None)),
         **own,
     }
-
-
-def _text_json(config: configs.ClipTextConfig, tokenizer: Tokenizer) -> Json:
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    ids = {name: getattr(tokenizer.backend, name) for name in names}
-    return ids | configs.clip_text_json(config)
 
 
 def _is_alive(process: str) -> bool:

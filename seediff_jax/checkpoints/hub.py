@@ -2,20 +2,16 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from seediff_jax.checkpoints.model_config import (
-    INDEX,
-    SCHEDULER,
-    index_components,
-    read_model_index,
-)
+from seediff_jax.checkpoints.model_config import INDEX, SCHEDULER, read_model_index
 from seediff_jax.checkpoints.safetensors_files import (
     CONVERT,
     choose_weight_files,
@@ -34,6 +30,9 @@ _TOKENIZER_PATHS = {f"{folder}/{name}" for folder in TOKENIZER_FOLDERS for name 
 _PASSING = (408, 429)
 _CONNECT = "connect to the network once, or give a local folder"
 
+Parts = Literal["all", "configs", "tokenizers"]
+"""What is fetched of a model: everything, all except the weights, or the tokenizers alone."""
+
 
 def is_hub_id(name: str) -> bool:
     """Whether the name has the form `owner/model`."""
@@ -44,33 +43,46 @@ def is_hub_id(name: str) -> bool:
     return name.count("/") == 1 and name.isascii()
 
 
-def needed_files(names: Sequence[str], *, weights: bool = True) -> list[str]:
-    """Picks the files of a model, or all of them except the weights, from a repository."""
+def needed_files(names: Sequence[str], parts: Parts = "all") -> list[str]:
+    """Picks the files of these parts of a model from those of a repository.
+
+    Tokenizers are in their folders, or at the top of a repository of a tokenizer.
+    """
+    if parts == "tokenizers":
+        inside = [name for name in names if name in _TOKENIZER_PATHS]
+        return inside or [name for name in names if name in _TOKENIZER_FILES]
     wanted = {INDEX, "capture.json", SCHEDULER, *_TOKENIZER_PATHS}
     for component in COMPONENTS:
         wanted.add(f"{component}/config.json")
         inside = [name.partition("/")[2] for name in names if name.startswith(f"{component}/")]
-        chosen = choose_weight_files(component, inside) if weights else ()
+        chosen = choose_weight_files(component, inside) if parts == "all" else ()
         wanted |= {f"{component}/{name}" for name in chosen}
     return [name for name in names if name in wanted]
 
 
-def missing_files(folder: Path, *, weights: bool = True) -> list[str]:
-    """Lists the files that a model, or all of it except the weights, needs and a folder lacks."""
-    if not (folder / INDEX).exists():
+def missing_files(folder: Path, parts: Parts = "all") -> list[str]:
+    """Lists the files that these parts of a model need and a folder lacks."""
+    components, needed = [], []
+    if parts == "tokenizers":
+        tokenizers = tokenizer_folders(folder).values()
+    elif not (folder / INDEX).exists():
         return [INDEX]
-    components = index_components(read_model_index(folder))
-    needed = [SCHEDULER, *(f"{name}/config.json" for name in components)]
-    for name in TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]:
-        needed += [f"{name}/{file}" for file in vocabulary_files(folder / name)]
+    else:
+        _, components = read_model_index(folder)
+        needed = [SCHEDULER, *(f"{name}/config.json" for name in components)]
+        names = TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]
+        tokenizers = [folder / name for name in names]
+    for path in tokenizers:
+        inside = path.relative_to(folder)
+        needed += [(inside / name).as_posix() for name in vocabulary_files(path)]
     missing = [name for name in needed if not (folder / name).exists()]
-    for name in components if weights else ():
+    for name in components if parts == "all" else ():
         missing += [f"{name}/{file}" for file in missing_weight_files(folder / name, name)]
     return missing
 
 
-def fetch(hub_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """Downloads a model into the hub's cache, or finds it there.
+def fetch(hub_id: str, revision: str | None = None, parts: Parts = "all") -> Path:
+    """Downloads parts of a model into the hub's cache, or finds them there.
 
     The hub is asked once; without a network, or with HF_HUB_OFFLINE=1, the cached files are used.
 
@@ -78,39 +90,11 @@ def fetch(hub_id: str, revision: str | None = None, *, weights: bool = True) -> 
         UserError: there is no such model or revision, it may not be read, it lacks needed files,
             or there is neither network nor a complete cached copy.
     """
-    choose = functools.partial(needed_files, weights=weights)
-    return _fetch(hub_id, revision, choose, functools.partial(missing_files, weights=weights))
-
-
-def fetch_tokenizers(hub_id: str) -> Path:
-    """Downloads the tokenizers of a repository, or finds them in the cache; see `fetch`."""
-    return _fetch(hub_id, None, tokenizer_files, missing_tokenizer_files)
-
-
-def tokenizer_files(names: Sequence[str]) -> list[str]:
-    """Picks the files of the tokenizers, in their folders or at the top of a repository."""
-    inside = [name for name in names if name in _TOKENIZER_PATHS]
-    return inside or [name for name in names if name in _TOKENIZER_FILES]
-
-
-def missing_tokenizer_files(folder: Path) -> list[str]:
-    """Lists the files that the tokenizers of a cached folder need and lack."""
-    folders = tokenizer_folders(folder).values()
-    needed = [inside / name for inside in folders for name in vocabulary_files(inside)]
-    return [path.relative_to(folder).as_posix() for path in needed if not path.exists()]
-
-
-def _fetch(
-    hub_id: str,
-    revision: str | None,
-    choose: Callable[[Sequence[str]], list[str]],
-    missing: Callable[[Path], list[str]],
-) -> Path:
     name = repr(hub_id) + (f" at revision {revision!r}" if revision else "")
     download = functools.partial(huggingface_hub.snapshot_download, hub_id, revision=revision)
     unreachable = ""
     try:
-        folder = Path(download(allow_patterns=choose(_list_files(hub_id, revision))))
+        folder = Path(download(allow_patterns=needed_files(_list_files(hub_id, revision), parts)))
     # A network failure is an exception of whatever HTTP library huggingface_hub is built on.
     except Exception as error:
         reason = shown(str(error) or type(error).__name__, 300)
@@ -128,7 +112,7 @@ def _fetch(
             raise UserError(
                 f"{name}: no such folder, {unreachable} has no copy; {_CONNECT}"
             ) from error
-    absent = listed(missing(folder))
+    absent = listed(missing_files(folder, parts))
     if absent and unreachable:
         raise UserError(f"{name}: {unreachable} lacks {absent}; {_CONNECT}")
     if absent:

@@ -1,4 +1,4 @@
-"""Loads, makes and writes models.
+"""Loads models, and makes them of params.
 
 checkpoint -> load_model -> Model -> save_model, save_orbax -> checkpoint
 """
@@ -12,18 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
+from xxhash import xxh3_128
 
 from seediff_jax.array_typing import Array
-from seediff_jax.checkpoints.diffusers_folder import local_folder, write_folder
 from seediff_jax.checkpoints.hub import commit_of
 from seediff_jax.checkpoints.lora import Loras
-from seediff_jax.checkpoints.orbax_folder import write_orbax
-from seediff_jax.checkpoints.param_loading import (
-    Weights,
-    WeightsDigest,
-    convert_array,
-    pop_in_order,
-)
+from seediff_jax.checkpoints.param_loading import Weights, add_to_hash, convert_array, pop_in_order
 from seediff_jax.checkpoints.sources import find_source, read_source_config, read_source_weights
 from seediff_jax.errors import UserError
 from seediff_jax.models.capture import CaptureConfig
@@ -119,31 +113,6 @@ def make_model(
     return _build_model(config, weights, dtype, None, model_id)
 
 
-def save_model(
-    model: Model, folder: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32
-) -> None:
-    """Writes a diffusers folder, which diffusers and `load_model` can load.
-
-    Args:
-        model: the model.
-        folder: must not exist, or be empty; it appears when it is complete.
-        dtype: of the written weights; float16 halves the size.
-
-    Raises:
-        UserError: the folder exists or is a URL, or weights are not finite in `dtype`.
-    """
-    write_folder(local_folder(folder), model.config, model.params, dtype)
-
-
-def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
-    """Writes an orbax folder, which `load_model` can load; each weight keeps its dtype.
-
-    Raises:
-        UserError: the folder exists or is a URL.
-    """
-    write_orbax(local_folder(folder), model.config, model.params)
-
-
 def _build_model(
     config: ModelConfig,
     weights: Weights,
@@ -153,9 +122,9 @@ def _build_model(
     commit: str | None = None,
 ) -> Model:
     """Places the weights one by one, so that there is never a second copy of all of them."""
-    digest, placed = WeightsDigest(), {}
+    digest, placed = xxh3_128(), {}
     for path, weight in weights:
-        digest.add(path, weight)
+        add_to_hash(digest, path, weight)
         if weight.overflows:
             raise UserError(
                 f"{model_id}: {'/'.join(path)} is beyond the range of float16; load the model in "

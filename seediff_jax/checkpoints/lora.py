@@ -17,7 +17,6 @@ which would be ambiguous.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 import os
@@ -29,7 +28,7 @@ import numpy as np
 
 from seediff_jax.checkpoints.original_names import original_unet_name
 from seediff_jax.checkpoints.param_loading import Merges
-from seediff_jax.checkpoints.parameters import ParamPath, checkpoint_axes, parameters
+from seediff_jax.checkpoints.parameters import Parameter, checkpoint_axes, parameters
 from seediff_jax.checkpoints.peft_config import PEFT, Adapter, read_adapters
 from seediff_jax.checkpoints.safetensors_files import (
     DTYPES,
@@ -65,21 +64,8 @@ _PREFIXES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A layer of a component; equal for every spelling of its name.
-
-    Attributes:
-        component: "unet", "text_encoder" or "text_encoder_2".
-        path: its path in the component, joined by "_".
-        module: the spelling of the path in the file.
-    """
-
-    component: str
-    path: str
-    module: str = dataclasses.field(default="", compare=False)
-
-
+Layer = tuple[str, str]
+"""A component, and the path of a layer in it, joined by "_"; equal for every spelling."""
 _Change = tuple[Path, Tensors, float]
 """A LoRA file, its factors of a layer, and their scale."""
 
@@ -96,22 +82,20 @@ def lora_merges(loras: Loras, config: ModelConfig) -> Merges:
             of the model, lack their other factor or have another shape or dtype.
     """
     targets = {
-        layer: (path, parameter.stored_shape)
+        layer: parameter
         for path, parameter in (parameters(config).items() if loras else ())
         if path[-1] == "kernel" and path[0] != "vae"
         for layer in layer_spellings(path[0], parameter.name.removesuffix(".weight"), config.unet)
     }
-    changes: dict[ParamPath, list[_Change]] = collections.defaultdict(list)
+    changes: dict[Parameter, list[_Change]] = collections.defaultdict(list)
     for given, strength in loras:
         path = require_lora_file(given, strength)
         tensors, metadata = open_weights(path)
         adapters = read_adapters(path, tensors, metadata)
         for layer, factors in _match_layers(path, tensors, adapters, targets).items():
-            target, _ = targets[layer]
-            scale = float(strength) * _scale(layer, factors, adapters)
-            changes[target].append((path, factors, scale))
-    shapes = dict(targets.values())
-    return {path: functools.partial(_merge, changes[path], shapes[path]) for path in changes}
+            scale = float(strength) * _scale(factors, adapters)
+            changes[targets[layer]].append((path, factors, scale))
+    return {p.path: functools.partial(_merge, c, p.stored_shape) for p, c in changes.items()}
 
 
 def _merge(
@@ -130,8 +114,12 @@ def _merge(
     return np.ascontiguousarray(weight)
 
 
-def parse_name(name: str) -> tuple[Layer, str] | None:
-    """Parses the name of a tensor into its layer and DOWN, UP or ALPHA; None if it is no LoRA's."""
+def parse_name(name: str) -> tuple[Layer, str, str] | None:
+    """Parses the name of a tensor; returns None if it is not one of a LoRA.
+
+    Returns:
+        The layer, DOWN, UP or ALPHA, and the path as the name spells it.
+    """
     for role, pattern in _ENDS.items():
         if hit := pattern.fullmatch(name):
             prefix = next(filter(hit[1].startswith, _PREFIXES))
@@ -139,7 +127,7 @@ def parse_name(name: str) -> tuple[Layer, str] | None:
             if prefix == PEFT and module.startswith("text_model."):
                 component = "text_encoder"
             path = module.replace(".processor.", ".").replace(".", "_")
-            return Layer(component, path, module), role
+            return (component, path), role, module
     return None
 
 
@@ -152,7 +140,7 @@ def layer_spellings(component: str, module: str, config: UNetConfig) -> set[Laye
     else:
         old = re.sub(r"\.([qkv]|out)_proj$", r".to_\1", module)
         names = {module, old} | {name.removeprefix("text_model.") for name in (module, old)}
-    return {Layer(component, name.replace(".", "_")) for name in names}
+    return {(component, name.replace(".", "_")) for name in names}
 
 
 def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
@@ -166,21 +154,20 @@ def require_lora_file(path: str | os.PathLike[str], strength: float) -> Path:
     return path
 
 
-def _scale(layer: Layer, factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
+def _scale(factors: Tensors, adapters: Mapping[str, Adapter]) -> float:
     """The factor of up @ down."""
     rank = factors[DOWN].shape[0]
     if ALPHA in factors:
         return factors[ALPHA].read().item() / rank
-    if layer.component in adapters:
-        return adapters[layer.component].scale(layer.module, rank)
-    return 1.0
+    (component, _), _, module = parse_name(next(iter(factors.values())).name)
+    return adapters[component].scale(module, rank) if component in adapters else 1.0
 
 
 def _match_layers(
     path: Path,
     tensors: Tensors,
     adapters: Mapping[str, Adapter],
-    targets: Mapping[Layer, tuple[ParamPath, tuple[int, ...]]],
+    targets: Mapping[Layer, Parameter],
 ) -> dict[Layer, Tensors]:
     """Finds DOWN, UP and ALPHA of each layer; reports everything that does not fit at once."""
     layers: dict[Layer, Tensors] = {}
@@ -190,33 +177,34 @@ def _match_layers(
         if parsed is None or parsed[1] in layers.get(parsed[0], {}):
             faults.append(f"+ {name}: not a tensor of a LoRA of this kind")
             continue
-        layer, role = parsed
+        layer, role, _ = parsed
         layers.setdefault(layer, {})[role] = tensor
         needed = tuple(DTYPES) if role == ALPHA else FLOATS
         if tensor.dtype not in needed:
             faults.append(f"! {name}: dtype {tensor.dtype}, needed one of {listed(needed)}")
     if not layers:
         faults.append("- it changes no layer")
-    used: dict[ParamPath | None, str] = {}
+    used: dict[Parameter | None, str] = {}
     for layer, factors in layers.items():
         name = next(iter(factors.values())).name
-        target, shape = targets.get(layer, (None, ()))
+        target = targets.get(layer)
         if target is None:
             faults.append(f"+ {name}: the model has no such layer")
         elif target in used:
             faults.append(f"+ {name}: the same layer as {used[target]}")
         elif missing := {DOWN, UP} - factors.keys():
             faults.append(f"- {name}: the layer has no {' and no '.join(sorted(missing))} factor")
-        elif not _fits(factors, shape):
+        elif not _fits(factors, target.stored_shape):
             given = ", ".join(f"{role} {tensor.shape}" for role, tensor in factors.items())
+            shape = target.stored_shape
             faults.append(f"! {name}: {given} cannot change a weight of shape {shape}")
-        elif ALPHA not in factors and layer.component in adapters:
-            rank, stated = factors[DOWN].shape[0], adapters[layer.component].rank_of(layer.module)
+        elif ALPHA not in factors and layer[0] in adapters:
+            rank, stated = factors[DOWN].shape[0], adapters[layer[0]].rank_of(parse_name(name)[2])
             if stated not in (None, rank):
                 faults.append(f"! {name}: has rank {rank}, but the config of the adapter {stated}")
         used.setdefault(target, name)
     if faults:
-        known = sorted(f"{layer.component}: {layer.path}" for layer in targets)
+        known = sorted(map(": ".join, targets))
         raise UserError(
             f"the LoRA {path} does not fit the model, {len(faults)} faults: "
             f"{join_faults(faults)}; needed are down and up factors of layers of this model: "

@@ -1,4 +1,4 @@
-"""Reads and checks a ModelConfig: everything in a checkpoint except its weights.
+"""Makes and checks a ModelConfig: everything in a checkpoint except its weights.
 
 model_index.json                  which pipeline of diffusers this is
 text_encoder/ unet/ vae/          config.json each, and the weights
@@ -13,7 +13,6 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from seediff_jax.checkpoints.parameters import parameters
@@ -30,13 +29,7 @@ from seediff_jax.models.capture import (
     check_capture,
 )
 from seediff_jax.models.model import COMPONENTS, ModelConfig
-from seediff_jax.prompts.tokenizer import (
-    TOKENIZER_FOLDERS,
-    Tokenizer,
-    load_tokenizer,
-    read_tokenizers,
-    require_same_tokens,
-)
+from seediff_jax.prompts.tokenizer import Tokenizer, require_same_tokens
 from seediff_jax.schedulers.config import scheduler_config
 
 Json = dict[str, Any]
@@ -65,45 +58,6 @@ _MORE_CHANNELS = (
 )
 _MOST_WEIGHTS, _MOST_PER_IMAGE = 2**40, 2**38  # bytes: of several hosts, and of any one device
 ZEROS_FOR_EMPTY_PROMPT = "force_zeros_for_empty_prompt"
-
-
-def read_model_config(
-    folder: Path,
-    *,
-    prediction_type: str | None = None,
-    tokenizers: Mapping[str, Path] | None = None,
-    changes: Mapping[str, Json] = MappingProxyType({}),
-    **options: Any,
-) -> ModelConfig:
-    """Reads every JSON file and the tokenizers of a diffusers folder.
-
-    Args:
-        prediction_type: instead of the one that the folder states.
-        tokenizers: see `tokenizer_folders`, instead of the folder's own; a single one serves as
-            both of Stable Diffusion XL, and the second keeps its padding.
-        changes: other contents for files of the folder.
-        options: of `make_model_config`; own_capture is the folder's `capture.json`.
-
-    Raises:
-        UserError: the pipeline is not supported, or a file is missing or damaged, asks for
-            something that is not supported, or contradicts another one.
-    """
-    contents = {INDEX: read_model_index(folder)}
-    components = index_components(contents[INDEX])
-    for component in components:
-        contents[f"{component}/config.json"] = read_json(folder / component / "config.json")
-    # diffusers writes -Infinity into the file of DPM-Solver.
-    contents[SCHEDULER] = read_json(folder / SCHEDULER, infinity=True)
-    if prediction_type is not None:
-        contents[SCHEDULER]["prediction_type"] = prediction_type
-    if (path := folder / "capture.json").exists():
-        options["own_capture"] = str(path)
-    names = TOKENIZER_FOLDERS[: 2 if "text_encoder_2" in components else 1]
-    own, pad_tokens = {name: folder / name for name in names}, dict.fromkeys(names)
-    if tokenizers and "tokenizer_2" in own and "tokenizer_2" not in tokenizers:
-        pad_tokens["tokenizer_2"] = load_tokenizer(own["tokenizer_2"]).backend.pad_token
-    read = read_tokenizers(tokenizers or own, pad_tokens)
-    return make_model_config(contents | changes, read, f"{folder}/", **options)
 
 
 def make_model_config(
@@ -246,24 +200,38 @@ def choose_capture(
         raise UserError(f"{path}: {shown(str(error))}") from error
 
 
-def read_model_index(folder: Path) -> Json:
-    """Reads the model_index.json of a folder; raises a UserError for other kinds of models."""
+def read_model_index(folder: Path) -> tuple[Json, list[str]]:
+    """Reads the model_index.json of a folder; raises a UserError for other kinds of models.
+
+    Returns:
+        The index, and the parts of the pipeline that have weights, as `ModelConfig.components`.
+    """
     path = folder / INDEX
     if os.access(folder, os.X_OK) and not path.exists():
         raise UserError(
             f"{path} is missing; name the folder of a model, which holds it{_other_folder(folder)}"
         )
     index = read_json(path)
+    name = str(index.get("_class_name"))
     # The image-to-image pipelines have the same networks.
-    pipeline = str(index.get("_class_name")).replace("Img2Img", "")
-    if pipeline not in _PIPELINES or _is_refiner(index):
+    pipeline = name.replace("Img2Img", "")
+    lacks_text_encoder = index.get("text_encoder") in (None, [None, None])
+    is_refiner = bool(index.get("requires_aesthetics_score")) or (
+        name == "StableDiffusionXLImg2ImgPipeline" and lacks_text_encoder
+    )
+    if pipeline not in _PIPELINES or is_refiner:
         known = "; ".join(f"{name} ({kinds})" for name, kinds in _PIPELINES.items())
+        name = shown(name, 200)
+        kinds = [kind for part, kind in _OTHER_PIPELINES.items() if part in name]
+        kinds = [REFINER] if is_refiner else kinds
         raise UserError(
-            f"{path}: {_describe_pipeline(index)} is not supported, only {known}; name a "
-            "text-to-image checkpoint of one of them"
+            f"{path}: {name}{f' ({kinds[0]})' if kinds else ''} is not supported, only {known}; "
+            "name a text-to-image checkpoint of one of them"
         )
     index["_class_name"] = pipeline
-    for name in index_components(index):
+    is_xl = pipeline == XL_PIPELINE
+    components = [name for name in COMPONENTS if name != "text_encoder_2" or is_xl]
+    for name in components:
         library, wanted = PART_CLASSES[name]
         part = index.get(name)
         if not isinstance(part, list) or part[1:] != [wanted]:
@@ -275,13 +243,7 @@ def read_model_index(folder: Path) -> Json:
         raise UserError(
             f"{path}: {ZEROS_FOR_EMPTY_PROMPT} = {quoted(zeros, 200)}, needed true or false"
         )
-    return index
-
-
-def index_components(index: Json) -> tuple[str, ...]:
-    """The parts of the pipeline that have weights, as `ModelConfig.components`."""
-    is_xl = index["_class_name"] == XL_PIPELINE
-    return tuple(name for name in COMPONENTS if name != "text_encoder_2" or is_xl)
+    return index, components
 
 
 def _other_folder(folder: Path) -> str:
@@ -289,17 +251,3 @@ def _other_folder(folder: Path) -> str:
     near = (folder.absolute().parent, *sorted(path.parent for path in folder.glob(f"*/{INDEX}")))
     found = [str(path) for path in near[:5] if (path / INDEX).is_file()]
     return f"; {' and '.join(found)} {'do' if len(found) > 1 else 'does'}" if found else ""
-
-
-def _is_refiner(index: Json) -> bool:
-    is_xl_img2img = index.get("_class_name") == "StableDiffusionXLImg2ImgPipeline"
-    lacks_text_encoder = index.get("text_encoder") in (None, [None, None])
-    return bool(index.get("requires_aesthetics_score")) or (is_xl_img2img and lacks_text_encoder)
-
-
-def _describe_pipeline(index: Json) -> str:
-    """The name of a pipeline, with an explanation where it is a known one."""
-    name = shown(str(index.get("_class_name")), 200)
-    hints = [hint for part, hint in _OTHER_PIPELINES.items() if part in name]
-    hints = [REFINER] if _is_refiner(index) else hints
-    return f"{name} ({hints[0]})" if hints else name

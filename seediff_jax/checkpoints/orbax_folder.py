@@ -6,7 +6,10 @@ here finish every read before they report an error.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import copy
+import functools
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,9 @@ from seediff_jax.checkpoints.param_loading import (
 )
 from seediff_jax.checkpoints.parameters import ParamPath
 from seediff_jax.errors import UserError, shown
-from seediff_jax.models.model import ModelConfig
+from seediff_jax.models.model import Model, ModelConfig
 
 _FOLDER = "params"
-_KINDS = (np.ndarray, jax.Array)
-_LONGEST_REASON = 300
 
 
 def is_orbax(folder: Path) -> bool:
@@ -56,11 +57,16 @@ def read_orbax(folder: Path, config: ModelConfig, dtype: DTypeLike, merges: Merg
     require_finite(broken, f"{folder}")
 
 
-def write_orbax(folder: Path, config: ModelConfig, params: Mapping[str, Any]) -> None:
-    """Writes an orbax folder, which appears when it is complete; weights keep their dtypes."""
-    require_params(flatten_dict(dict(params)), config, "params")
-    with new_model_folder(folder, config) as aside, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((aside / _FOLDER).absolute(), dict(params))
+def save_orbax(model: Model, folder: str | os.PathLike[str]) -> None:
+    """Writes an orbax folder, which `load_model` can load; each weight keeps its dtype.
+
+    It appears when it is complete.
+
+    Raises:
+        UserError: the folder exists or is a URL.
+    """
+    with new_model_folder(folder, model) as (aside, _), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((aside / _FOLDER).absolute(), dict(model.params))
 
 
 def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarray]:
@@ -68,8 +74,10 @@ def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarra
     tree = (folder / _FOLDER).absolute()
     if odd := [path for path in tree.rglob("*") if not (path.is_file() or path.is_dir())]:
         raise UserError(f"{odd[0]} is not a regular file; remove it from the orbax checkpoint")
-    types = [(kind, _Handler(ocp.type_handlers.get_type_handler(kind))) for kind in _KINDS]
-    registry = ocp.type_handlers.create_type_handler_registry(*types)
+    handlers = {kind: ocp.type_handlers.get_type_handler(kind) for kind in (np.ndarray, jax.Array)}
+    registry = ocp.type_handlers.create_type_handler_registry(
+        *((kind, _finish_reads(handler)) for kind, handler in handlers.items())
+    )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     try:
         stored = dict(handler.metadata(tree).tree)
@@ -84,7 +92,7 @@ def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarra
     # For damaged files orbax, tensorstore and their JSON readers raise exceptions of any type.
     except Exception as error:
         reason = str(error).split(" [tensorstore_spec=")[0]  # 1 kB of settings follow
-        reason = shown(f"{type(error).__name__}: {reason}", _LONGEST_REASON)
+        reason = shown(f"{type(error).__name__}: {reason}", 300)
         raise UserError(
             f"{folder / _FOLDER} is not an orbax checkpoint, or damaged ({reason}); convert the "
             "original model again with python -m seediff_jax.convert"
@@ -93,20 +101,12 @@ def _read_arrays(folder: Path, config: ModelConfig) -> dict[ParamPath, np.ndarra
         handler.close()
 
 
-class _Handler:
-    """An orbax handler that finishes all its reads before it reports one that failed."""
-
-    def __init__(self, handler: ocp.type_handlers.TypeHandler):
-        self._handler = handler
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._handler, name)
-
-    async def metadata(self, infos: Sequence[Any]) -> list[Any]:
-        return await _read_each(self._handler.metadata, infos)
-
-    async def deserialize(self, infos: Sequence[Any], args: Sequence[Any]) -> list[Any]:
-        return await _read_each(self._handler.deserialize, infos, args)
+def _finish_reads(handler: ocp.type_handlers.TypeHandler) -> ocp.type_handlers.TypeHandler:
+    """A copy of a handler that finishes all its reads before it reports one that failed."""
+    copied = copy.copy(handler)
+    copied.metadata = functools.partial(_read_each, handler.metadata)
+    copied.deserialize = functools.partial(_read_each, handler.deserialize)
+    return copied
 
 
 async def _read_each(read: Callable[..., Any], *arguments: Sequence[Any]) -> list[Any]:

@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -20,6 +20,7 @@ from seediff_jax.checkpoints.parameters import (
     ParamPath,
     canonical_name,
     checkpoint_axes,
+    component_parameters,
     is_unused,
     parameters,
 )
@@ -43,18 +44,27 @@ _THREADS = 4  # that wait for memory more than they compute; each has one tensor
 _FLOAT16_BOUND = 65520  # from here on numbers are rounded to infinity
 
 
-class Weight(NamedTuple):
+class Weight:
     """A weight on its way into a model.
 
     Attributes:
-        array: in Linen's layout, contiguous.
-        digest: hash of its float32 values, in the order of a checkpoint.
-        largest: largest absolute value before the cast to the model's dtype; may be NaN.
+        array: in Linen's layout, contiguous, in the model's dtype.
+        largest: largest absolute value of what was added; NaN if that holds one.
     """
 
-    array: Any
-    digest: bytes
-    largest: float
+    def __init__(self, array: Any):
+        self.array, self.largest, self._hash = array, 0.0, xxh3_128()
+
+    def add(self, block: np.ndarray) -> None:
+        """Adds some float32 values, before the cast and in the order of a checkpoint."""
+        self._hash.update(np.ascontiguousarray(block))
+        least, most = block.min(initial=0), block.max(initial=0)
+        self.largest = float(np.maximum(self.largest, np.maximum(most, -least)))
+
+    @property
+    def digest(self) -> bytes:
+        """XXH3 (128 bits) of the added values."""
+        return self._hash.digest()
 
     @property
     def is_finite(self) -> bool:
@@ -71,28 +81,17 @@ Weights = Iterator[tuple[ParamPath, Weight]]
 """Paths in the params, each with its weight."""
 
 
-class WeightsDigest:
-    """XXH3 (128 bits) of the paths, shapes and float32 values of weights.
+def add_to_hash(weights_hash: xxh3_128, path: ParamPath, weight: Weight) -> None:
+    """Adds path, shape and float32 values of a weight to the hash of a model's weights.
 
-    The hash depends on the values and not on the kind of folder, its shards and stored dtype. It
-    tells weights apart; it is not cryptographic.
+    The paths, joined by `/`, must ascend. The hash does not depend on the kind of folder, its
+    shards and stored dtype. It tells weights apart; it is not cryptographic.
     """
-
-    def __init__(self):
-        self._digest = xxh3_128()
-
-    def add(self, path: ParamPath, weight: Weight) -> None:
-        """Adds a weight; the paths, joined by `/`, must ascend."""
-        self._digest.update(f"{'/'.join(path)} {tuple(weight.array.shape)}\n".encode())
-        self._digest.update(weight.digest)
-
-    def hexdigest(self) -> str:
-        """Returns the hash so far, 32 hexadecimal digits."""
-        return self._digest.hexdigest()
+    weights_hash.update(f"{'/'.join(path)} {tuple(weight.array.shape)}\n".encode() + weight.digest)
 
 
 def pop_in_order(params: dict[ParamPath, Any]) -> Iterator[tuple[ParamPath, Any]]:
-    """Removes arrays from a flat dict in the order that a WeightsDigest needs."""
+    """Removes arrays from a flat dict in the order that `add_to_hash` needs."""
     for path in sorted(params, key="/".join):
         yield path, params.pop(path)
 
@@ -104,34 +103,33 @@ def weight_dtype(ndim: int, dtype: DTypeLike) -> np.dtype:
 
 def convert_array(path: ParamPath, array: Any, dtype: DTypeLike) -> Weight:
     """Makes a Weight of an array in Linen's layout, without a copy if it has the dtype."""
-    values, summary = np.asarray(array), _Summary()
+    values = np.asarray(array)
+    with np.errstate(over="ignore"):  # infinity beyond float16, see `Weight.overflows`
+        weight = Weight(array.astype(weight_dtype(values.ndim, dtype), copy=False))
     stored = values.transpose(checkpoint_axes(path[-1], values.ndim))
     rows = rows_per_block(stored.shape)
     for start in range(0, len(stored), rows):
-        summary.add(to_float32(stored[start : start + rows]))
-    with np.errstate(over="ignore"):  # infinity beyond float16, see `Weight.overflows`
-        cast = array.astype(weight_dtype(values.ndim, dtype), copy=False)
-    return Weight(cast, summary.digest.digest(), summary.largest)
+        weight.add(to_float32(stored[start : start + rows]))
+    return weight
 
 
 def convert_tensor(
     path: ParamPath, shape: Sequence[int], blocks: Iterable[np.ndarray], dtype: DTypeLike
 ) -> Weight:
     """Makes a Weight, in memory of its own, of the rows of a tensor in a checkpoint's layout."""
-    axes, summary = checkpoint_axes(path[-1], len(shape)), _Summary()
-    dtype = weight_dtype(len(shape), dtype)
-    array = _aligned_empty([shape[i] for i in np.argsort(axes)], dtype)
-    target, row = array.transpose(axes), 0  # the checkpoint's layout again
+    axes, dtype = checkpoint_axes(path[-1], len(shape)), weight_dtype(len(shape), dtype)
+    weight = Weight(_aligned_empty([shape[i] for i in np.argsort(axes)], dtype))
+    target, row = weight.array.transpose(axes), 0  # the checkpoint's layout again
     for block in blocks:
         wide = to_float32(block)
-        summary.add(wide)
+        weight.add(wide)
         with np.errstate(over="ignore"):  # infinity beyond float16, see `Weight.overflows`
             cast = block if block.dtype == dtype else wide.astype(dtype, copy=False)
         for start in range(0, len(cast), ROWS):
             part = cast[start : start + ROWS]
             target[row : row + len(part)] = part
             row += len(part)
-    return Weight(array, summary.digest.digest(), summary.largest)
+    return weight
 
 
 def read_components(
@@ -164,7 +162,7 @@ def _match_names(
     tensors: Tensors, component: str, config: ModelConfig, source: str
 ) -> dict[ParamPath, StoredTensor]:
     """Finds the tensor of each parameter of a component; reports all differences at once."""
-    expected = {p.name: (path, p) for path, p in parameters(config).items() if path[0] == component}
+    expected = component_parameters(config, component)
     names: dict[str, str] = {}  # of the file, by those of diffusers
     faults = []
     for name in sorted(tensors):
@@ -177,9 +175,9 @@ def _match_names(
                 dtype = tensors[name].dtype
                 faults.append(f"! {name}: dtype {dtype}, needed one of {listed(FLOATS)}")
     found = {name: tensors[name].shape for name in names.values()}
-    shapes = {names.get(name, name): p.stored_shape for name, (_, p) in expected.items()}
+    shapes = {names.get(name, name): p.stored_shape for name, p in expected.items()}
     require_shapes(found, shapes, source, faults)
-    return {path: tensors[names[name]] for name, (path, _) in expected.items()}
+    return {p.path: tensors[names[name]] for name, p in expected.items()}
 
 
 def load_tensors(
@@ -246,19 +244,6 @@ def require_finite(broken: Sequence[str], source: str) -> None:
     """Raises a UserError with the names of weights that are not finite, if there are any."""
     if broken:
         raise UserError(f"{source}: NaN or infinity in {listed(broken)}")
-
-
-class _Summary:
-    """Hash and largest absolute value of a tensor that comes in blocks of float32."""
-
-    def __init__(self):
-        self.digest, self.largest = xxh3_128(), 0.0
-
-    def add(self, block: np.ndarray) -> None:
-        """Adds a block; `largest` becomes NaN where there is one."""
-        self.digest.update(np.ascontiguousarray(block))
-        least, most = block.min(initial=0), block.max(initial=0)
-        self.largest = float(np.maximum(self.largest, np.maximum(most, -least)))
 
 
 def _aligned_empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:

@@ -52,8 +52,9 @@ _UNUSED_OF_CLIP = re.compile(
 
 
 class Parameter(NamedTuple):
-    """A weight of a model: its name in diffusers, and its shape in Linen and in a checkpoint."""
+    """A weight of a model: its place, name in diffusers, and shape in Linen and in a checkpoint."""
 
+    path: ParamPath
     name: str
     shape: tuple[int, ...]
     stored_shape: tuple[int, ...]
@@ -71,20 +72,17 @@ def parameters(config: ModelConfig) -> Mapping[ParamPath, Parameter]:
         shapes["text_encoder_2"] = text_encoder_shapes(config.text_encoder_2)
     found = {}
     for path, shape in sorted(flatten_dict(shapes).items()):
-        stored_shape = tuple(shape[axis] for axis in checkpoint_axes(path[-1], len(shape)))
-        found[path] = Parameter(checkpoint_name(path[0], path[1:]), shape, stored_shape)
+        component, *modules, kind = path
+        module = rename(_RENAMES[component.removesuffix("_2")], ".".join(modules))
+        name = f"{module}.bias" if kind == "bias" else f"{module}.weight"
+        stored_shape = tuple(shape[axis] for axis in checkpoint_axes(kind, len(shape)))
+        found[path] = Parameter(path, name, shape, stored_shape)
     return MappingProxyType(found)
 
 
-def tensor_names(config: ModelConfig, component: str) -> list[str]:
-    """The diffusers names of the tensors of a component."""
-    return [item.name for path, item in parameters(config).items() if path[0] == component]
-
-
-def checkpoint_name(component: str, path: ParamPath) -> str:
-    """The diffusers name of the parameter at `path` in the Linen params of a component."""
-    module = rename(_RENAMES[component.removesuffix("_2")], ".".join(path[:-1]))
-    return f"{module}.bias" if path[-1] == "bias" else f"{module}.weight"
+def component_parameters(config: ModelConfig, component: str) -> dict[str, Parameter]:
+    """The weights of a component by their names in diffusers."""
+    return {item.name: item for path, item in parameters(config).items() if path[0] == component}
 
 
 def canonical_name(component: str, name: str) -> str:

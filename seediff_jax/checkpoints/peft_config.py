@@ -38,32 +38,28 @@ class Adapter:
     """The scale of an adapter in peft's config.
 
     Attributes:
-        alpha: of all layers except those of `alphas`.
-        alphas: alpha by the name of a module, or the end of the name.
-        rank: as `alpha`; None if it is not stated.
-        ranks: as `alphas`.
+        alphas: alpha by the name of a module, or the end of the name; "" has that of all others.
+        ranks: as `alphas`; without "" if it is not stated.
         is_rank_stabilized: whether alpha is divided by the root of the rank, not by the rank.
     """
 
-    alpha: float
     alphas: Mapping[str, float]
-    rank: float | None
     ranks: Mapping[str, float]
     is_rank_stabilized: bool
 
     def scale(self, module: str, rank: int) -> float:
         """Returns the factor of up @ down for a layer."""
-        alpha = _of_module(self.alphas, module, self.alpha)
+        alpha = _of_module(self.alphas, module)
         return alpha / (math.sqrt(rank) if self.is_rank_stabilized else rank)
 
     def rank_of(self, module: str) -> float | None:
         """Returns the rank that a layer must have; None if the config does not state it."""
-        return _of_module(self.ranks, module, self.rank)
+        return _of_module(self.ranks, module)
 
 
-def _of_module(values: Mapping[str, Any], module: str, default: Any) -> Any:
-    hits = (value for name, value in values.items() if f".{module}".endswith(f".{name}"))
-    return next(hits, default)
+def _of_module(values: Mapping[str, Any], module: str) -> Any:
+    ends = (name for name in values if not name or f".{module}".endswith(f".{name}"))
+    return values.get(next(ends, ""))
 
 
 def read_adapters(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> dict[str, Adapter]:
@@ -103,9 +99,10 @@ def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
         _read_pattern(options.pop(key, None) or {}, key, source)
         for key in ("alpha_pattern", "rank_pattern")
     )
-    alpha, rank = options.pop("lora_alpha", None), options.pop("r", None)
-    stated = [("lora_alpha", alpha)] + ([] if rank is None else [("r", rank)])
-    for name, value in (*stated, *alphas.items(), *ranks.items()):
+    stated = {"lora_alpha": options.pop("lora_alpha", None)}
+    if (rank := options.pop("r", None)) is not None:
+        ranks[""] = stated["r"] = rank
+    for name, value in (*stated.items(), *alphas.items(), *ranks.items()):
         if type(value) not in (int, float) or not abs(value) <= _LARGEST_ALPHA:
             raise UserError(
                 f"{source}: {shown(name, 200)} = {quoted(value, 200)}, needed a number of up to "
@@ -118,7 +115,7 @@ def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
         if name not in _OF_TRAINING and value and value not in _SUPPORTED.get(name, ()):
             given = f"{shown(name, 200)} = {quoted(value, 200)}"
             raise UserError(f"{source}: a LoRA with {given} is not supported")
-    return Adapter(float(alpha), alphas, rank, ranks, is_rank_stabilized)
+    return Adapter(alphas | {"": float(stated["lora_alpha"])}, ranks, is_rank_stabilized)
 
 
 def _read_pattern(values: Any, key: str, source: Path | str) -> dict[str, Any]:

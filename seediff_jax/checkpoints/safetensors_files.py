@@ -230,9 +230,9 @@ def open_component(folder: Path, component: str) -> Tensors:
     index = folder / chosen[0]
     if index.suffix != ".json":
         return open_weights(index)[0]
-    if missing := missing_weight_files(folder, component):
-        raise UserError(f"{index} lists shards that are missing: {listed(missing)}")
     shard_of = _read_index(index)
+    if missing := sorted({*shard_of.values()} - {*names}):
+        raise UserError(f"{index} lists shards that are missing: {listed(missing)}")
     shards = {shard: open_weights(folder / shard)[0] for shard in sorted({*shard_of.values()})}
     expected = {*shard_of.items()}
     held = {(name, shard) for shard, tensors in shards.items() for name in tensors}

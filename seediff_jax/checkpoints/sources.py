@@ -5,19 +5,24 @@ name -> find_source -> folder or file -> read_source_config -> read_source_weigh
 
 import importlib.resources
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
 
-from seediff_jax.checkpoints.hub import fetch, fetch_tokenizers, is_hub_id
+from seediff_jax.checkpoints.hub import fetch, is_hub_id
 from seediff_jax.checkpoints.lora import Loras, lora_merges
-from seediff_jax.checkpoints.model_config import INDEX, make_model_config, read_model_config
+from seediff_jax.checkpoints.model_config import (
+    INDEX,
+    SCHEDULER,
+    Json,
+    make_model_config,
+    read_model_index,
+)
 from seediff_jax.checkpoints.orbax_folder import is_orbax, read_orbax
 from seediff_jax.checkpoints.param_loading import Weights, read_components
-from seediff_jax.checkpoints.parameters import tensor_names
+from seediff_jax.checkpoints.parameters import component_parameters
 from seediff_jax.checkpoints.safetensors_files import CONVERT, PICKLES, open_component, open_weights
 from seediff_jax.checkpoints.single_file import component_tensors, read_family
 from seediff_jax.errors import UserError, hint, shown
@@ -25,7 +30,13 @@ from seediff_jax.files.paths import expand_path
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.models.model import ModelConfig
 from seediff_jax.prompts.embedded_models import EMBEDDED_MODELS
-from seediff_jax.prompts.tokenizer import read_tokenizers, tokenizer_folders
+from seediff_jax.prompts.tokenizer import (
+    TOKENIZER_FOLDERS,
+    Tokenizer,
+    load_tokenizer,
+    read_tokenizers,
+    tokenizer_folders,
+)
 from seediff_jax.schedulers.config import PREDICTION_TYPES
 
 DEFAULT_TOKENIZER = "openai/clip-vit-large-patch14"
@@ -44,7 +55,7 @@ def find_source(
     path = Path(expand_path(name))
     local = name in EMBEDDED_MODELS or path.exists()
     if not local and is_hub_id(name) and path.suffix != _FILE:
-        return fetch(name, revision, weights=weights)
+        return fetch(name, revision, "all" if weights else "configs")
     if revision is not None:
         raise UserError(
             f"revision={revision!r} is given, but only models of the hub have revisions; "
@@ -82,7 +93,8 @@ def read_source_config(
     See `load_model` for the arguments; the options are scheduler, scheduler_options and capture.
 
     Raises:
-        UserError: something in the files, or an option, is not supported or does not fit.
+        UserError: a file is missing or damaged; something in the files, or an option, is not
+            supported or does not fit.
     """
     if prediction_type not in (None, *PREDICTION_TYPES):
         choices = ", ".join(map(repr, PREDICTION_TYPES))
@@ -95,14 +107,38 @@ def read_source_config(
         if kind != "AutoencoderKL":
             kind = shown(str(kind), 200)
             raise UserError(f"{path} has a {kind}; only AutoencoderKL is supported")
-    if not source.is_file():
-        return read_model_config(
-            source, prediction_type=prediction_type, tokenizers=folders, changes=changes, **options
-        )
-    family, contents = read_family(source, prediction_type, needs_vae=vae is None)
-    tokenizers = read_tokenizers(folders or _default_tokenizer(source), family.pad_tokens)
-    name = f"{source} ({family.name}): "
+    if source.is_file():
+        family, contents = read_family(source, prediction_type, needs_vae=vae is None)
+        tokenizers = read_tokenizers(folders or _default_tokenizer(source), family.pad_tokens)
+        name = f"{source} ({family.name}): "
+    else:
+        contents, tokenizers = _read_folder(source, folders)
+        if prediction_type is not None:
+            contents[SCHEDULER]["prediction_type"] = prediction_type
+        if (path := source / "capture.json").exists():
+            options["own_capture"] = str(path)
+        name = f"{source}/"
     return make_model_config(contents | changes, tokenizers, name, **options)
+
+
+def _read_folder(
+    folder: Path, tokenizers: Mapping[str, Path] | None
+) -> tuple[dict[str, Json], dict[str, Tokenizer]]:
+    """Reads the JSON files of a diffusers folder, and its tokenizers or those of other folders.
+
+    A single other tokenizer serves as both of Stable Diffusion XL; the second keeps its padding.
+    """
+    index, components = read_model_index(folder)
+    names = [f"{component}/config.json" for component in components]
+    contents = {INDEX: index} | {name: read_json(folder / name) for name in names}
+    # diffusers writes -Infinity into the file of DPM-Solver.
+    contents[SCHEDULER] = read_json(folder / SCHEDULER, infinity=True)
+    is_xl = "text_encoder_2" in components
+    own = {name: folder / name for name in TOKENIZER_FOLDERS[: 2 if is_xl else 1]}
+    pad_tokens = dict.fromkeys(own)
+    if is_xl and tokenizers and "tokenizer_2" not in tokenizers:
+        pad_tokens["tokenizer_2"] = load_tokenizer(own["tokenizer_2"]).backend.pad_token
+    return contents, read_tokenizers(tokenizers or own, pad_tokens)
 
 
 def read_source_weights(
@@ -132,17 +168,12 @@ def read_source_weights(
     found = {}
     for name, place in places.items():
         if place in opened:
-            tensors = component_tensors(opened[place], name, tensor_names(config, name), config)
+            names = component_parameters(config, name)
+            tensors = component_tensors(opened[place], name, names, config)
             found[name] = f"{place}: {name}", tensors
         else:
             found[name] = str(place), open_component(place, name)
     yield from read_components(found, config, dtype, merges)
-
-
-def read_params(folder: Path, config: ModelConfig) -> dict[str, Any]:
-    """Reads the weights of a folder as float32 params."""
-    weights = read_source_weights(folder, config, np.float32)
-    return unflatten_dict({path: weight.array for path, weight in weights})
 
 
 def find_vae(name_or_path: str | os.PathLike[str]) -> Path:
@@ -167,7 +198,7 @@ def _find_tokenizers(name_or_path: str | os.PathLike[str]) -> dict[str, Path]:
             raise UserError(
                 f"tokenizer={shown(name)!r} is neither a folder nor the 'owner/model' of the hub"
             )
-        path = fetch_tokenizers(name)
+        path = fetch(name, parts="tokenizers")
     return tokenizer_folders(path)
 
 

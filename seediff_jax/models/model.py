@@ -124,7 +124,7 @@ class Provenance:
 
     Attributes:
         model_id: the name of the model, as given to `load_model`.
-        weights_hash: XXH3 of the stored weights, see `param_loading.WeightsDigest`.
+        weights_hash: XXH3 (128 bits) of the stored weights, see `param_loading.add_to_hash`.
         commit: commit of the hub's repository; None for other sources.
     """
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
-from seediff_jax.checkpoints.model_config import read_model_config
-from seediff_jax.checkpoints.sources import read_params
+from seediff_jax.checkpoints.sources import read_source_config
 from seediff_jax.errors import UserError
 from tests.helpers.checkpoint_files import FILES, change, refusal, rewrite_json, shard_text_encoder
+from tests.helpers.model_folders import read_params, write_folder
 from tests.helpers.random_models import random_params, small_config
 
 
@@ -27,7 +26,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(written):
-    return read_model_config(written)
+    return read_source_config(written)
 
 
 @pytest.fixture
@@ -113,7 +112,7 @@ def test_a_tensor_in_two_spellings_is_refused(folder, config):
 
 def test_a_config_that_contradicts_the_weights_is_refused(folder):
     rewrite_json(folder / "unet" / "config.json", lambda c: c | {"layers_per_block": 2})
-    message = refusal(folder, read_model_config(folder))
+    message = refusal(folder, read_source_config(folder))
     assert "100 weights do not fit" in message and " more" in message
     assert "- down_blocks.0.attentions.1.norm.bias (16,): missing" in message
     assert "! up_blocks." in message and len(message) < 4000
@@ -155,7 +154,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(folder, name):
     (folder / name).unlink()
     os.mkfifo(folder / name)
     with pytest.raises(UserError, match="is not a file, but a folder, pipe or device"):
-        read_params(folder, read_model_config(folder))
+        read_params(folder, read_source_config(folder))
 
 
 def test_thousands_of_unexpected_tensors_give_a_short_message(folder, config):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from seediff_jax.checkpoints.load import save_model, save_orbax
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.orbax_folder import save_orbax
 from seediff_jax.convert import main
 from seediff_jax.errors import UserError
 

@@ -12,12 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from xxhash import xxh3_128
 
-from seediff_jax.checkpoints.diffusers_folder import (
-    write_folder,
-)
-from seediff_jax.checkpoints.model_config import read_model_config
-from seediff_jax.checkpoints.orbax_folder import write_orbax
-from seediff_jax.checkpoints.sources import read_params
+from seediff_jax.checkpoints.sources import read_source_config
 from tests.helpers.checkpoint_files import (
     FILES,
     assert_same,
@@ -26,6 +21,7 @@ from tests.helpers.checkpoint_files import (
     shard_text_encoder,
     weights_hash,
 )
+from tests.helpers.model_folders import read_params, write_folder, write_orbax
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 
@@ -53,7 +49,7 @@ def folder(written, tmp_path):
 
 
 def test_a_written_folder_reads_back_bit_equal(written, config, params):
-    assert read_model_config(written) == config
+    assert read_source_config(written) == config
     assert_same(read_params(written, config), params)
     assert not (written / "capture.json").exists()
 
@@ -70,7 +66,7 @@ def test_a_float16_folder_reads_back_rounded_and_has_half_the_size(
 
 def test_an_orbax_folder_reads_back_bit_equal(config, params, tmp_path):
     write_orbax(tmp_path / "model", config, params)
-    assert read_model_config(tmp_path / "model") == config
+    assert read_source_config(tmp_path / "model") == config
     assert_same(read_params(tmp_path / "model", config), params)
 
 

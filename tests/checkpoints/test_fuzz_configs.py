@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder, write_model_config
-from seediff_jax.checkpoints.model_config import read_model_config
-from seediff_jax.checkpoints.sources import read_params
+from seediff_jax.checkpoints.diffusers_folder import write_model_config
+from seediff_jax.checkpoints.sources import read_source_config
 from seediff_jax.files.strict_json import read_json
 from seediff_jax.schedulers.config import scheduler_config, scheduler_json
 from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.fuzzing import FEW_OR_THOUSANDS, require_refusal, texts, try_all
+from tests.helpers.model_folders import read_params, write_folder
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 CONFIGS = (
@@ -55,21 +55,21 @@ def check_folder(folder, name, text):
     before = path.read_bytes()
     path.write_bytes(text)
     try:
-        return require_refusal(lambda: read_model_config(folder), folder)
+        return require_refusal(lambda: read_source_config(folder), folder)
     finally:
         path.write_bytes(before)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model with all files that `read_model_config` knows."""
+    """A model with all files that `read_source_config` knows."""
     scratch = tmp_path_factory.mktemp("fuzz")
     config = small_config(scratch / "tokenizer")
     write_folder(scratch / "model", config, random_params(config))
     layer = "up_blocks.1.attentions.0.transformer_blocks.0"
     capture = {"cross_layers": [f"{layer}.attn2"], "self_layers": [f"{layer}.attn1"]}
     (scratch / "model" / "capture.json").write_text(json.dumps(capture))
-    read_model_config(scratch / "model")  # imports what it needs; that is not measured
+    read_source_config(scratch / "model")  # imports what it needs; that is not measured
     return scratch / "model"
 
 
@@ -80,7 +80,7 @@ def xl_folder(tmp_path_factory):
     config = small_xl_config(scratch)
     (scratch / "model").mkdir()
     write_model_config(scratch / "model", config)
-    read_model_config(scratch / "model")
+    read_source_config(scratch / "model")
     return scratch / "model"
 
 

@@ -9,14 +9,13 @@ import safetensors
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.lora import lora_merges
-from seediff_jax.checkpoints.model_config import read_model_config
 from seediff_jax.checkpoints.parameters import parameters
 from seediff_jax.checkpoints.safetensors_files import DTYPES, open_weights
 from seediff_jax.checkpoints.single_file import read_family
-from seediff_jax.checkpoints.sources import read_source_weights
+from seediff_jax.checkpoints.sources import read_source_config, read_source_weights
 from tests.helpers.fuzzing import FEW_OR_THOUSANDS, changed, require_refusal, texts, try_all
+from tests.helpers.model_folders import write_folder
 from tests.helpers.original_layout import original_clip, original_unet, original_vae
 from tests.helpers.random_models import random_params, small_config
 
@@ -123,7 +122,7 @@ def single_file(tmp_path_factory):
         **original_unet(load_file(files["unet"]), json_of["unet"]),
         **original_vae(load_file(files["vae"]), json_of["vae"]),
     }
-    config = read_model_config(folder)
+    config = read_source_config(folder)
     return tensors, config
 
 

@@ -8,11 +8,11 @@ import pytest
 from huggingface_hub import constants
 
 from seediff_jax.checkpoints import hub
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.load import load_model
 from seediff_jax.checkpoints.sources import find_source, read_source_config
 from tests.helpers.checkpoint_files import rewrite_json, shard_text_encoder
 from tests.helpers.loopback_hub import COMMIT, REPOSITORY, closed_port, serve, use_endpoint
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import (
     random_params,
     small_config,
@@ -76,7 +76,7 @@ def test_only_the_needed_files_are_chosen():
 
 def test_without_weights_only_configs_and_tokenizers_are_chosen():
     expected = [name for name in NEEDED if not name.endswith(".safetensors")]
-    assert hub.needed_files(LISTING, weights=False) == expected
+    assert hub.needed_files(LISTING, "configs") == expected
 
 
 def test_shards_are_chosen_with_their_index():
@@ -208,7 +208,7 @@ def test_a_cache_with_only_a_tokenizer_is_reported_as_incomplete(cache, written)
         message = refusal("owner/small")
     assert "'owner/small': the Hugging Face hub cannot be reached (" in message
     assert "its cache lacks model_index.json; connect to the network once" in message
-    assert hub.fetch_tokenizers("owner/small") == folder
+    assert hub.fetch("owner/small", parts="tokenizers") == folder
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_xl_needs_both_text_encoders_and_tokenizers(tmp_path):
         "tokenizer_2/vocab.json",
         "tokenizer_2/merges.txt",
     ]
-    assert hub.missing_files(tmp_path / "model", weights=False) == lost
+    assert hub.missing_files(tmp_path / "model", "configs") == lost
     assert hub.missing_files(tmp_path / "model") == [*lost, "text_encoder_2/model.safetensors"]
 
 
@@ -263,11 +263,11 @@ def test_a_pipeline_of_another_kind_is_named_as_such(cache, written):
 
 
 def test_missing_files_of_a_cached_tokenizer_are_listed(tmp_path):
-    assert hub.missing_tokenizer_files(tmp_path) == ["vocab.json", "merges.txt"]
+    assert hub.missing_files(tmp_path, "tokenizers") == ["vocab.json", "merges.txt"]
     write_small_tokenizer(tmp_path / "tokenizer")
-    assert hub.missing_tokenizer_files(tmp_path) == []
+    assert hub.missing_files(tmp_path, "tokenizers") == []
     (tmp_path / "tokenizer" / "merges.txt").unlink()
-    assert hub.missing_tokenizer_files(tmp_path) == ["tokenizer/merges.txt"]
+    assert hub.missing_files(tmp_path, "tokenizers") == ["tokenizer/merges.txt"]
 
 
 def test_a_cached_model_loads_without_a_network(cache, written):
@@ -344,10 +344,11 @@ def test_a_revision_of_a_local_model_is_refused(tmp_path):
 def test_only_the_files_of_a_tokenizer_are_fetched():
     names = ["config.json", "merges.txt", "model.safetensors", "tokenizer.json", "vocab.json"]
     needed = ["merges.txt", "tokenizer.json", "vocab.json"]
-    assert hub.tokenizer_files(names) == needed
+    assert hub.needed_files(names, "tokenizers") == needed
     inside = [f"tokenizer/{name}" for name in needed]
     second = ["tokenizer_2/tokenizer_config.json", "tokenizer_2/vocab.json"]
-    assert hub.tokenizer_files([*names, *inside, *second, "unet/config.json"]) == inside + second
+    listing = [*names, *inside, *second, "unet/config.json"]
+    assert hub.needed_files(listing, "tokenizers") == inside + second
 
 
 def test_without_weights_only_configs_are_downloaded(cache, written, tmp_path):

@@ -6,11 +6,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import seediff_jax
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.load import load_model
 from seediff_jax.models.capture import NO_CAPTURE
 from seediff_jax.models.model import Provenance, encode_text
 from tests.helpers.lora_files import ATTENTION, kohya, lora_file, tensors_of
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import one_level_config, random_params
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
-from seediff_jax.checkpoints.load import load_model, save_model, save_orbax
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.checkpoints.orbax_folder import save_orbax
 from seediff_jax.errors import UserError
 from tests.helpers.lora_files import (
     SPELLINGS,
@@ -20,6 +21,7 @@ from tests.helpers.lora_files import (
     peft,
     tensors_of,
 )
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import random_params, small_config, small_xl_config
 
 

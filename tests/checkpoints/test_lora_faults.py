@@ -54,5 +54,5 @@ def test_patterns_of_ranks_are_read_as_strictly_as_those_of_alphas(pattern):
 
 def test_the_rank_stabilised_scale_of_64_and_alpha_8():
     plain = _make_adapter({"lora_alpha": 8, "r": 64}, "adapter_config.json")
-    assert plain == Adapter(8.0, {}, 64, {}, False) and plain.scale(LAYER, 64) == 0.125
+    assert plain == Adapter({"": 8.0}, {"": 64}, False) and plain.scale(LAYER, 64) == 0.125
     assert _make_adapter({"lora_alpha": 8, "use_rslora": True}, "").scale(LAYER, 64) == 1.0

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from seediff_jax.checkpoints.diffusers_folder import write_model_config
-from seediff_jax.checkpoints.model_config import read_model_config
+from seediff_jax.checkpoints.sources import read_source_config
 from seediff_jax.errors import UserError
 from seediff_jax.models.capture import CaptureConfig
 from tests.helpers.random_models import small_config, small_xl_config
@@ -33,7 +33,7 @@ def rewrite_json(path, edit):
 
 
 def test_a_written_folder_reads_back_equal(folder, config):
-    assert read_model_config(folder) == config
+    assert read_source_config(folder) == config
     assert not (folder / "capture.json").exists()
 
 
@@ -41,7 +41,7 @@ def test_a_choice_of_layers_is_kept_with_the_model(config, tmp_path):
     layer = "up_blocks.1.attentions.1.transformer_blocks.0"
     capture = CaptureConfig(cross_layers=(f"{layer}.attn2",), self_layers=(f"{layer}.attn1",))
     write_model_config(tmp_path, dataclasses.replace(config, capture=capture))
-    assert read_model_config(tmp_path).capture == capture
+    assert read_source_config(tmp_path).capture == capture
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_missing_and_damaged_json_is_refused(folder, name, content, message):
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 def test_a_missing_tokenizer_is_named(folder):
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(ValueError, match="tokenizer: no such folder"):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 def test_the_tokenizer_is_written_in_both_forms(folder, config):
     names = {path.name for path in (folder / "tokenizer").iterdir()}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     (folder / "tokenizer" / "tokenizer.json").unlink()
-    again = read_model_config(folder).tokenizer
+    again = read_source_config(folder).tokenizer
     assert again.encode(["a cat"]).tolist() == config.tokenizer.encode(["a cat"]).tolist()
 
 
@@ -113,7 +113,7 @@ def test_the_tokenizer_is_written_in_both_forms(folder, config):
 def test_other_pipelines_are_refused_by_name(folder, edit, message):
     rewrite_json(folder / "model_index.json", edit)
     with pytest.raises(ValueError, match=message):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_other_pipelines_are_refused_by_name(folder, edit, message):
 def test_parts_that_do_not_fit_together_are_refused(folder, name, edit, message):
     rewrite_json(folder / name / "config.json", edit)
     with pytest.raises(ValueError, match=message):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_written_folder_of_stable_diffusion_xl_reads_back_equal(xl_folder, zer
     config = dataclasses.replace(config, force_zeros_for_empty_prompt=zeros)
     (tmp_path / "again").mkdir()
     write_model_config(tmp_path / "again", config)
-    assert read_model_config(tmp_path / "again") == config
+    assert read_source_config(tmp_path / "again") == config
     assert config.components == ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
@@ -173,29 +173,29 @@ def test_infinity_is_read_where_diffusers_writes_it_and_nowhere_else(folder):
     dpm = {"_class_name": "DPMSolverMultistepScheduler", "lambda_min_clipped": -float("inf")}
     rewrite_json(path, dpm)
     assert "-Infinity" in path.read_text()
-    assert read_model_config(folder).scheduler.kind == "dpmsolver_multistep"
+    assert read_source_config(folder).scheduler.kind == "dpmsolver_multistep"
     rewrite_json(path, {"beta_end": float("inf")})
     with pytest.raises(ValueError, match="scheduler_config.json: beta_start=0.00085 and beta_end"):
-        read_model_config(folder)
+        read_source_config(folder)
     rewrite_json(path, {"beta_end": float("nan")})
     with pytest.raises(ValueError, match="scheduler_config.json is damaged.*NaN is not a number"):
-        read_model_config(folder)
+        read_source_config(folder)
     rewrite_json(folder / "vae" / "config.json", {"scaling_factor": float("inf")})
     with pytest.raises(ValueError, match="vae/config.json is damaged.*Infinity is not a number"):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 @pytest.mark.parametrize("zeros", ["false", None, 0])
 def test_a_value_that_is_neither_true_nor_false_is_refused(xl_folder, zeros):
     rewrite_json(xl_folder[0] / "model_index.json", {"force_zeros_for_empty_prompt": zeros})
     with pytest.raises(ValueError, match="model_index.json: force_zeros_for_empty_prompt = .*true"):
-        read_model_config(xl_folder[0])
+        read_source_config(xl_folder[0])
 
 
 def test_a_latent_consistency_model_is_read_under_its_own_name(folder):
     rewrite_json(folder / "model_index.json", {"_class_name": "LatentConsistencyModelPipeline"})
     rewrite_json(folder / "unet" / "config.json", {"time_cond_proj_dim": 32})
-    assert read_model_config(folder).unet.time_cond_proj_dim == 32
+    assert read_source_config(folder).unet.time_cond_proj_dim == 32
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_a_latent_consistency_model_is_read_under_its_own_name(folder):
 def test_parts_of_stable_diffusion_xl_that_do_not_fit_are_refused(xl_folder, name, edit, message):
     rewrite_json(xl_folder[0] / name / "config.json", edit)
     with pytest.raises(ValueError, match=message):
-        read_model_config(xl_folder[0])
+        read_source_config(xl_folder[0])
 
 
 def test_a_unet_of_stable_diffusion_xl_in_another_pipeline_is_refused(xl_folder):
     rewrite_json(xl_folder[0] / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
     with pytest.raises(ValueError, match="cross_attention_dim = 64 must equal text"):
-        read_model_config(xl_folder[0])
+        read_source_config(xl_folder[0])
 
 
 def test_tokenizers_that_differ_in_more_than_padding_are_refused(xl_folder):
@@ -231,7 +231,7 @@ def test_tokenizers_that_differ_in_more_than_padding_are_refused(xl_folder):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="tokenizer and tokenizer_2 differ in vocab"):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_families_that_are_not_supported_are_refused_with_the_file_and_advice(
     index |= {"_class_name": pipeline, **parts}
     (folder / "model_index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError) as caught:
-        read_model_config(folder)
+        read_source_config(folder)
     message = str(caught.value)
     assert message.startswith(f"{folder / 'model_index.json'}: {pipeline}")
     assert " is not supported, only StableDiffusionPipeline" in message
@@ -281,7 +281,7 @@ def test_families_that_are_not_supported_are_refused_with_the_file_and_advice(
 def test_a_model_that_no_device_can_hold_is_refused_before_tracing(folder, name, edit, message):
     rewrite_json(folder / name / "config.json", edit)
     with pytest.raises(UserError, match=message):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_messages_about_configs_are_short_and_safe_for_a_terminal(folder, name, 
     (folder / "capture.json").write_text("{}")
     rewrite_json(folder / name, edit)
     with pytest.raises(UserError) as caught:
-        read_model_config(folder)
+        read_source_config(folder)
     assert len(str(caught.value)) < 10_000
     assert str(caught.value).isprintable()
 
@@ -319,12 +319,12 @@ def test_messages_about_configs_are_short_and_safe_for_a_terminal(folder, name, 
 def test_a_damaged_tokenizer_gives_a_user_error(folder, name, edit):
     rewrite_json(folder / name, edit)
     with pytest.raises(UserError, match=str(folder / "tokenizer")):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 def test_an_unknown_option_of_the_scheduler_is_refused(folder):
     with pytest.raises(UserError, match="scheduler_options: 'pndm' has no sharpness"):
-        read_model_config(folder, scheduler_options={"sharpness": 1})
+        read_source_config(folder, scheduler_options={"sharpness": 1})
 
 
 @pytest.mark.parametrize(
@@ -332,29 +332,29 @@ def test_an_unknown_option_of_the_scheduler_is_refused(folder):
 )
 def test_a_folder_saved_by_an_image_to_image_pipeline_is_the_same_model(folder, config, pipeline):
     rewrite_json(folder / "model_index.json", {"_class_name": pipeline})
-    assert read_model_config(folder) == config
+    assert read_source_config(folder) == config
 
 
 def test_a_folder_of_xl_saved_by_an_image_to_image_pipeline_is_the_same_model(xl_folder):
     folder, config = xl_folder
     rewrite_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"})
-    assert read_model_config(folder) == config
+    assert read_source_config(folder) == config
 
 
 def test_later_half_keeps_the_layers_that_the_model_chose(folder):
-    published = read_model_config(folder, capture="later_half").capture
+    published = read_source_config(folder, capture="later_half").capture
     assert published.calls == (0.5, 1.0)
-    assert published == dataclasses.replace(read_model_config(folder).capture, calls=(0.5, 1.0))
+    assert published == dataclasses.replace(read_source_config(folder).capture, calls=(0.5, 1.0))
     cross, own = published.cross_layers[:1], published.self_layers[:1]
     (folder / "capture.json").write_text(json.dumps({"self_layers": own, "cross_layers": cross}))
-    chosen = read_model_config(folder, capture="later_half").capture
+    chosen = read_source_config(folder, capture="later_half").capture
     assert chosen == CaptureConfig(cross_layers=cross, self_layers=own, calls=(0.5, 1.0))
 
 
 @pytest.mark.parametrize(("choice", "near"), [("publishd", "published"), ("zzz", None)])
 def test_the_capture_of_a_similar_name_is_suggested(folder, choice, near):
     with pytest.raises(ValueError, match=f"capture='{choice}' is not one of published") as caught:
-        read_model_config(folder, capture=choice)
+        read_source_config(folder, capture=choice)
     assert str(caught.value).endswith(f"file; did you mean {near}?" if near else "file")
 
 
@@ -363,7 +363,7 @@ def test_a_capture_that_does_not_fit_is_refused_with_its_file(folder):
     (folder / "capture.json").write_text('{"self_layers": ["x"], "cross_layers": []}')
     path = re.escape(str(folder / "capture.json"))
     with pytest.raises(ValueError, match=f"^{path}: capture: no layer 'x'"):
-        read_model_config(folder)
+        read_source_config(folder)
 
 
 def test_the_vocabulary_is_compared_by_the_largest_token_id(folder):
@@ -373,4 +373,4 @@ def test_the_vocabulary_is_compared_by_the_largest_token_id(folder):
     vocabulary[next(iter(vocabulary))] = 10**6
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="tokenizer has ids up to 1000000, but the text encoder"):
-        read_model_config(folder)
+        read_source_config(folder)

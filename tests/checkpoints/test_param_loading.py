@@ -11,10 +11,10 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 from xxhash import xxh3_128
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.param_loading import convert_array, convert_tensor, load_tensors
 from seediff_jax.checkpoints.safetensors_files import open_weights, rows_per_block
 from seediff_jax.checkpoints.sources import read_source_weights
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import random_params, small_config
 
 STORED = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)

@@ -212,13 +212,13 @@ def test_the_default_tokenizer_of_a_single_file_is_that_of_clip(small_first, mon
     save_file(tensors, path)
     asked = []
 
-    def fetch(hub_id):
-        asked.append(hub_id)
+    def fetch(hub_id, parts):
+        asked.append((hub_id, parts))
         return folder / "tokenizer"
 
-    monkeypatch.setattr("seediff_jax.checkpoints.sources.fetch_tokenizers", fetch)
+    monkeypatch.setattr("seediff_jax.checkpoints.sources.fetch", fetch)
     assert load_model(path).tokenizer == load_model(folder / "model").tokenizer
-    assert asked == ["openai/clip-vit-large-patch14"]
+    assert asked == [("openai/clip-vit-large-patch14", "tokenizers")]
 
 
 def test_the_message_names_a_missing_network_and_tokenizer(small_first, monkeypatch, tmp_path):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.families import FAMILIES
-from seediff_jax.checkpoints.load import load_model, save_orbax
+from seediff_jax.checkpoints.load import load_model
+from seediff_jax.checkpoints.orbax_folder import save_orbax
 from seediff_jax.errors import UserError
+from tests.helpers.model_folders import write_folder
 from tests.helpers.original_layout import VAE, original_clip, original_vae
 from tests.helpers.random_models import random_params, small_config
 from tests.helpers.single_files import tensors_of, written

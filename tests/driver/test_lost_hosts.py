@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.driver.signals import STOPPED
 from seediff_jax.main import main
 from tests.helpers.driver_processes import free_port, wait_until
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import random_params, small_config
 from tests.helpers.sharded_runs import IMAGES, files, lines_of, samples_of, written
 

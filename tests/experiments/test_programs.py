@@ -9,7 +9,7 @@ from PIL import Image
 from experiments import ablation
 from experiments.stickers import benchmark, evaluate
 from experiments.stickers.sprites import CLASSES
-from seediff_jax.checkpoints.load import save_model
+from seediff_jax.checkpoints.diffusers_folder import save_model
 from tests.helpers.sticker_runs import SIDE, make_small_model, write_sprites
 
 

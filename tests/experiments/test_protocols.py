@@ -16,7 +16,7 @@ from experiments.stickers.scenes import UnseenRenderer
 from experiments.stickers.sprites import CLASSES
 from experiments.training.scenes import Scene
 from experiments.voc import prompts as voc_prompts
-from seediff_jax.checkpoints.load import save_model
+from seediff_jax.checkpoints.diffusers_folder import save_model
 from seediff_jax.errors import UserError
 from seediff_jax.main import main as seediff
 from seediff_jax.prompts.class_lists import COCO_CLASSES, VOC_CLASSES

@@ -5,8 +5,8 @@ import json
 
 from safetensors.numpy import load_file
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
 from seediff_jax.checkpoints.families import FAMILIES
+from tests.helpers.model_folders import write_folder
 from tests.helpers.original_layout import original_unet, original_vae
 from tests.helpers.random_models import random_params
 

@@ -2,7 +2,7 @@
 
 import json
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import random_params, small_config
 
 # Every letter is a token of the small model, and ten fit.

@@ -13,12 +13,14 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from seediff_jax.checkpoints.diffusers_folder import write_folder
-from seediff_jax.checkpoints.load import load_model, make_model, save_model, save_orbax
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.load import load_model, make_model
+from seediff_jax.checkpoints.orbax_folder import save_orbax
 from seediff_jax.models.capture import CaptureConfig, two_levels_capture
 from seediff_jax.models.model import decode_latents, encode_images, encode_text, predict_noise
 from seediff_jax.models.transformer import TokenColumns
 from tests.helpers.checkpoint_files import weights_hash
+from tests.helpers.model_folders import write_folder
 from tests.helpers.random_models import (
     LENGTH,
     normal,

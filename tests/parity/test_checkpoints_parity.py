@@ -9,7 +9,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from seediff_jax.checkpoints.load import load_model, make_model, save_model
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.load import load_model, make_model
 from seediff_jax.models.model import decode_latents, encode_images, encode_text, predict_noise
 from seediff_jax.schedulers.registry import SCHEDULERS
 from tests.helpers.random_models import (

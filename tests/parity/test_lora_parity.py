@@ -53,7 +53,7 @@ def meant(names, component, modules, config):
         layer: module for module in modules for layer in layer_spellings(component, module, config)
     }
     parsed = [parse_name(name) for name in names]
-    return {(known[layer], role) for layer, role in parsed if layer.component == component}
+    return {(known[layer], role) for layer, role, _ in parsed if layer[0] == component}
 
 
 def meant_by_diffusers(names, component):
@@ -106,5 +106,5 @@ def test_names_of_text_encoder_layers_are_parsed_as_in_diffusers():
 
 def test_the_names_of_both_text_encoders_are_distinguished():
     names = ["lora_te1_x.alpha", "lora_te2_x.alpha", "text_encoder_2.x.lora_A.weight"]
-    components = [parse_name(name)[0].component for name in names]
+    components = [parse_name(name)[0][0] for name in names]
     assert components == ["text_encoder", "text_encoder_2", "text_encoder_2"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from seediff_jax.checkpoints.load import load_model, save_model
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.load import load_model
 from seediff_jax.pipeline.generate import generate
 from seediff_jax.prompts.tokenizer import class_token_mask
 from seediff_jax.sampling.config import SamplingConfig

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from seediff_jax.checkpoints.load import load_model, save_model
+from seediff_jax.checkpoints.diffusers_folder import save_model
+from seediff_jax.checkpoints.load import load_model
 from seediff_jax.models.conditioning import Conditions
 from seediff_jax.models.model import encode_text_and_pool, predict_noise
 from seediff_jax.sampling.inputs import encode_prompts

@@ -238,7 +238,7 @@ def test_both_tokenizers_of_xl_are_replaced(xl, other):
 
 
 def test_both_are_taken_from_the_hub(xl, other, monkeypatch):
-    monkeypatch.setattr("seediff_jax.checkpoints.sources.fetch_tokenizers", lambda name: other)
+    monkeypatch.setattr("seediff_jax.checkpoints.sources.fetch", lambda name, parts: other)
     assert read_source_config(xl, tokenizer="a/b") == read_source_config(xl, tokenizer=other)
 
 
