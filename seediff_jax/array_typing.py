@@ -69,13 +69,13 @@ def typechecked(function: _Function) -> _Function:
             for name, hint in hints.items():
                 if name in given and not is_bearable(given[name], hint):
                     raise TypeError(
-                        f"{label}: {name} is {_describe_value(given[name])}, needed is "
+                        f"{label}: {name} is {_describe_value(given[name])}, expected "
                         f"{_describe_hint(hint)}{_describe_sizes(name, hints, given)}"
                     )
             result = function(*bound.args, **bound.kwargs)
             if returned is not empty and not is_bearable(result, returned):
                 raise TypeError(
-                    f"{label}: the result is {_describe_value(result)}, needed is "
+                    f"{label}: the result is {_describe_value(result)}, expected "
                     f"{_describe_hint(returned)}"
                 )
         return result

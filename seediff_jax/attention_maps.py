@@ -63,7 +63,7 @@ class AttentionMaps:
             name.startswith(_SELF) and side.isdecimal() for name, side in sides.items()
         ):
             raise UserError(
-                f"needed are arrays {_CROSS} and {_SELF}SIDE, not {', '.join(arrays) or 'none'}"
+                f"expected arrays {_CROSS} and {_SELF}SIDE, not {', '.join(arrays) or 'none'}"
             )
         found = {name: np.asarray(array) for name, array in arrays.items()}
         shapes = {int(side): found[name].shape for name, side in sides.items()}

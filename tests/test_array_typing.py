@@ -49,32 +49,32 @@ def test_values_of_64_bits_become_32_bits_where_jax_allows_64():
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ([MAPS[0]], {}, "scale: maps is float32 [3], needed is float [c, n]"),
-        ([np.int32(MAPS)], {}, "scale: maps is int32 [2, 3], needed is float [c, n]"),
-        ([None], {}, "scale: maps is None, needed is float [c, n]"),
-        (["text"], {}, "scale: maps is 'text', needed is float [c, n]"),
+        ([MAPS[0]], {}, "scale: maps is float32 [3], expected float [c, n]"),
+        ([np.int32(MAPS)], {}, "scale: maps is int32 [2, 3], expected float [c, n]"),
+        ([None], {}, "scale: maps is None, expected float [c, n]"),
+        (["text"], {}, "scale: maps is 'text', expected float [c, n]"),
         (
             [MAPS, np.ones(3)],
             {},
-            "scale: weights is float32 [3], needed is float [c] or None with c = 2",
+            "scale: weights is float32 [3], expected float [c] or None with c = 2",
         ),
         (
             [[MAPS[0], MAPS[1, :2]]],
             {},
-            "scale: maps is a list of float64 [3], float64 [2], needed is float [c, n]",
+            "scale: maps is a list of float64 [3], float64 [2], expected float [c, n]",
         ),
         (
             [MAPS, None, {8: np.ones((3, 2))}],
             {},
             "scale: levels is {8: float32 [3, 2]}, "
-            "needed is a mapping of int to float [n, n] or None",
+            "expected a mapping of int to float [n, n] or None",
         ),
         (
             [MAPS],
             {"factor": [1.0, 2.0]},
-            "scale: factor is float32 [2], needed is float or float []",
+            "scale: factor is float32 [2], expected float or float []",
         ),
-        ([MAPS], {"rows": [0.5]}, "scale: rows is float32 [1], needed is int [r] or None"),
+        ([MAPS], {"rows": [0.5]}, "scale: rows is float32 [1], expected int [r] or None"),
         ([], {}, "scale: missing a required argument: 'maps'"),
         ([MAPS], {"size": 3}, "scale: got an unexpected keyword argument 'size'"),
     ],
@@ -98,7 +98,7 @@ def test_a_result_that_does_not_fit_is_an_error():
         return maps[:, 0]
 
     with pytest.raises(
-        TypeError, match=r"first: the result is float32 \[2\], needed is float \[n\]"
+        TypeError, match=r"first: the result is float32 \[2\], expected float \[n\]"
     ):
         first(MAPS)
 
@@ -115,7 +115,7 @@ def test_vmap_and_jit_see_the_shape_of_one_example_and_trace_once():
     for rows in (np.eye(3, dtype=bool), jnp.eye(3, dtype=bool)):
         np.testing.assert_array_equal(program(rows), [1, 1, 1])
     assert traces == [(3,)]
-    with pytest.raises(TypeError, match=r"count: seeds is bool \[3, 3\], needed is bool \[n\]"):
+    with pytest.raises(TypeError, match=r"count: seeds is bool \[3, 3\], expected bool \[n\]"):
         count(np.eye(3, dtype=bool))
 
 
@@ -131,5 +131,5 @@ class Pair:
 def test_the_fields_of_a_class_are_checked_when_it_is_made():
     image = np.zeros((2, 3), np.uint8)
     assert isinstance(Pair(image, image), Pair)
-    with pytest.raises(TypeError, match=r"^Pair: mask is uint8 \[3, 2\], needed is uint8 \[h, w\]"):
+    with pytest.raises(TypeError, match=r"^Pair: mask is uint8 \[3, 2\], expected uint8 \[h, w\]"):
         Pair(image, mask=image.T)

@@ -45,9 +45,9 @@ def test_float16_takes_half_of_the_bytes_and_is_read_as_float32(maps, tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["self_attention_8"], "needed are arrays cross_attention and self_attention_SIDE"),
+        (["self_attention_8"], "expected arrays cross_attention and self_attention_SIDE"),
         (["cross_attention", "soft_masks"], "not cross_attention, soft_masks"),
-        (["cross_attention", "self_attention_x"], "needed are"),
+        (["cross_attention", "self_attention_x"], "expected"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, names, message):

@@ -6,8 +6,8 @@ from seediff_jax.errors import UserError, listed, shown
 
 
 def test_user_errors_are_value_errors():
-    with pytest.raises(ValueError, match="^needed is a folder$"):
-        raise UserError("needed is a folder")
+    with pytest.raises(ValueError, match="^expected a folder$"):
+        raise UserError("expected a folder")
 
 
 def test_long_lists_are_cut_and_say_how_many_more_there_are():

@@ -47,7 +47,7 @@ def _read_captions(folder: pathlib.Path, split: str) -> dict[int, str]:
     found = sorted(folder.glob(f"annotations/captions_{split}*.json"))
     if len(found) != 1:
         raise UserError(
-            f"{folder}/annotations has {len(found)} files captions_{split}*.json, needed is one"
+            f"{folder}/annotations has {len(found)} files captions_{split}*.json, expected one"
         )
     try:
         entries = json.loads(found[0].read_text(encoding="utf-8"))["annotations"]

@@ -123,7 +123,7 @@ def different_shapes(
 ) -> list[str]:
     """Says how the arrays of a checkpoint differ from those that are needed, by name."""
     return [
-        f"{name} is {list(stored[name]) if name in stored else 'missing'}, needed is "
+        f"{name} is {list(stored[name]) if name in stored else 'missing'}, expected "
         f"{list(expected[name]) if name in expected else 'none'}"
         for name in sorted(stored.keys() | expected.keys())
         if stored.get(name) != expected.get(name)

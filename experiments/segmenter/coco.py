@@ -73,7 +73,7 @@ class CocoSamples:
             names = sorted(path.name for path in self.folder.glob("annotations/*.json"))
             raise UserError(
                 f"{self.folder}/annotations has {len(found)} files instances_{self.split}*.json, "
-                f"needed is one; it has {listed(names) if names else 'no .json'}"
+                f"expected one; it has {listed(names) if names else 'no .json'}"
             )
         return found[0], found[0].stem.removeprefix("instances_")
 

@@ -54,7 +54,7 @@ class ArraySamples:
         if self.images.shape != (*self.labels.shape, 3) or not len(self.labels):
             raise UserError(
                 f"images of shape {list(self.images.shape)} do not match label maps of shape "
-                f"{list(self.labels.shape)}; needed are [n, h, w, 3] and [n, h, w]"
+                f"{list(self.labels.shape)}; expected [n, h, w, 3] and [n, h, w]"
             )
 
     def __len__(self) -> int:

@@ -207,7 +207,7 @@ def _match_layers(
         known = sorted(map(": ".join, targets))
         raise UserError(
             f"the LoRA {path} does not fit the model, {len(faults)} faults: "
-            f"{join_faults(faults)}; needed are down and up factors of layers of this model: "
+            f"{join_faults(faults)}; expected down and up factors of layers of this model: "
             f"{known[0]} ... {known[-1]}"
         )
     return layers

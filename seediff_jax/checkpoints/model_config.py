@@ -190,7 +190,7 @@ def choose_capture(
     )
     if not is_sound or len(content["calls"]) != 2:
         raise UserError(
-            f"{path}: needed are the lists of layer names cross_layers and self_layers, optionally "
+            f"{path}: expected the lists of layer names cross_layers and self_layers, optionally "
             '"calls": [from, to], and nothing else'
         )
     try:

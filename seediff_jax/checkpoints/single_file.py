@@ -38,7 +38,7 @@ _STATED = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "velocity"), "v_prediction"),
 }
 _NEEDED = (
-    "needed are the UNet 'model.diffusion_model.*', the VAE 'first_stage_model.*' and a text "
+    "expected the UNet 'model.diffusion_model.*', the VAE 'first_stage_model.*' and a text "
     "encoder: 'cond_stage_model.transformer.*' (Stable Diffusion 1.x), 'cond_stage_model.model.*' "
     "(2.x), or 'conditioner.embedders.0.transformer.*' and 'conditioner.embedders.1.model.*' (XL)"
 )

@@ -176,7 +176,7 @@ def meet(place: Place, seconds: float, member: Member) -> Channel:
             if (channel := _visit(place, member)) is not None:
                 channel.wait("met", "to start")
                 return channel
-            reason = "what answers there is not a run that waits for its hosts"
+            reason = "another program is listening at this address"
         except OSError as error:
             reason = error.strerror or str(error)
         waited = time.monotonic() - begin

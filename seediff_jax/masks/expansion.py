@@ -203,7 +203,7 @@ def require_levels(
     if num_seed_locations != first_height * first_width:
         raise UserError(
             f"the coarsest level of self_attention has {first_height} x {first_width} locations "
-            f"and needs {first_height * first_width} seeds, given were {num_seed_locations}"
+            f"and needs {first_height * first_width} seeds, got {num_seed_locations}"
         )
     return sizes
 

@@ -73,7 +73,7 @@ def grid_size(num_locations: int, image_side: int | tuple[int, int]) -> tuple[in
     rows = round(math.sqrt(num_locations * height / width))
     if rows < 1 or num_locations % rows or rows * rows * width != num_locations * height:
         raise UserError(
-            f"{num_locations} locations make no grid of the proportions of an image of "
+            f"{num_locations} locations do not form a grid with the aspect ratio of an image of "
             f"{height} x {width} pixels"
         )
     return rows, num_locations // rows

@@ -54,8 +54,8 @@ def class_soft_mask(
     needed = (image_side, image_side) if isinstance(image_side, int) else tuple(image_side)
     if form != (jnp.float32, *needed):
         raise UserError(
-            f"the method {method_name(method)} returns {form[0]} {list(form[1:])}; needed "
-            f"is float32 {list(needed)}"
+            f"the method {method_name(method)} returns {form[0]} {list(form[1:])}; expected "
+            f"float32 {list(needed)}"
         )
     return jnp.asarray(soft)
 

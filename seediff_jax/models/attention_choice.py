@@ -144,7 +144,7 @@ def choose(layer: Layer, place: Place, choice: str = "auto") -> str:
     reason = _obstacle(choice, layer, place)
     if reason is None:
         return "xla" if choice == "cudnn" and layer.is_recorded else choice
-    raise UserError(f"attention={choice} cannot serve: {reason}; use attention=auto or xla")
+    raise UserError(f"attention={choice} cannot be used: {reason}; use attention=auto or xla")
 
 
 def _serves(name: str, layer: Layer, place: Place) -> bool:

@@ -213,6 +213,6 @@ def check_capture(
         raise UserError(f"capture: cross layers need one side, got sides {sorted(cross_sides)}")
     if self_sides and not {min(self_sides)} <= cross_sides <= {*range(min(self_sides) + 1)}:
         raise UserError(
-            f"capture: cross layers have sides {sorted(cross_sides)}; needed is the seed level's "
+            f"capture: cross layers have sides {sorted(cross_sides)}; expected the seed level's "
             f"side {min(self_sides)}, the coarsest of the self layers, and perhaps coarser ones"
         )

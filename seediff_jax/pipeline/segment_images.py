@@ -253,6 +253,4 @@ def _class_lists(
 def _require_image(image: np.ndarray, place: int) -> None:
     shape, kind = np.shape(image), getattr(image, "dtype", type(image).__name__)
     if len(shape) != 3 or shape[2] != 3 or 0 in shape or kind != np.uint8:
-        raise UserError(
-            f"image {place} is {kind} of shape {list(shape)}; needed is uint8 [H, W, 3]"
-        )
+        raise UserError(f"image {place} is {kind} of shape {list(shape)}; expected uint8 [H, W, 3]")

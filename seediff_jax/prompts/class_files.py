@@ -60,7 +60,7 @@ def read_subclasses(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     for name, words in read_classes(path).items():
         if not words:
             raise UserError(
-                f"{path}: class {quoted(name)} has no sub-class; needed: {name}: one kind, another"
+                f"{path}: class {quoted(name)} has no sub-class; write {name}: one kind, another"
             )
         lists[name] = words
     return lists

@@ -121,7 +121,7 @@ class Tokenizer:
             unknown = token_id == unknown_id and end > start
             if unknown and text[start:end] != unknown_token:
                 raise UserError(
-                    "the vocabulary of this tokenizer cannot write "
+                    "the vocabulary of this tokenizer cannot encode "
                     f"{quoted(_word_at(text, start))} in the prompt {quoted(text)}; use the words "
                     "that the model was trained on"
                 )
@@ -238,7 +238,7 @@ def _require_files(folder: Path) -> tuple[str, ...]:
     for name in names:
         if not (folder / name).is_file():
             raise UserError(
-                f"{folder / name} is missing; needed: vocab.json and merges.txt, or tokenizer.json"
+                f"{folder / name} is missing; expected vocab.json and merges.txt, or tokenizer.json"
             )
     content = read_json(folder / names[0])
     for name in ("special_tokens_map.json", "added_tokens.json"):

@@ -170,7 +170,7 @@ def test_everything_that_does_not_fit_is_listed(folder, weights, tmp_path):
         "lora_unet_conv_in.lora_down.weight",
         "- lora_unet_conv_out.lora_down.weight: the layer has no up factor",
     ]
-    assert "needed are down and up factors" in needed and "unet: up_blocks_1" in needed
+    assert "expected down and up factors" in needed and "unet: up_blocks_1" in needed
 
 
 def test_the_message_about_a_lora_of_another_model_is_short(folder, tmp_path):

@@ -55,7 +55,7 @@ def test_a_choice_of_layers_is_kept_with_the_model(config, tmp_path):
         (
             "capture.json",
             '{"self_layers": ["x"]}',
-            "capture.json: needed are the lists",
+            "capture.json: expected the lists",
         ),
         ("capture.json", '{"self_layers": ["x"], "cross_layers": []}', "no layer 'x'"),
     ],

@@ -70,5 +70,5 @@ def test_the_name_of_the_class_is_drawn():
 
 
 def test_seeds_that_fill_no_grid_are_refused():
-    with pytest.raises(ValueError, match="5 locations make no grid"):
+    with pytest.raises(ValueError, match="5 locations do not form a grid"):
         stage_pictures(IMAGE, MASK, stages(seeds=np.zeros(5, bool)))

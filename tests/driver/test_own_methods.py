@@ -64,7 +64,7 @@ def test_a_run_makes_and_records_masks_by_a_function_and_resumes_with_the_same_o
     ("function", "message"),
     [
         ("none", f"--mask_method={NAME}:none cannot be imported: AttributeError"),
-        ("wrong", f"{NAME}:wrong returns float32 [3]; needed is float32 [16, 16]"),
+        ("wrong", f"{NAME}:wrong returns float32 [3]; expected float32 [16, 16]"),
     ],
 )
 def test_a_bad_function_is_refused_before_the_model_is_loaded(

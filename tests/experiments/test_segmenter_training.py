@@ -243,9 +243,7 @@ def test_checkpoints_and_weights_of_another_network_are_refused(tiny, tmp_path):
         read_weights(path, variables)
     write_weights(path, variables)
     jax.tree.map(np.testing.assert_array_equal, read_weights(path, variables), variables)
-    with pytest.raises(
-        UserError, match=r"the weights of another network: .*\[3\], needed is \[5\]"
-    ):
+    with pytest.raises(UserError, match=r"the weights of another network: .*\[3\], expected \[5\]"):
         read_weights(path, trainer.variable_shapes(other))
     with pytest.raises(UserError, match="is not the folder of a training run"):
         load_run(tmp_path)

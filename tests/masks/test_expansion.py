@@ -182,7 +182,7 @@ def test_unsupported_options_are_named(options, message):
     [
         (16, {}, "no level"),
         (16, {4: (16, 15)}, r"self_attention\[4\] is \[16, 15\].*\[16, 16\]"),
-        (9, {4: (16, 16)}, "has 4 x 4 locations and needs 16 seeds, given were 9"),
+        (9, {4: (16, 16)}, "has 4 x 4 locations and needs 16 seeds, got 9"),
         (8, {4: (8, 8), 8: (64, 64)}, "levels of 4 x 2 and 8 x 8 locations.*same proportions"),
     ],
 )

@@ -123,5 +123,7 @@ def test_a_grid_has_the_proportions_of_its_image(num_locations, side, expected):
 
 @pytest.mark.parametrize(("num_locations", "side"), [(17, 512), (256, (512, 768)), (384, 512)])
 def test_locations_that_make_no_such_grid_are_refused(num_locations, side):
-    with pytest.raises(ValueError, match=f"{num_locations} locations make no grid .* of 512 x"):
+    with pytest.raises(
+        ValueError, match=f"{num_locations} locations do not form a grid .* of 512 x"
+    ):
         grid_size(num_locations, side)

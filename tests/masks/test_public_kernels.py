@@ -51,37 +51,36 @@ def test_numpy_arrays_and_lists_of_arrays_give_what_jax_arrays_give(name):
     [
         (
             lambda: sd.seed_map(CROSS[0]),
-            "seed_map: cross_attention is float32 [64], needed is float [layers, n0]",
+            "seed_map: cross_attention is float32 [64], expected float [layers, n0]",
         ),
         (
             lambda: sd.find_seeds(CROSS),
-            "find_seeds: seed_map is float32 [3, 64], needed is float [n0]",
+            "find_seeds: seed_map is float32 [3, 64], expected float [n0]",
         ),
         (
             lambda: sd.expand(SEEDS, SELF[8]),
-            "expand: self_attention is float32 [64, 64], needed is a mapping of int to "
-            "float [_, _]",
+            "expand: self_attention is float32 [64, 64], expected a mapping of int to float [_, _]",
         ),
         (
             lambda: sd.expand(CROSS[0], SELF),
-            "expand: seeds is float32 [64], needed is bool [n0]",
+            "expand: seeds is float32 [64], expected bool [n0]",
         ),
         (
             lambda: sd.soft_mask(CROSS, {8: SELF[8][0]}, 32),
-            "soft_mask: self_attention is {8: float32 [64]}, needed is a mapping of int to "
+            "soft_mask: self_attention is {8: float32 [64]}, expected a mapping of int to "
             "float [_, _]",
         ),
         (
             lambda: sd.class_soft_mask(CROSS, SELF, 32, "seediff"),
-            "class_soft_mask: config is 'seediff', needed is MaskConfig",
+            "class_soft_mask: config is 'seediff', expected MaskConfig",
         ),
         (
             lambda: sd.refine(IMAGE, SOFT.T, iterations=1),
-            "refine: soft_mask is float32 [20, 16], needed is float [H, W] with H = 16, W = 20",
+            "refine: soft_mask is float32 [20, 16], expected float [H, W] with H = 16, W = 20",
         ),
         (
             lambda: sd.label_map(SOFT, 0.5),
-            "label_map: soft_masks is float32 [16, 20], needed is float [c, H, W]",
+            "label_map: soft_masks is float32 [16, 20], expected float [c, H, W]",
         ),
     ],
 )
@@ -95,7 +94,7 @@ def test_a_wrong_shape_gives_one_line(call, message):
     ("call", "message"),
     [
         (lambda: sd.expand(SEEDS, {8: SELF[8][:, :5]}), "self_attention[8] is [64, 5]"),
-        (lambda: sd.expand(SEEDS[:9], SELF), "needs 64 seeds, given were 9"),
+        (lambda: sd.expand(SEEDS[:9], SELF), "needs 64 seeds, got 9"),
         (lambda: sd.expand(SEEDS, {}), "self_attention has no level"),
         (lambda: sd.expand(SEEDS, SELF, power=0), "power=0 is not supported"),
         (lambda: sd.refine(IMAGE, SOFT, iterations=-1), "iterations=-1 is negative"),

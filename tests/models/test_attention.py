@@ -267,7 +267,7 @@ def test_the_kernel_compiles_where_samples_are_split():
 
 def test_what_is_forced_and_cannot_serve_is_refused(inputs):
     for function in (attention.attend, attention.attend_recording):
-        with pytest.raises(UserError, match="attention=flash cannot serve: it needs a TPU"):
+        with pytest.raises(UserError, match="attention=flash cannot be used: it needs a TPU"):
             function(*map(jnp.asarray, inputs), "flash")
     np.testing.assert_array_equal(
         attention.attend(*inputs, "xla"), attention.attend(*inputs, "auto")

@@ -1,4 +1,4 @@
-"""Which implementation of attention is chosen, and what a forced one says that cannot serve."""
+"""Which implementation of attention is chosen, and what a forced one says that cannot be used."""
 
 import jax
 import jax.numpy as jnp

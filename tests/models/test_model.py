@@ -259,24 +259,23 @@ def test_inputs_that_do_not_fit_are_refused(model, function, arrays, message):
         (
             encode_text,
             [np.zeros(5, np.int32)],
-            "token_ids is int32 [5], needed is int [b, *encoders, l]",
+            "token_ids is int32 [5], expected int [b, *encoders, l]",
         ),
-        (encode_text, ["a cat"], "token_ids is 'a cat', needed is int [b, *encoders, l]"),
+        (encode_text, ["a cat"], "token_ids is 'a cat', expected int [b, *encoders, l]"),
         (
             decode_latents,
             [normal(0, 8, 8, 4)],
-            "latents is float32 [8, 8, 4], needed is float [b, h, w, c]",
+            "latents is float32 [8, 8, 4], expected float [b, h, w, c]",
         ),
         (
             encode_images,
             [[normal(0, 4, 8, 3), normal(0, 8, 4, 3)]],
-            "images is a list of float32 [4, 8, 3], float32 [8, 4, 3], "
-            "needed is float [b, H, W, 3]",
+            "images is a list of float32 [4, 8, 3], float32 [8, 4, 3], expected float [b, H, W, 3]",
         ),
         (
             predict_noise,
             [normal(0, 3, 8, 8, 4), TIMESTEPS[:2], normal(1, 3, 5, 24)],
-            "timesteps is int32 [2], needed is real [b] with b = 3",
+            "timesteps is int32 [2], expected real [b] with b = 3",
         ),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_function_is_found_by_its_name_in_the_working_directory(tmp_path, monk
     method = "methods_of_a_test:Masks.mean"
     expected = hashlib.sha256(source.encode()).hexdigest()
     assert own_method_sources([method]) == {"mask_method_sha256": {method: expected}}
-    with pytest.raises(UserError, match=r"Masks.mean returns int \[\]; needed is float32 \[8, 8\]"):
+    with pytest.raises(UserError, match=r"Masks.mean returns int \[\]; expected float32 \[8, 8\]"):
         class_soft_mask(jnp.ones((1, 4)), {}, 8, MaskConfig(method=method))
 
 
@@ -135,7 +135,7 @@ BAD = {
     "one_argument() takes 1 positional argument but 3 were given": one_argument,
     "missing 1 required positional argument: 'classes'": one_more_argument,
     "TracerBoolConversionError": python_branch,
-    "small returns float32 [4, 4]; needed is float32 [16, 16]": small,
+    "small returns float32 [4, 4]; expected float32 [16, 16]": small,
     "whole_numbers returns int32 [16, 16]": whole_numbers,
     "values from -inf to -inf": not_finite,
     "values from 255 to 255": too_large,

@@ -81,5 +81,5 @@ def test_other_endings_and_absent_files_are_errors(tmp_path):
 
 @pytest.mark.parametrize("line", ["dog", "dog:"])
 def test_a_class_without_a_kind_is_an_error_in_a_file_of_sub_classes(tmp_path, line):
-    with pytest.raises(ValueError, match="class 'dog' has no sub-class; needed: dog: one kind, an"):
+    with pytest.raises(ValueError, match="class 'dog' has no sub-class; write dog: one kind, an"):
         read_subclasses(write(tmp_path, line))

@@ -116,7 +116,7 @@ def without_entry(path, *tokens):
 def test_a_missing_file_is_named(tmp_path, name):
     folder = write_tokenizer(tmp_path / "tokenizer")
     (folder / name).unlink()
-    with pytest.raises(UserError, match=f"{name} is missing; needed: vocab.json and"):
+    with pytest.raises(UserError, match=f"{name} is missing; expected vocab.json and"):
         load_tokenizer(folder)
     with pytest.raises(UserError, match="absent: no such folder"):
         load_tokenizer(tmp_path / "absent")
