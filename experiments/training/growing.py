@@ -22,8 +22,7 @@ def grow_unet(inner: Params, unet: Params) -> Params:
 
     Returns:
         Params like `unet`. If only kernels of a single pixel mattered, the new UNet would map an
-        image
-        with each pixel repeated in 2 x 2 to the inner one's result, repeated likewise.
+        image with each pixel repeated in 2 x 2 to the inner one's result, repeated likewise.
     """
     trained, grown = flatten_dict(inner, sep="/"), {}
     for name, value in flatten_dict(unet, sep="/").items():

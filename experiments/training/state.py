@@ -192,8 +192,9 @@ def run_steps(
 ) -> TrainState:
     """Trains until the schedule's steps or minutes are reached.
 
-    Resumes from the checkpoint at `path` if there is one, and writes it. Batches and noise follow
-    from the step alone, so an interrupted run ends in the same state.
+    Resumes from the checkpoint at `path` if there is one, and writes it. Batches follow from the
+    step, and noise from the step and the number of devices, so an interrupted run ends in the same
+    state if it is resumed on as many devices.
 
     Args:
         state: from `init_state`, with the same optimiser.

@@ -58,7 +58,7 @@ class Study:
         make_renderer: folder of the run -> what renders its scenes.
         text_encoder_json: `vocabulary` -> the text encoder's config.
         unet_json, vae_json: configs, as diffusers writes them.
-        plans: "cpu" and "gpu" -> the stages of a whole training run, in order.
+        plans: name, such as "cpu" and "gpu" -> the stages of a training run, in order.
         notice: text of the NOTICE file beside the exported weights, which then also have a copy of
             the project's LICENSE; empty for none.
     """

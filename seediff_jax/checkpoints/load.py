@@ -1,4 +1,4 @@
-"""Loads models, and makes them of params.
+"""Loads models, and makes them from params.
 
 checkpoint -> load_model -> Model -> save_model, save_orbax -> checkpoint
 """

@@ -181,7 +181,7 @@ def _match_layers(
         layers.setdefault(layer, {})[role] = tensor
         needed = tuple(DTYPES) if role == ALPHA else FLOATS
         if tensor.dtype not in needed:
-            faults.append(f"! {name}: dtype {tensor.dtype}, needed one of {listed(needed)}")
+            faults.append(f"! {name}: dtype {tensor.dtype}, expected one of {listed(needed)}")
     if not layers:
         faults.append("- it changes no layer")
     used: dict[Parameter | None, str] = {}

@@ -241,7 +241,7 @@ def read_model_index(folder: Path) -> tuple[Json, list[str]]:
     zeros = index.get(ZEROS_FOR_EMPTY_PROMPT, True)
     if not isinstance(zeros, bool):
         raise UserError(
-            f"{path}: {ZEROS_FOR_EMPTY_PROMPT} = {quoted(zeros, 200)}, needed true or false"
+            f"{path}: {ZEROS_FOR_EMPTY_PROMPT} = {quoted(zeros, 200)}, expected true or false"
         )
     return index, components
 

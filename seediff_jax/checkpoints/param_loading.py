@@ -173,7 +173,7 @@ def _match_names(
             names[canonical] = name
             if canonical in expected and tensors[name].dtype not in FLOATS:
                 dtype = tensors[name].dtype
-                faults.append(f"! {name}: dtype {dtype}, needed one of {listed(FLOATS)}")
+                faults.append(f"! {name}: dtype {dtype}, expected one of {listed(FLOATS)}")
     found = {name: tensors[name].shape for name in names.values()}
     shapes = {names.get(name, name): p.stored_shape for name, p in expected.items()}
     require_shapes(found, shapes, source, faults)

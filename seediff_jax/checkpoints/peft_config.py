@@ -105,7 +105,7 @@ def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
     for name, value in (*stated.items(), *alphas.items(), *ranks.items()):
         if type(value) not in (int, float) or not abs(value) <= _LARGEST_ALPHA:
             raise UserError(
-                f"{source}: {shown(name, 200)} = {quoted(value, 200)}, needed a number of up to "
+                f"{source}: {shown(name, 200)} = {quoted(value, 200)}, expected a number of up to "
                 f"{_LARGEST_ALPHA}"
             )
     is_rank_stabilized = options.pop("use_rslora", None) or False
@@ -121,9 +121,9 @@ def _make_adapter(options: Mapping[str, Any], source: Path | str) -> Adapter:
 def _read_pattern(values: Any, key: str, source: Path | str) -> dict[str, Any]:
     """Reads values by the names of modules."""
     if not isinstance(values, dict):
-        raise UserError(f"{source}: {key} = {quoted(values, 200)}, needed an object")
+        raise UserError(f"{source}: {key} = {quoted(values, 200)}, expected an object")
     # Names may be regular expressions; only those that are plain names are supported.
     plain = {re.sub(r"\\(.)", r"\1", name.strip("^$")): values[name] for name in values}
     if odd := [name for name in plain if not re.fullmatch(r"[\w.]+", name)]:
-        raise UserError(f"{source}: {key} has {listed(odd)}, needed names of modules")
+        raise UserError(f"{source}: {key} has {listed(odd)}, expected names of modules")
     return plain

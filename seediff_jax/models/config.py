@@ -246,7 +246,7 @@ def _check_unet(config: UNetConfig, source: str) -> None:
     for key in ("up_block_types", "block_out_channels"):
         if len(getattr(config, key)) != count:
             raise UserError(
-                f"{source}: {key} has {len(getattr(config, key))} items, needed {count}"
+                f"{source}: {key} has {len(getattr(config, key))} items, expected {count}"
             )
     for block in config.down_block_types:
         require_one_of(source, "down_block_types", block, _DOWN_BLOCKS)
@@ -273,7 +273,7 @@ def _check_sinusoids(config: UNetConfig, source: str) -> None:
         ("time_cond_proj_dim", config.time_cond_proj_dim),
     ):
         if width is not None and (width % 2 or width < 4):
-            raise UserError(f"{source}: {key} = {width}, needed an even number of at least 4")
+            raise UserError(f"{source}: {key} = {width}, expected an even number of at least 4")
 
 
 def _check_added_conditions(config: UNetConfig, source: str) -> None:

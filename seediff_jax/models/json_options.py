@@ -81,10 +81,10 @@ def make_config(cls: type, fields: Mapping[str, Any], source: str) -> Any:
         items = value if is_list and isinstance(value, tuple) else (value,)
         if isinstance(value, tuple) != is_list or not all(_is(item, wanted) for item in items):
             kind = f"a list of {wanted.__name__}" if is_list else f"one {wanted.__name__}"
-            raise UserError(f"{source}: {field.name} = {_text(value)}, needed {kind}")
+            raise UserError(f"{source}: {field.name} = {_text(value)}, expected {kind}")
         if is_list and not 1 <= len(items) <= _MOST_BLOCKS:
             raise UserError(
-                f"{source}: {field.name} has {len(items)} items, needed 1 to {_MOST_BLOCKS}"
+                f"{source}: {field.name} has {len(items)} items, expected 1 to {_MOST_BLOCKS}"
             )
         for item in items:
             _require_bounds(source, field.name, item)
@@ -94,11 +94,11 @@ def make_config(cls: type, fields: Mapping[str, Any], source: str) -> Any:
 def per_block(source: str, key: str, value: Any, num_blocks: int) -> tuple[Any, ...]:
     """Returns one value per block, of a list of that length or a number for all blocks."""
     if not isinstance(value, int | list | tuple):
-        raise UserError(f"{source}: {key} = {_text(value)}, needed a number or a list of them")
+        raise UserError(f"{source}: {key} = {_text(value)}, expected a number or a list of them")
     values = (value,) * num_blocks if isinstance(value, int) else tuple(value)
     if len(values) != num_blocks:
         raise UserError(
-            f"{source}: {key} = {_text(value)} has {len(values)} items, needed {num_blocks}"
+            f"{source}: {key} = {_text(value)} has {len(values)} items, expected {num_blocks}"
         )
     return values
 
@@ -131,11 +131,11 @@ def _is(value: Any, wanted: type) -> bool:
 
 def _require_bounds(source: str, name: str, number: Any) -> None:
     if isinstance(number, float) and not (math.isfinite(number) and number > 0):
-        raise UserError(f"{source}: {name} = {number}, needed a finite number above 0")
+        raise UserError(f"{source}: {name} = {number}, expected a finite number above 0")
     if isinstance(number, int) and not isinstance(number, bool):
         least, most = _OF_FIELD.get(name, _COUNTS)
         if not least <= number <= most:
-            raise UserError(f"{source}: {name} = {_text(number)}, needed {least} to {most}")
+            raise UserError(f"{source}: {name} = {_text(number)}, expected {least} to {most}")
 
 
 def _text(value: Any) -> str:

@@ -174,7 +174,7 @@ def _check_inputs(
         )
     for name, axis, given, wanted in needed:
         if given != wanted:
-            raise UserError(f"{name} have {axis} {given}, needed {wanted}")
+            raise UserError(f"{name} have {axis} {given}, expected {wanted}")
     if rows > b:
         raise UserError(f"columns have {rows} rows, the batch has {b}")
 

@@ -27,9 +27,9 @@ _COLUMN_SET = frozenset(COLUMNS)
 LONGEST_CAPTIONS = 2**26
 """Bytes of a .json prompt file, which is read as a whole; .jsonl has no such limit."""
 
-_NEEDED_OBJECT = 'needed {"prompt": "...", "classes": ["...", ...]}'
+_NEEDED_OBJECT = 'expected {"prompt": "...", "classes": ["...", ...]}'
 _NEEDED_HEADER = "the header needs prompt, and may have classes and unnamed_classes"
-_NEEDED_CAPTION = 'needed {"filename": "...", "caption": "...", "class_prompt": "..."}'
+_NEEDED_CAPTION = 'expected {"filename": "...", "caption": "...", "class_prompt": "..."}'
 
 
 class Entry(NamedTuple):

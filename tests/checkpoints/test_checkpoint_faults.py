@@ -97,7 +97,7 @@ def test_all_differences_are_reported_at_once(folder, config):
     assert message.startswith(headline)
     assert sorted(message.removeprefix(headline).split("; ")) == [
         "! conv_in.weight (16, 9, 3, 3): the config says (16, 4, 3, 3)",
-        "! conv_norm_out.bias: dtype I8, needed one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2",
+        "! conv_norm_out.bias: dtype I8, expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2",
         "+ class_embedding.weight (2, 3): unexpected",
         "- conv_in.bias (16,): missing",
         "- conv_out.bias (4,): missing",

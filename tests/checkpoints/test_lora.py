@@ -105,8 +105,8 @@ def test_the_alpha_in_the_header_of_diffusers_is_used(folder, weights, tmp_path)
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        ('{"unet.lora_alpha": "6"}', "lora_alpha = '6', needed a number of up to 1000000"),
-        ('{"unet.lora_alpha": 1e300}', r"lora_alpha = 1e\+300, needed a number of up to 1000000"),
+        ('{"unet.lora_alpha": "6"}', "lora_alpha = '6', expected a number of up to 1000000"),
+        ('{"unet.lora_alpha": 1e300}', r"lora_alpha = 1e\+300, expected a number of up to 1000000"),
         ('{"unet.lora_alpha": NaN}', "lora_adapter_metadata in its header is not JSON: NaN"),
         ('{"unet.lora_alpha": 6', "lora_adapter_metadata in its header is not JSON"),
         ("[6]", "lora_adapter_metadata in its header is not a JSON object"),
@@ -129,7 +129,7 @@ def test_alpha_may_be_an_integer_and_factors_may_not(folder, weights, tmp_path):
     assert_merged(got, weights, {"unet.conv_in.weight": 2 * changes["unet.conv_in.weight"]})
     tensors["lora_unet_conv_in.lora_up.weight"] = np.ones((16, 3, 1, 1), np.int64)
     message = refusal(folder, tmp_path, tensors)
-    assert "! lora_unet_conv_in.lora_up.weight: dtype I64, needed one of F64, F32, F16" in message
+    assert "! lora_unet_conv_in.lora_up.weight: dtype I64, expected one of F64, F32, F16" in message
 
 
 def test_factors_may_be_matrices_or_1x1_convolutions(folder, weights, tmp_path):
@@ -282,15 +282,15 @@ def test_a_peft_adapter_for_a_text_encoder_is_recognised_by_its_names(folder, we
     ("options", "message"),
     [
         (None, "adapter_config.json is missing; adapter_model.safetensors is an adapter of peft"),
-        ({"lora_alpha": None}, "lora_alpha = None, needed a number"),
+        ({"lora_alpha": None}, "lora_alpha = None, expected a number"),
         ({"use_dora": True}, "a LoRA with use_dora = True is not supported"),
         ({"bias": "all"}, "a LoRA with bias = 'all' is not supported"),
         ({"peft_type": "LOHA"}, "a LoRA with peft_type = 'LOHA' is not supported"),
         ({"init_lora_weights": "pissa"}, "a LoRA with init_lora_weights = 'pissa'"),
         ({"modules_to_save": ["conv_in"]}, "a LoRA with modules_to_save = "),
-        ({"alpha_pattern": {"to_(q|k)": 3}}, "alpha_pattern has to_.*needed names of modules"),
-        ({"alpha_pattern": [3]}, "alpha_pattern = .3., needed an object"),
-        ({"alpha_pattern": {"to_q": "3"}}, "to_q = '3', needed a number"),
+        ({"alpha_pattern": {"to_(q|k)": 3}}, "alpha_pattern has to_.*expected names of modules"),
+        ({"alpha_pattern": [3]}, "alpha_pattern = .3., expected an object"),
+        ({"alpha_pattern": {"to_q": "3"}}, "to_q = '3', expected a number"),
         ({"use_rslora": "yes"}, "use_rslora must be true or false"),
         ({"new_option": "\x1b[31m" * 10**6}, "a LoRA with new_option = "),
     ],

@@ -273,8 +273,8 @@ def test_families_that_are_not_supported_are_refused_with_the_file_and_advice(
     ("name", "edit", "message"),
     [
         ("unet", {"sample_size": 4096}, r"sample_size = 4096 \(8192 pixels\) would take .* GiB"),
-        ("unet", {"sample_size": 65536}, "sample_size = 65536, needed 1 to 4096"),
-        ("vae", {"latent_channels": 65536}, "latent_channels = 65536, needed 1 to 256"),
+        ("unet", {"sample_size": 65536}, "sample_size = 65536, expected 1 to 4096"),
+        ("vae", {"latent_channels": 65536}, "latent_channels = 65536, expected 1 to 256"),
         ("unet", {"block_out_channels": [65536, 65536]}, "its weights would take .* GiB"),
     ],
 )

@@ -297,6 +297,15 @@ def test_a_run_that_trains_the_unet_alone_keeps_the_rest_of_its_initial_model(st
     np.testing.assert_allclose(next(kernels), next(kernels) + 1, rtol=1e-6)
 
 
+def test_a_plan_that_a_study_lacks_is_refused_before_anything_is_rendered(tmp_path):
+    flags.FLAGS.mark_as_parsed()
+    message = "--plan=more is not a plan of shapes; use cpu or gpu"
+    with flagsaver.flagsaver(study="shapes", plan="more", run_dir=str(tmp_path / "run")):
+        with pytest.raises(UserError, match=message):
+            train.main([])
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_initial_model_of_a_run_does_not_change(stickers_run, tmp_path):
     source = find_source("stickers")
     weights.keep_initial(stickers_run, source)  # the same command again

@@ -234,12 +234,12 @@ def test_the_hash_of_a_low_precision_model_is_that_of_the_stored_weights(folder,
         (
             predict_noise,
             [normal(0, 3, 8, 8, 5), TIMESTEPS, normal(1, 3, 5, 24)],
-            "latents have channels 5, needed 4",
+            "latents have channels 5, expected 4",
         ),
         (
             predict_noise,
             [normal(0, 3, 8, 8, 4), TIMESTEPS, normal(1, 3, 5, 16)],
-            "text_embeddings have width 16, needed 24",
+            "text_embeddings have width 16, expected 24",
         ),
         (
             predict_noise,

@@ -80,10 +80,10 @@ GOOD = '{"prompt": "a dog", "classes": ["dog"]}\n\n'
     [
         (
             '{"prompt": "a dog"',
-            r"not JSON .*column 19.*\); needed \{\"prompt\": \"...\", \"classes",
+            r"not JSON .*column 19.*\); expected \{\"prompt\": \"...\", \"classes",
         ),
         ("# comment", "not JSON"),
-        ('["a dog"]', "not an object with a text as its prompt; needed"),
+        ('["a dog"]', "not an object with a text as its prompt; expected"),
         ('{"classes": ["dog"]}', "not an object with a text as its prompt"),
         ('{"prompt": 3, "classes": ["dog"]}', "not an object with a text as its prompt"),
         ('{"prompt": " ", "classes": ["dog"]}', "not blank"),
@@ -93,7 +93,7 @@ GOOD = '{"prompt": "a dog", "classes": ["dog"]}\n\n'
         ('{"prompt": "a dog", "classes": [7]}', r"list of names, got \[7\]|list of names"),
         ('{"prompt": "a dog", "classes": ["dog", "dog"]}', "same name"),
         ('{"prompt": "a dog", "classes": ["cat"]}', "'a dog' does not name class 'cat'"),
-        ('{"prompt": "a dog", "classes": ["dog"], "seed": 1}', "unknown key 'seed'; needed"),
+        ('{"prompt": "a dog", "classes": ["dog"], "seed": 1}', "unknown key 'seed'; expected"),
     ],
 )
 def test_a_broken_jsonl_line_is_named_by_file_and_number(tmp_path, line, message):
@@ -201,7 +201,7 @@ def test_objects_may_have_classes_and_unnamed_classes(tmp_path):
     ],
 )
 def test_json_that_pythons_parser_accepts_or_fails_on_is_refused(tmp_path, line, message):
-    with pytest.raises(ValueError, match=rf"prompts\.csv:1: not JSON \(.*{message}.*; needed"):
+    with pytest.raises(ValueError, match=rf"prompts\.csv:1: not JSON \(.*{message}.*; expected"):
         list(read_jsonl(write(tmp_path, line, "prompts.csv")))
 
 
@@ -324,13 +324,13 @@ def test_given_classes_take_precedence_over_official_lists(tmp_path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("a dog", "found 'a dog'; needed"),
-        ({}, "found no key; needed"),
+        ("a dog", "found 'a dog'; expected"),
+        ({}, "found no key; expected"),
         (
             {"prompt": "a dog", "classes": ["dog"]},
-            "found keys 'prompt', 'classes'; needed .*one object per line .* goes into a .jsonl",
+            "found keys 'prompt', 'classes'; expected .*one object per line .* goes into a .jsonl",
         ),
-        (captions(("a", "dog"))[0] | {"seed": 1}, "found keys 'filename', .*'seed'; needed"),
+        (captions(("a", "dog"))[0] | {"seed": 1}, "found keys 'filename', .*'seed'; expected"),
         ({"filename": "", "caption": 3, "class_prompt": "dog"}, "caption must be a text, found 3"),
         (captions(("a dog", " "))[0], "the class_prompt is empty"),
         (captions((" ", "dog"))[0], "not blank"),
