@@ -10,7 +10,7 @@ from flax import struct
 from seediff_jax.array_typing import Array
 from seediff_jax.errors import UserError, shown
 
-_CROSS, _SELF, _KEPT = "cross_attention", "self_attention_", "kept_"
+_CROSS, _SELF, _KEPT, _EVIDENCE = "cross_attention", "self_attention_", "kept_", "evidence"
 
 
 @struct.dataclass
@@ -31,11 +31,14 @@ class AttentionMaps:
             each UNet call and head by itself. m is the number of key locations of self-attention
             (attn1), or of the columns of cross-attention (attn2): in `generate`, one per class and
             then one per token of the prompt.
+        evidence: float32 `[b, h, w, c, 2]`, what the name of each class explains of each location
+            of the latents, see `sampling.evidence`; None if it was not asked for.
     """
 
     cross_attention: Array
     self_attention: dict[int, Array]
     kept: dict[str, Array] = struct.field(default_factory=dict)
+    evidence: Array | None = None
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -43,10 +46,15 @@ class AttentionMaps:
         return tuple(sorted(self.self_attention))
 
     def to_arrays(self, dtype: str = "float32") -> dict[str, np.ndarray]:
-        """Copies the maps to NumPy: "cross_attention", "self_attention_SIDE", "kept_LAYER"."""
+        """Copies the maps to NumPy.
+
+        Their names are "cross_attention", "self_attention_SIDE", "kept_LAYER" and "evidence".
+        """
         levels = {f"{_SELF}{side}": self.self_attention[side] for side in self.sides}
         kept = {f"{_KEPT}{name}": array for name, array in self.kept.items()}
         maps = {_CROSS: self.cross_attention, **levels, **kept}
+        if self.evidence is not None:
+            maps[_EVIDENCE] = self.evidence
         return {name: np.asarray(array).astype(dtype) for name, array in maps.items()}
 
     @classmethod
@@ -57,7 +65,7 @@ class AttentionMaps:
             UserError: a name is missing or unknown, or shapes do not fit together.
         """
         kept = [name for name in arrays if name.startswith(_KEPT)]
-        others = (name for name in arrays if name != _CROSS and name not in kept)
+        others = (name for name in arrays if name not in (_CROSS, _EVIDENCE, *kept))
         sides = {name: name.removeprefix(_SELF) for name in others}
         if _CROSS not in arrays or not all(
             name.startswith(_SELF) and side.isdecimal() for name, side in sides.items()
@@ -68,13 +76,14 @@ class AttentionMaps:
         found = {name: np.asarray(array) for name, array in arrays.items()}
         shapes = {int(side): found[name].shape for name, side in sides.items()}
         numeric = not any(array.dtype.kind in "cmMOSU" for array in found.values())
-        if not numeric or not _are_levels(found[_CROSS].shape, shapes):
+        is_evidence = _EVIDENCE not in found or _fits(found[_EVIDENCE].shape, found[_CROSS].shape)
+        if not numeric or not is_evidence or not _are_levels(found[_CROSS].shape, shapes):
             texts = [f"{name} {array.dtype} {list(array.shape)}" for name, array in found.items()]
             raise UserError(f"{', '.join(texts)} are not attention maps of one image or batch")
         in_float32 = {name: array.astype(np.float32) for name, array in found.items()}
         levels = {int(side): in_float32[name] for name, side in sides.items()}
         layers = {name.removeprefix(_KEPT): in_float32[name] for name in kept}
-        return cls(in_float32[_CROSS], levels, layers)
+        return cls(in_float32[_CROSS], levels, layers, in_float32.get(_EVIDENCE))
 
     def save(self, path: str | os.PathLike[str], dtype: str = "float32") -> None:
         """Writes an .npz file of `to_arrays`; "float16" halves its size."""
@@ -110,3 +119,11 @@ def _are_levels(cross: tuple[int, ...], levels: Mapping[int, tuple[int, ...]]) -
         if min(side, n) < 1 or n % side or [*shape] != [*batch, n, n]:
             return False
     return not levels or levels[min(levels)][-1] == locations
+
+
+def _fits(evidence: tuple[int, ...], cross: tuple[int, ...]) -> bool:
+    """Whether shapes of evidence and of cross-attention have the same batch and classes."""
+    if len(cross) < 3 or len(evidence) != len(cross) + 1:
+        return False
+    *batch, height, width, count, two = evidence
+    return [*batch, count, two] == [*cross[:-3], cross[-1], 2] and min(height, width) > 0

@@ -22,7 +22,7 @@ from seediff_jax.dataset.settings_file import COMMAND, FORM, PRECISION, VERSIONS
 from seediff_jax.driver.flag_parsers import parse_batch_size, parse_loras, parse_scheduler_options
 from seediff_jax.errors import UserError, shown
 from seediff_jax.files.paths import url_scheme
-from seediff_jax.masks.config import MaskConfig
+from seediff_jax.masks.config import MaskConfig, require_presence
 from seediff_jax.masks.own_methods import own_method_sources
 from seediff_jax.pipeline.settings import (
     ALL_DEVICES,
@@ -335,6 +335,7 @@ class RunConfig(ModelSource, RunSettings):
         ModelSource.__post_init__(self)
         RunSettings.__post_init__(self)
         require_place(self.formats, self.kept_parts)
+        require_presence(self.masks, self.sampling.presence_draws)
         if isinstance(self.sampling, SamplingConfig):
             require_known_words(self.model, self.sampling.negative_prompt, "negative prompt")
 

@@ -110,11 +110,12 @@ def _typical_bytes(config: RunConfig, model: Model) -> float:
     sizes = layer_sizes(model.unet_config, (height, width))
     locations = [math.prod(sizes[name]) for name in model.capture.self_layers]
     cross = len(model.capture.cross_layers) * min(locations, default=0) * num_classes
+    evidence = 2 * height * width * num_classes * bool(config.sampling.presence_draws)
     return typical_sample_bytes(
         config,
         height * width * model.config.vae.downsampling**2,
         num_classes,
-        attention_bytes=2 * (cross + sum(n**2 for n in locations)),  # of float16
+        attention_bytes=2 * (cross + evidence + sum(n**2 for n in locations)),  # of float16
     )
 
 

@@ -32,7 +32,7 @@ from seediff_jax.driver.sample_maker import (
 from seediff_jax.errors import UserError
 from seediff_jax.files.folder import Folder, open_folder
 from seediff_jax.files.paths import url_scheme
-from seediff_jax.masks.config import METHODS, MaskConfig
+from seediff_jax.masks.config import METHODS, MaskConfig, require_presence
 from seediff_jax.masks.image_ops import grid_size
 from seediff_jax.masks.own_methods import own_method_sources
 from seediff_jax.pipeline.method_check import try_out
@@ -67,6 +67,7 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
     source = open_finished(folder)
     if not source.settings.get("keep_attention"):
         raise UserError(f"{folder} has no attention; only a run with --keep_attention keeps it")
+    require_presence(masks, source.settings.get("presence_draws", 0))
     settings = {
         **source.settings,
         **stored_settings(masks),
@@ -132,6 +133,8 @@ class _Remasker(Copier):
                 try_out(one, (layers, *grid_size(n, size)), levels, size)
         padding = ((0, 0), (0, 0), (0, self._num_classes - count))
         maps = maps.replace(cross_attention=np.pad(maps.cross_attention, padding))
+        if maps.evidence is not None:
+            maps = maps.replace(evidence=np.pad(maps.evidence, (*padding, (0, 0))))
         batch = jax.tree.map(lambda leaf: leaf[None], maps)
         samples = Samples(image[None], latents=None, attention_maps=batch, is_finite={})
         rows = self._program(None, self._scalars, samples)

@@ -124,8 +124,11 @@ def kept_maps(
         "seed_maps": rows.seed_maps[:count].reshape(-1, height, width),
     }
     if rows.attention_maps is not None:
-        cross = rows.attention_maps.cross_attention[..., :count]
-        kept = rows.attention_maps.replace(cross_attention=cross)
+        cross, evidence = rows.attention_maps.cross_attention, rows.attention_maps.evidence
+        kept = rows.attention_maps.replace(
+            cross_attention=cross[..., :count],
+            evidence=None if evidence is None else evidence[..., :count, :],
+        )
         maps["attention"] = kept.to_arrays("float16")
     if rows.other_label_maps is not None:
         others = np.stack([class_mask(each, ids) for each in rows.other_label_maps])

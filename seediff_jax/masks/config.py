@@ -4,6 +4,7 @@ Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ or with rows and columns that sum to 1."""
 
 REFINED_THRESHOLD = 0.8
 """Published threshold of a mask after refinement (method section 6)."""
+
+
+LEAST_EVIDENCE = 0.2
+"""Default of the smallest presence where it is found by denoising, see docs/masks.md."""
 
 
 class Published(NamedTuple):
@@ -77,10 +82,6 @@ _POWER = (
     lambda masks: any(each != "cross_attention" for each in masks.methods),
 )
 _REFINEMENT = ("refine_iterations=NUMBER above 0", lambda masks: masks.refine_iterations > 0)
-_PRESENCE = (
-    "a mask_method besides cross_attention, of which it is always 1",
-    lambda masks: any(each != "cross_attention" for each in masks.methods),
-)
 
 
 class Thresholds(NamedTuple):
@@ -91,13 +92,14 @@ class Thresholds(NamedTuple):
         uncertain: pixels from this value up to the final threshold are ignored; equal values ignore
             none.
         refined: replaces `threshold` after refinement.
-        presence: classes whose presence is below it have no pixels.
+        presence: classes whose presence is below it have no pixels; NaN is the default, which is
+            LEAST_EVIDENCE where there is evidence, else none.
     """
 
     threshold: float
     uncertain: float
     refined: float
-    presence: float = 0.0
+    presence: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,14 +156,14 @@ class MaskConfig:
         most=1,
         traced=True,
     )
-    min_presence: float = setting(
-        0.0,
+    min_presence: float | None = setting(
+        None,
         "Classes whose presence is below this value have no pixels, because the image may not show "
-        "them; 0 keeps all. docs/masks.md has measured values.",
+        f"them; 0 keeps all. By default {LEAST_EVIDENCE:g} where presence_draws is above 0, else "
+        "0. docs/masks.md has measured values.",
         least=0,
         most=1,
         traced=True,
-        needs=_PRESENCE,
     )
     refine_iterations: int = setting(
         0,
@@ -245,4 +247,19 @@ class MaskConfig:
         _, threshold, uncertain = self.resolved
         last = self.refined_threshold if self.refine_iterations else threshold
         uncertain = last if uncertain is None else uncertain
-        return Thresholds(threshold, uncertain, self.refined_threshold, self.min_presence)
+        presence = math.nan if self.min_presence is None else self.min_presence
+        return Thresholds(threshold, uncertain, self.refined_threshold, presence)
+
+
+def require_presence(masks: MaskConfig, presence_draws: int) -> None:
+    """Refuses `min_presence` for masks by cross-attention alone, whose own presence is always 1.
+
+    Raises:
+        UserError: it has no effect, because there are no draws either.
+    """
+    if presence_draws or masks.min_presence is None or {*masks.methods} != {"cross_attention"}:
+        return
+    raise UserError(
+        f"min_presence={masks.min_presence:g} needs presence_draws=NUMBER above 0 or a mask_method "
+        "besides cross_attention, or it has no effect"
+    )

@@ -13,7 +13,13 @@ import jax.numpy as jnp
 from seediff_jax.array_typing import Array, Bool, Float, Int, UInt8, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.errors import UserError
-from seediff_jax.masks.config import BACKGROUND, IGNORE_INDEX, MaskConfig, Thresholds
+from seediff_jax.masks.config import (
+    BACKGROUND,
+    IGNORE_INDEX,
+    LEAST_EVIDENCE,
+    MaskConfig,
+    Thresholds,
+)
 from seediff_jax.masks.image_ops import min_max
 from seediff_jax.masks.methods import class_soft_mask, cross_attention_mask
 from seediff_jax.masks.refinement import refine
@@ -65,10 +71,10 @@ def make_masks(
 ) -> tuple[Float[Array, "b c H W"], UInt8[Array, "b H W"], Int[Array, "b c"], Float[Array, "b c"]]:
     """Makes soft masks, label maps, seed counts and presence of a batch; the second program.
 
-    The presence of a class is the correlation of its soft mask, before refinement, with its
-    enlarged seed map. Where an image shows a class, both lie on its object; where it does not,
-    the seeds are scattered, and self-attention spreads them elsewhere. Classes below
-    `thresholds.presence` get a soft mask of 0.
+    The presence of a class is what `explained` finds in the evidence. Without evidence it is the
+    correlation of its soft mask, before refinement, with its enlarged seed map: where an image
+    shows a class, both lie on its object; where it does not, the seeds are scattered, and
+    self-attention spreads them elsewhere. Classes below `thresholds.presence` get a soft mask of 0.
 
     May run under `jax.shard_map`, with every array split along its batch axis.
 
@@ -81,20 +87,26 @@ def make_masks(
     image_size = images.shape[1:3]
     threshold, uncertain, refined_threshold, min_presence = thresholds
 
-    def one_class(cross_attention, self_attention):
+    if has_evidence := attention_maps.evidence is not None:
+        min_presence = jnp.where(jnp.isnan(min_presence), LEAST_EVIDENCE, min_presence)
+
+    def one_class(cross_attention, self_attention, evidence):
         seeds = find_seeds(seed_map(cross_attention))
         soft = class_soft_mask(cross_attention, self_attention, image_size, config)
         # Columns of padding are 0; a user's own method may turn them into anything.
         soft = jnp.where(jnp.any(cross_attention != 0), soft, 0)
-        enlarged = cross_attention_mask(cross_attention, self_attention, image_size)
-        presence = correlation(soft, enlarged)
-        if config.only_method != "cross_attention":  # its presence is always 1
+        if has_evidence:
+            presence = explained(evidence, soft)
+        else:
+            enlarged = cross_attention_mask(cross_attention, self_attention, image_size)
+            presence = correlation(soft, enlarged)
+        if has_evidence or config.only_method != "cross_attention":  # its correlation is always 1
             soft = jnp.where(presence < min_presence, 0, soft)  # keeps values that are not finite
         return soft, jnp.sum(seeds, dtype=jnp.int32), presence
 
     def one_image(image, maps):
-        per_class = jax.vmap(one_class, in_axes=(-1, None))
-        soft_masks, *counts = per_class(maps.cross_attention, maps.self_attention)
+        per_class = jax.vmap(one_class, in_axes=(-1, None, -2))
+        soft_masks, *counts = per_class(maps.cross_attention, maps.self_attention, maps.evidence)
         if not config.refine_iterations:
             return soft_masks, label_map(soft_masks, threshold, uncertain), *counts
         labels = label_map(soft_masks, threshold)
@@ -118,6 +130,20 @@ def correlation(first: Float[Array, "*grid"], second: Float[Array, "*grid"]) -> 
     squares = jnp.sum(first**2) * jnp.sum(second**2)
     inverse = jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
     return jnp.clip(jnp.sum(first * second) * inverse, 0, 1)
+
+
+@typechecked
+def explained(evidence: Float[Array, "h w 2"], soft_mask: Float[Array, "H W"]) -> Float[Array, ""]:
+    """How much of the change that the name of a class makes is right, on its object, in [0, 1].
+
+    It is the least-squares coefficient of `sampling.evidence.class_evidence`, with the fourth power
+    of the soft mask as weight, so that its certain part decides; 0 for a name without effect.
+    """
+    h, w, _ = evidence.shape
+    height, width = soft_mask.shape
+    weights = soft_mask.reshape(h, height // h, w, width // w).mean(axis=(1, 3)) ** 4
+    right, size = jnp.sum(weights[..., None] * evidence, axis=(0, 1))
+    return jnp.clip(jnp.where(size > 0, right / jnp.where(size > 0, size, 1), 0 * right), 0, 1)
 
 
 @jax.jit

@@ -61,8 +61,9 @@ def place_of(device: Any, is_split: bool = False) -> Place:
         device: a `jax.Device` or `jax.sharding.AbstractDevice`.
         is_split: see Place.
     """
-    # Before JAX 0.10.1, an abstract device does not say its platform.
-    platform, capability = getattr(device, "platform", jax.default_backend()), None
+    platform, capability = getattr(device, "platform", None), None
+    if platform is None:  # of an abstract device before JAX 0.10.1
+        platform = "tpu" if device.device_kind.startswith("TPU") else jax.default_backend()
     if platform == "gpu" and jax.default_backend() == "gpu":
         parts = str(getattr(jax.local_devices()[0], "compute_capability", "")).split(".")
         if all(part.isdigit() for part in parts):  # of ROCm it is a name

@@ -144,6 +144,9 @@ def lower_programs(
         unnamed_token_ids=token_ids if has_unnamed else None,
         unnamed_token_mask=mask if has_unnamed else None,
     )
+    if sampling.presence_draws:
+        shape = (batch_size, 1 + num_classes, *encoders, length)
+        inputs = inputs.replace(evidence_token_ids=jax.ShapeDtypeStruct(shape, jnp.int32))
     if isinstance(sampling, SegmentConfig):
         shape = (batch_size, *network_size(model, sampling), 3)
         inputs = inputs.replace(images=jax.ShapeDtypeStruct(shape, jnp.uint8))

@@ -88,6 +88,14 @@ class SamplingConfig:
         needs=_GUIDANCE,
     )
     negative_prompt: str = setting("", "Prompt to guide away from.", traced=True, needs=_GUIDANCE)
+    presence_draws: int = setting(
+        0,
+        "Number of noised copies of an image on which the UNet tests whether the image shows its "
+        "classes. Each copy costs one UNet call, and one more per class. 0 judges the presence of "
+        "a class by attention, at no cost.",
+        least=0,
+        most=1000,
+    )
     height: int | None = setting(
         None,
         "Height of the images in pixels; by default the one the model was trained for.",

@@ -6,6 +6,7 @@ compared with the image's queries (like the class prompts of Dataset Diffusion, 
 and OVAM, arXiv 2403.20105).
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from seediff_jax.models.model import Model
 from seediff_jax.prompts.embedded_models import require_known_words
 from seediff_jax.prompts.mentions import mention_finder
 from seediff_jax.prompts.names import require_classes
+from seediff_jax.prompts.settings import LIST_TEMPLATE
 from seediff_jax.prompts.templates import list_classes
 from seediff_jax.prompts.tokenizer import class_token_mask
 from seediff_jax.sampling.config import SamplingConfig
@@ -167,6 +169,8 @@ class PairInputs:
         unnamed_token_ids: of the form of `token_ids`, of texts that name classes which the prompts
             do not, or None; images do not depend on them.
         unnamed_token_mask: bool `[b, c, l]`, the tokens of each class in these texts, or None.
+        evidence_token_ids: int32 `[b, 1 + c, l]`, or `[b, 1 + c, 2, l]`, of the empty text and of
+            a text that names each class, see `class_evidence`; None for no evidence.
         images: uint8 `[b, H, W, 3]`, whose attention `noised.attend` reads; None for `sample`.
     """
 
@@ -176,6 +180,7 @@ class PairInputs:
     indices: Array
     unnamed_token_ids: Array | None = None
     unnamed_token_mask: Array | None = None
+    evidence_token_ids: Array | None = None
     images: Array | None = None
 
 
@@ -219,6 +224,7 @@ def pair_inputs(
     """
     for prompt in prompts:
         require_known_words(model.model_id, prompt)
+    evidence_token_ids = None
     if classes is None:
         columns = ClassColumns(np.zeros((len(prompts), 0, model.tokenizer.max_length), bool))
     else:
@@ -228,6 +234,11 @@ def pair_inputs(
         count = columns.token_mask.shape[1]
         if count >= IGNORE_INDEX:
             raise UserError(f"{count} classes, but a label map holds at most {IGNORE_INDEX - 1}")
+        if sampling.presence_draws:
+            template = getattr(sampling, "template", LIST_TEMPLATE)
+            texts = _evidence_texts(prompts, lists, template, count)
+            rows = encode_prompts(model, [text for row in texts for text in row])
+            evidence_token_ids = rows.reshape(len(texts), 1 + count, *rows.shape[1:])
     negative = None
     if uses_guidance(model, sampling):
         require_known_words(model.model_id, sampling.negative_prompt, "negative prompt")
@@ -239,7 +250,26 @@ def pair_inputs(
         indices=np.asarray(indices, np.int32),
         unnamed_token_ids=(None if columns.texts is None else encode_prompts(model, columns.texts)),
         unnamed_token_mask=columns.text_token_mask,
+        evidence_token_ids=evidence_token_ids,
     )
+
+
+def _evidence_texts(
+    prompts: Sequence[str], lists: ClassLists, template: str, count: int
+) -> list[list[str]]:
+    """The empty text and one per class for each prompt; empty ones too for the padding.
+
+    A class is named by the words of the prompt, which the model is known to read.
+    """
+    finder, unnamed = mention_finder(lists.synonyms), lists.unnamed or [()] * len(prompts)
+    rows = []
+    for prompt, names, others in zip(prompts, lists.named, unnamed, strict=True):
+        text = unicodedata.normalize("NFC", prompt)
+        mentions = finder.find(text, names) if names else {}
+        words = [text[slice(*spans[0])] for spans in mentions.values()]
+        texts = [list_classes(template, [word]) for word in (*words, *others)]
+        rows.append(["", *texts, *[""] * (count - len(texts))])
+    return rows
 
 
 def image_prompts(classes: Sequence[Sequence[str]], template: str) -> list[str]:

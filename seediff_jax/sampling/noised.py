@@ -18,6 +18,7 @@ from seediff_jax.array_typing import Array, Int, typechecked
 from seediff_jax.attention_maps import AttentionMaps
 from seediff_jax.errors import UserError
 from seediff_jax.models.model import Model, encode_images, predict_noise
+from seediff_jax.sampling.evidence import class_evidence
 from seediff_jax.sampling.guidance import embed_prompts
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.noise import step_noise
@@ -95,15 +96,30 @@ def attend(
     start = jax.tree.map(lambda leaf: jnp.zeros_like(latents, leaf.dtype, leaf.shape), shapes)
     total, _ = lax.scan(call, start, jnp.arange(calls, dtype=jnp.int32))
     maps = jax.tree.map(lambda leaf: leaf / calls, total)
+    is_finite = {
+        "text_embeddings": rows_are_finite(text),
+        "latents": rows_are_finite(*latents),
+        "attention": rows_are_finite(*jax.tree.leaves(maps)),
+    }
+    if inputs.evidence_token_ids is not None:
+        evidence_of = functools.partial(
+            class_evidence,
+            model,
+            inputs=inputs,
+            rng_seed=rng_seed,
+            draws=config.presence_draws,
+            size_condition=config.size_condition,
+            guidance_scale=scale,
+        )
+        own, *mirrored = lax.map(evidence_of, latents)
+        evidence = (own + jnp.flip(mirrored[0], axis=2)) / 2 if mirrored else own
+        maps = maps.replace(evidence=evidence)
+        is_finite["evidence"] = rows_are_finite(evidence)
     return Samples(
         images=images,
         latents=latents[0],
         attention_maps=maps,
-        is_finite={
-            "text_embeddings": rows_are_finite(text),
-            "latents": rows_are_finite(*latents),
-            "attention": rows_are_finite(*jax.tree.leaves(maps)),
-        },
+        is_finite=is_finite,
     )
 
 

@@ -26,6 +26,7 @@ from seediff_jax.models.conditioning import NO_CONDITIONS, Conditions
 from seediff_jax.models.model import Model, decode_latents, encode_text, predict_noise
 from seediff_jax.models.transformer import TokenColumns
 from seediff_jax.sampling.config import IMAGE_SIZE, SamplingConfig, SizeCondition
+from seediff_jax.sampling.evidence import class_evidence
 from seediff_jax.sampling.guidance import embed_prompts, guidance_segments, guide
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.noise import (
@@ -168,7 +169,7 @@ def _zeros(latents: Array, like: Array | jax.ShapeDtypeStruct) -> Array:
     return jnp.zeros_like(latents, like.dtype, like.shape)
 
 
-STAGES = ("text_embeddings", "latents", "images", "attention")
+STAGES = ("text_embeddings", "latents", "images", "attention", "evidence")
 """Stages, in order, whose values must be finite; a program may lack some of them."""
 
 DECODE_BATCH = 4
@@ -248,13 +249,30 @@ def sample(
         guidance_interval=config.guidance_interval,
     )
     arguments = (latents, text, negative_text, make_columns(model, inputs), guidance_scale)
+    evidence = None
+    if inputs.evidence_token_ids is not None:
+        evidence = functools.partial(
+            class_evidence,
+            model,
+            inputs=inputs,
+            rng_seed=rng_seed,
+            draws=config.presence_draws,
+            size_condition=size_condition,
+            guidance_scale=guidance_scale,
+        )
     if config.dry_run:
         _, shapes = jax.eval_shape(run, *arguments)
+        if evidence is not None:
+            shapes = shapes.replace(evidence=jax.eval_shape(evidence, latents))
         attention_maps = _random_maps(shapes, rng_seed, inputs.indices)
     else:
         latents, attention_maps = run(*arguments)
+        if evidence is not None:
+            attention_maps = attention_maps.replace(evidence=evidence(latents))
     images = decode_in_chunks(model, latents, DECODE_BATCH)
     stages = {"text_embeddings": text, "latents": latents, "images": images}
+    if attention_maps.evidence is not None:
+        stages["evidence"] = attention_maps.evidence
     return Samples(
         images=to_uint8(images),
         latents=latents,

@@ -43,6 +43,14 @@ class SegmentConfig:
         'Prompt of an image, in which {classes} becomes, for example, "a cat and an aeroplane".',
         traced=True,
     )
+    presence_draws: int = setting(
+        4,
+        "Number of noised copies of an image on which the UNet tests whether the image shows its "
+        "classes. Each copy costs one UNet call, and one more per class. 0 judges the presence of "
+        "a class by attention, at no cost.",
+        least=0,
+        most=1000,
+    )
     height: int | None = setting(
         None,
         "Height in pixels to which images are resized for the networks; by default the one the "

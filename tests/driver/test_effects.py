@@ -19,7 +19,7 @@ from seediff_jax.driver.config import HostSettings, ModelSource, OutputSettings,
 from seediff_jax.driver.subcommands import SUBCOMMANDS
 from seediff_jax.errors import UserError
 from seediff_jax.main import GROUPS, define_flags, make_config, read_command_line
-from seediff_jax.masks.config import MaskConfig
+from seediff_jax.masks.config import MaskConfig, require_presence
 from seediff_jax.masks.label_maps import make_masks
 from seediff_jax.pipeline.generate import generate_images
 from seediff_jax.prompts.prompt_plan import PromptPlan
@@ -33,6 +33,8 @@ from tests.helpers.random_models import one_level_config, random_params
 def is_refused(config):
     try:
         require_effective(config)
+        if isinstance(config, MaskConfig):
+            require_presence(config, presence_draws=0)
     except UserError:
         return True
     return False

@@ -1,5 +1,7 @@
 """Which implementation of attention is chosen, and what a forced one says that cannot be used."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -107,7 +109,9 @@ def test_blocks_of_queries_fit_into_on_chip_memory():
 
 
 def test_a_described_device_is_told_apart_from_this_process():
-    described = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+    facts = {"device_kind": "TPU v5 lite", "num_cores": 1, "platform": "tpu"}
+    fields = [field.name for field in dataclasses.fields(jax.sharding.AbstractDevice)]
+    described = jax.sharding.AbstractDevice(*(facts[name] for name in fields))
     assert place_of(described) == V5E
     assert place_of(jax.devices()[0]) == Place("cpu", "cpu")
 

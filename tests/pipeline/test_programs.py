@@ -13,7 +13,7 @@ from seediff_jax.pipeline.mesh import make_mesh, weight_sharding
 from seediff_jax.pipeline.programs import PairPrograms
 from seediff_jax.pipeline.settings import ALL_DEVICES, MeshShape, PairSettings
 from seediff_jax.sampling.config import SamplingConfig
-from seediff_jax.sampling.inputs import ClassLists, pair_inputs
+from seediff_jax.sampling.inputs import ClassLists, encode_prompts, pair_inputs
 from seediff_jax.sampling.noise import initial_latents
 from tests.helpers.random_models import relative_difference
 from tests.helpers.small_runs import PROMPTS, write_inputs
@@ -96,6 +96,27 @@ def test_pmap_and_shard_map_give_the_same_bits(made):
     assert len({image.tobytes() for image in rows.images}) == ROWS
     again = made(partition="pmap")
     jax.tree.map(np.testing.assert_array_equal, again, rows)
+
+
+def test_evidence_of_classes_is_the_same_on_one_device_on_several_and_under_pmap(folder):
+    sampling = SamplingConfig(num_steps=1, presence_draws=2)
+    found = []
+    for devices, partition in ((1, "shard_map"), (4, "shard_map"), (4, "pmap")):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        model = load(folder, mesh)
+        prompts, classes = ["a cow", "a cat"] * 4, [["cow"], ["cat"]] * 4
+        inputs = pair_inputs(model, prompts, classes, range(8))
+        texts = [[encode_prompts(model, ["", name])] for (name,) in classes]
+        inputs = inputs.replace(evidence_token_ids=np.concatenate(texts))
+        settings = PairSettings(sampling=sampling)
+        programs = PairPrograms(model, settings, mesh, partition, keeps_attention=True)
+        rows = programs.fetch(programs(inputs))
+        found.append((rows.attention_maps.evidence, rows.presence))
+    assert len({row.tobytes() for row in found[0][0]}) == 8
+    # A batch of eight and batches of two round differently, and small differences lose digits.
+    scale = np.abs(found[0][0]).max()
+    np.testing.assert_allclose(found[1][0], found[0][0], atol=5e-3 * scale)
+    jax.tree.map(np.testing.assert_array_equal, found[2], found[1])
 
 
 @pytest.mark.slow

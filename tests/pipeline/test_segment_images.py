@@ -1,10 +1,20 @@
 """Masks of given images, from Python."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from seediff_jax import MaskConfig, SegmentConfig, segment, soft_mask
+from seediff_jax import (
+    MaskConfig,
+    SamplingConfig,
+    SegmentConfig,
+    generate_images,
+    load_model,
+    segment,
+    soft_mask,
+)
 from seediff_jax.checkpoints.load import make_model
 from seediff_jax.errors import UserError
 from seediff_jax.pipeline.batch_size import is_measured
@@ -16,6 +26,7 @@ from seediff_jax.pipeline.tiles import make_boxes
 from tests.helpers.random_models import random_params, small_config
 
 CONFIG = SegmentConfig(template="{classes}", timesteps=(100,))
+KEEP_ALL = MaskConfig(min_presence=0.0)  # random weights know no class
 CLASSES = [["b"], ["ox", "b"], ["cd"]]
 
 
@@ -36,7 +47,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def found(model, images):
-    return segment(model, images, CLASSES, rng_seed=5, batch_size=2, config=CONFIG)
+    return segment(model, images, CLASSES, rng_seed=5, batch_size=2, config=CONFIG, masks=KEEP_ALL)
 
 
 def _maps(model, image, prompt, names, index):
@@ -68,15 +79,15 @@ def test_each_image_has_its_classes_its_size_and_its_prompt(images, found):
 
 
 def test_an_image_is_the_same_in_another_batch(model, images, found):
-    (alone,) = segment(
-        model, images[1:2], CLASSES[1:2], rng_seed=5, first_index=1, batch_size=1, config=CONFIG
-    )
+    options = {"rng_seed": 5, "first_index": 1, "config": CONFIG, "masks": KEEP_ALL}
+    (alone,) = segment(model, images[1:2], CLASSES[1:2], batch_size=1, **options)
     np.testing.assert_allclose(alone.soft_masks, found[1].soft_masks, atol=1e-4)
 
 
 def test_tiles_are_segmented_one_by_one_and_joined(model, images, found):
     config = SegmentConfig(template="{classes}", timesteps=(100,), tile_side=24)
-    tiled = segment(model, images, CLASSES, rng_seed=5, batch_size=2, config=config)
+    options = {"rng_seed": 5, "masks": KEEP_ALL}
+    tiled = segment(model, images, CLASSES, batch_size=2, config=config, **options)
     for k in (0, 1):  # no edge is above 24
         np.testing.assert_array_equal(tiled[k].soft_masks, found[k].soft_masks)
     boxes = make_boxes((16, 40), config)
@@ -84,7 +95,7 @@ def test_tiles_are_segmented_one_by_one_and_joined(model, images, found):
     crops = [found[2].soft_masks]
     for box in boxes[1:]:
         (of_crop,) = segment(
-            model, [images[2][box.slices]], ["cd"], rng_seed=5, first_index=2, config=CONFIG
+            model, [images[2][box.slices]], ["cd"], first_index=2, config=CONFIG, **options
         )
         crops.append(of_crop.soft_masks)
     expected = np.zeros((16, 40))
@@ -104,10 +115,10 @@ def test_several_methods_share_the_attention_and_each_is_that_of_it_alone(model,
     options = {"rng_seed": 5, "batch_size": 2}
     options["config"] = SegmentConfig(template="{classes}", timesteps=(100,), tile_side=24)
     methods = ("cross_attention", "seediff")
-    masks = MaskConfig(method=methods, threshold=0.4)
+    masks = MaskConfig(method=methods, threshold=0.4, min_presence=0.0)
     together = segment(model, images, CLASSES, masks=masks, **options)
     singles = (
-        segment(model, images, CLASSES, masks=MaskConfig(method=name, threshold=0.4), **options)
+        segment(model, images, CLASSES, masks=dataclasses.replace(masks, method=name), **options)
         for name in methods
     )
     for pair, *alone in zip(together, *singles, strict=True):
@@ -137,12 +148,13 @@ def test_masks_that_are_not_finite_are_told(model, images):
 def test_an_array_of_images_and_one_list_of_classes_are_taken(model, images):
     stacked = np.stack([images[0], images[0][:, ::-1]])
     config = SegmentConfig(template="{classes}", mirror=True, timesteps=(100, 200))
-    masks = MaskConfig(method="cross_attention")
+    masks = MaskConfig(method="cross_attention", min_presence=0.0)
     first, _ = segment(model, stacked, ["b", "ox"], config=config, masks=masks)
     (other,) = segment(model, stacked[1:], ["b", "ox"], config=config, masks=masks)
     assert first.classes == ("b", "ox")
     # The same index, hence the same noise: the mirrored image has the mirrored mask.
     np.testing.assert_allclose(other.soft_masks[..., ::-1], first.soft_masks, atol=1e-3)
+    np.testing.assert_allclose(other.presence, first.presence, atol=1e-2)  # small differences
 
 
 @pytest.mark.parametrize(
@@ -175,3 +187,28 @@ def test_a_batch_of_images_is_lowered_from_shapes_alone(model):
 
 def test_no_images_give_no_masks(model):
     assert segment(model, [], ["b"], config=CONFIG) == []
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The embedded model, and what it drew: a cat, and a dog with a bus that hardly shows."""
+    model = load_model("stickers")
+    prompts = ["a photo of a cat", "a photo of a bus and a dog"]
+    sampling = SamplingConfig(num_steps=20)
+    return model, np.asarray(generate_images(model, prompts, rng_seed=4, sampling=sampling))
+
+
+def test_classes_that_an_image_does_not_show_have_no_pixels(drawn):
+    model, images = drawn
+    lists = [["cat", "bus", "boat", "chair"], ["cat", "dog", "boat", "chair"]]
+    for place, pair in enumerate(segment(model, images, lists, rng_seed=1)):
+        is_shown = np.arange(4) == place
+        assert (pair.presence[is_shown] > 0.5).all() and (pair.presence[~is_shown] < 0.2).all()
+        assert {*np.unique(pair.label_map)} == {0, 1 + place}
+
+
+def test_without_draws_attention_alone_tells_them_less_well(drawn):
+    model, images = drawn
+    config = SegmentConfig(presence_draws=0)
+    (pair,) = segment(model, images[:1], ["cat", "bus", "boat", "chair"], rng_seed=1, config=config)
+    assert {*np.unique(pair.label_map)} == {0, 1, 2, 3, 4}

@@ -37,7 +37,7 @@ def images():
 
 def attend(model, images, mirror=False, rows=slice(None), timesteps=TIMESTEPS):
     indices = [*range(FIRST, FIRST + 2)][rows]
-    config = SegmentConfig(timesteps=timesteps, mirror=mirror)
+    config = SegmentConfig(timesteps=timesteps, mirror=mirror, template="{classes}")
     options = {"rng_seed": SEED, "config": config}
     return attend_images(model, images[rows], PROMPTS[rows], CLASSES[rows], indices, **options)
 
