@@ -50,6 +50,7 @@ class Looked(NamedTuple):
         image: uint8 `[H, W, 3]`.
         cross_attention: float32 `[layers, n0]` of the class.
         self_attention: of the image, side -> float32 `[n, n]`.
+        evidence: float32 `[h, w, 2]` of the class, see `class_evidence`.
         truth: bool `[H, W]`, where the image shows the class.
         is_named: whether the prompt names it.
     """
@@ -58,6 +59,7 @@ class Looked(NamedTuple):
     image: np.ndarray
     cross_attention: np.ndarray
     self_attention: dict[int, np.ndarray]
+    evidence: np.ndarray
     truth: np.ndarray
     is_named: bool
 
@@ -135,6 +137,7 @@ def _each_class(
             image,
             maps.cross_attention[i, ..., k],
             {level: maps.self_attention[level][i] for level in maps.sides},
+            maps.evidence[i, :, :, k],
             truth == CLASSES.index(name) + 1,
             k < len(named[i]),
         )

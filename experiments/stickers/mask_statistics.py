@@ -38,7 +38,7 @@ from experiments.training.judges import held_out_scenes, train_segmenter
 from experiments.training.mask_scores import METHODS, PUBLISHED, iou, masks_of
 from experiments.training.run_folder import write_json
 from experiments.training.scenes import Renderer, Scene
-from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, load_model
+from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, SegmentConfig, load_model
 from seediff_jax.driver import cli
 from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.label_maps import class_scores, make_masks
@@ -46,7 +46,10 @@ from seediff_jax.models.model import Model
 from seediff_jax.pipeline.settings import PairSettings
 from seediff_jax.settings import check_settings, setting, static_part
 
+BY_ATTENTION, BY_DENOISING = "presence by attention", "presence by denoising"
+_THRESHOLDS = {BY_ATTENTION: (0.5, 0.7, 0.8, 0.85, 0.9), BY_DENOISING: (0.1, 0.2, 0.3, 0.5)}
 _BATCH, _AT_A_TIME, _JUDGED_SCENES = 8, 64, 64
+_DRAWS = SegmentConfig().presence_draws
 _GENERATED = ("generated=NUMBER above 0", lambda settings: settings.generated > 0)
 
 
@@ -81,7 +84,8 @@ def measure(some: Sequence[Looked]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     first = padded[0].self_attention
     levels = {side: np.stack([each.self_attention[side] for each in padded]) for side in first}
     images, maps = np.stack([each.image for each in padded]), AttentionMaps(cross, levels)
-    soft, found, presence = {}, {}, None
+    evidence = np.stack([each.evidence for each in padded])[..., None, :]
+    soft, found = {}, {}
     for name, config in METHODS.items():
         made = masks_of(images, maps, config)
         soft[name], found[name] = np.asarray(made[0])[:, 0], made[1] == 1
@@ -89,6 +93,8 @@ def measure(some: Sequence[Looked]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     config = static_part(MaskConfig())
     made = make_masks(images, maps, thresholds, config=config)
     scores, presence = np.asarray(class_scores(made[0], made[1])), np.asarray(made[3])
+    with_evidence = maps.replace(evidence=evidence)
+    explained = np.asarray(make_masks(images, with_evidence, thresholds, config=config)[3])
     own, mask = soft[PUBLISHED], found[PUBLISHED]
     clipped = np.clip(own, 1e-6, 1 - 1e-6)
     entropy = -(clipped * np.log(clipped) + (1 - clipped) * np.log(1 - clipped))
@@ -96,7 +102,8 @@ def measure(some: Sequence[Looked]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     _, other, crossed, spread = METHODS
     values = {
         "score": scores[:, 0],
-        "presence": presence[:, 0],
+        BY_ATTENTION: presence[:, 0],
+        BY_DENOISING: explained[:, 0],
         "mean attention to the word": cross.mean(axis=(1, 2, 3)) / num_heads,
         "margin of the soft mask, inside - outside": _inside(own, mask) - _inside(own, ~mask),
         "certainty (negative entropy) inside": -_inside(entropy, mask),
@@ -157,7 +164,7 @@ def look_everywhere(
         for start in range(0, settings.num_images, _BATCH):
             seeds = range(FIRST_SCENE, FIRST_SCENE + settings.num_images)[start : start + _BATCH]
             looked += look(model, render, of, seeds, rng)
-    sampling = SamplingConfig(num_steps=settings.num_steps)
+    sampling = SamplingConfig(num_steps=settings.num_steps, presence_draws=_DRAWS)
     for start in range(0, settings.generated, _BATCH):
         indices = range(settings.generated)[start : start + _BATCH]
         looked += look_generated(model, indices, rng, judge, sampling)
@@ -182,7 +189,8 @@ def summarise(looked: Sequence[Looked]) -> dict[str, Mapping]:
         ious += found.tolist()
         for name, column in columns.items():
             values[name] += column.tolist()
-    of, named = (np.array([each[k] for each in looked]) for k in (0, 5))
+    of = np.array([each.of for each in looked])
+    named = np.array([each.is_named for each in looked])
     is_present = np.array([each.truth.any() for each in looked])
     groups = {
         "named against unnamed and absent": of == "named",
@@ -207,13 +215,13 @@ def summarise(looked: Sequence[Looked]) -> dict[str, Mapping]:
             for one, which in judged.items()
         }
         table[name] = row
-    presence = np.array(values["presence"])
-    for threshold in (0.5, 0.7, 0.8, 0.85, 0.9):
-        kept = presence >= threshold
-        thresholds[f"{threshold:g}"] = {
-            group: [_mean(kept[w & is_present]), _mean(kept[w & ~is_present])]
-            for group, w in groups.items()
-        }
+    for name, candidates in _THRESHOLDS.items():
+        for threshold in candidates:
+            kept = np.array(values[name]) >= threshold
+            thresholds[f"{name}, {threshold:g}"] = {
+                group: [_mean(kept[w & is_present]), _mean(kept[w & ~is_present])]
+                for group, w in groups.items()
+            }
     means = {one: _mean(np.array(ious)[w]) for one, w in judged.items()}
     return {"statistics": table, "presence at": thresholds, "mean IoU": means}
 

@@ -12,6 +12,7 @@ calls; rows and calls that were added are measured when the command is given aga
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,9 @@ ROWS: Mapping[str, MaskConfig] = METHODS | {
 """The rows of the table; adding one is one line."""
 
 
+_without_draws = functools.partial(SegmentConfig, presence_draws=0)
+
+
 class Calls(NamedTuple):
     """What attention is read from.
 
@@ -62,16 +66,17 @@ class Calls(NamedTuple):
 
 
 CALLS: Mapping[str, Calls] = {
-    "50": Calls(SegmentConfig(timesteps=(50,))),
-    "100": Calls(SegmentConfig(timesteps=(100,))),
-    "200": Calls(SegmentConfig(timesteps=(200,))),
-    "300": Calls(SegmentConfig(timesteps=(300,))),
-    "400": Calls(SegmentConfig(timesteps=(400,))),
-    "50, 100, 200": Calls(SegmentConfig(timesteps=(50, 100, 200))),
-    "100, 200, 300, 400": Calls(SegmentConfig(timesteps=(100, 200, 300, 400))),
-    "100, mirrored": Calls(SegmentConfig(timesteps=(100,), mirror=True)),
-    "50, 100, 200, mirrored": Calls(SegmentConfig(timesteps=(50, 100, 200), mirror=True)),
-    "100, seeds of two levels": Calls(SegmentConfig(timesteps=(100,)), "two_levels"),
+    "50": Calls(_without_draws(timesteps=(50,))),
+    "100": Calls(_without_draws(timesteps=(100,))),
+    "200": Calls(_without_draws(timesteps=(200,))),
+    "300": Calls(_without_draws(timesteps=(300,))),
+    "400": Calls(_without_draws(timesteps=(400,))),
+    "50, 100, 200": Calls(_without_draws(timesteps=(50, 100, 200))),
+    "100, 200, 300, 400": Calls(_without_draws(timesteps=(100, 200, 300, 400))),
+    "100, mirrored": Calls(_without_draws(timesteps=(100,), mirror=True)),
+    "50, 100, 200, mirrored": Calls(_without_draws(timesteps=(50, 100, 200), mirror=True)),
+    "100, seeds of two levels": Calls(_without_draws(timesteps=(100,)), "two_levels"),
+    "100, unlikely classes left out": Calls(SegmentConfig(timesteps=(100,))),
 }
 """The columns of the table: timesteps of the UNet calls; adding one is one line."""
 

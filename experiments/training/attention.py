@@ -29,7 +29,7 @@ def capture_attention(
         [scene.caption for scene in scenes],
         [scene.classes for scene in scenes],
         range(first_index, first_index + len(scenes)),
-        config=SegmentConfig(timesteps=(timestep,)),
+        config=SegmentConfig(timesteps=(timestep,), presence_draws=0),
     )
     return samples.attention_maps
 

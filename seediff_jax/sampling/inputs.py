@@ -236,7 +236,7 @@ def pair_inputs(
             raise UserError(f"{count} classes, but a label map holds at most {IGNORE_INDEX - 1}")
         if sampling.presence_draws:
             template = getattr(sampling, "template", LIST_TEMPLATE)
-            texts = _evidence_texts(prompts, lists, template, count)
+            texts = _evidence_texts(model, prompts, lists, template, count)
             rows = encode_prompts(model, [text for row in texts for text in row])
             evidence_token_ids = rows.reshape(len(texts), 1 + count, *rows.shape[1:])
     negative = None
@@ -255,11 +255,12 @@ def pair_inputs(
 
 
 def _evidence_texts(
-    prompts: Sequence[str], lists: ClassLists, template: str, count: int
+    model: Model, prompts: Sequence[str], lists: ClassLists, template: str, count: int
 ) -> list[list[str]]:
     """The empty text and one per class for each prompt; empty ones too for the padding.
 
-    A class is named by the words of the prompt, which the model is known to read.
+    A class is named by the words of the prompt, which the model is known to read. If the template
+    leaves no room for them, they stand alone.
     """
     finder, unnamed = mention_finder(lists.synonyms), lists.unnamed or [()] * len(prompts)
     rows = []
@@ -267,7 +268,11 @@ def _evidence_texts(
         text = unicodedata.normalize("NFC", prompt)
         mentions = finder.find(text, names) if names else {}
         words = [text[slice(*spans[0])] for spans in mentions.values()]
-        texts = [list_classes(template, [word]) for word in (*words, *others)]
+        words += others
+        texts = [list_classes(template, [word]) for word in words]
+        _, tokens = model.tokenizer.tokenize(texts)
+        fits = [len(row) <= model.tokenizer.max_length for row in tokens]
+        texts = [text if fit else word for text, fit, word in zip(texts, fits, words, strict=True)]
         rows.append(["", *texts, *[""] * (count - len(texts))])
     return rows
 

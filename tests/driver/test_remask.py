@@ -21,6 +21,7 @@ from seediff_jax.driver.verify import verify_folder
 from seediff_jax.files.folder import open_folder
 from seediff_jax.main import main
 from seediff_jax.masks.config import MaskConfig
+from seediff_jax.masks.label_maps import explained
 from seediff_jax.masks.methods import class_soft_mask
 from seediff_jax.pipeline.generate import generate
 from seediff_jax.review import copies
@@ -250,3 +251,21 @@ def test_a_plan_counts_the_bytes_of_attention(inputs, tmp_path, capsys):
     # 64 x 64 of self-attention and 3 x 64 of each of 8 / 5 classes, two bytes each.
     expected = 2 * (64**2 + 3 * 64 * 8 / 5) / 1024
     assert sample_kib("--keep_attention") - sample_kib() == pytest.approx(expected, abs=0.11)
+
+
+def test_presence_by_denoising_is_kept_with_the_attention(inputs, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"  # the text that names a class must fit as well
+    prompts.write_text('{"prompt": "cat", "classes": ["cat"]}\n')
+    folder, options = tmp_path / "run", ["--keep_attention", "--presence_draws=1"]
+    made_by_a_run(inputs, folder, f"--prompts={prompts}", *options, "--min_presence=0")
+    kept = [AttentionMaps.load(path) for path in sorted((folder / "attention").iterdir())]
+    assert [maps.evidence.shape for maps in kept] == [(8, 8, 1, 2)] * 5
+    for record, maps in zip(records_of(folder), kept, strict=True):
+        soft = np.load(folder / "soft" / f"{record['index']:06d}.npz")["soft_masks"]
+        wanted = explained(maps.evidence[:, :, 0], soft[0].astype(np.float32))
+        # Evidence and soft masks in float16 or rounded to four digits.
+        np.testing.assert_allclose(record["presence"], [wanted], atol=2e-3)
+    others = ["--mask_method=cross_attention", "--min_presence=1", f"--output={tmp_path / 'other'}"]
+    assert main(["seediff", "remask", str(folder), *others]) == 0
+    for record in records_of(tmp_path / "other"):
+        assert bool(record["empty"]) == (record["presence"][0] < 1)

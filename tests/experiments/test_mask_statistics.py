@@ -126,7 +126,7 @@ def test_all_sets_are_measured_and_written(sprites, tmp_path, monkeypatch, capsy
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         assert mask_statistics.main(argv) == 0
     results = json.loads(output.read_text())
-    groups = results["presence at"]["0.8"]
+    groups = results["presence at"]["presence by attention, 0.8"]
     assert {name for name in groups if "generated" in name} == {
         "generated, named: drawn against not drawn",
         "generated: drawn against not drawn",

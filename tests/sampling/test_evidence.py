@@ -105,6 +105,9 @@ def test_a_class_is_named_in_the_words_of_the_prompt_or_by_its_name(model):
     inputs = pair_inputs(model, PROMPTS, LISTS, INDICES, CONFIG)
     for row, texts in zip(inputs.evidence_token_ids, TEXTS, strict=True):
         np.testing.assert_array_equal(row, encode_prompts(model, texts))
+    long = SegmentConfig(template="a photo of {classes}", presence_draws=1)  # ten tokens fit
+    made = pair_inputs(model, PROMPTS, LISTS, INDICES, long).evidence_token_ids
+    np.testing.assert_array_equal(made[0], encode_prompts(model, ["", "DOGs", "cat"]))
     synonyms = ClassLists([["beast"]], synonyms={"beast": ["cow"]})
     made = pair_inputs(model, ["a cow"], synonyms, [0], CONFIG).evidence_token_ids
     np.testing.assert_array_equal(made[0], encode_prompts(model, ["", "a cow"]))
