@@ -26,6 +26,7 @@ from experiments.training.scenes import Renderer, caption
 from seediff_jax import AttentionMaps, SamplingConfig, SegmentConfig, generate
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.segment_images import attend_images
+from seediff_jax.sampling.config import PRESENCE_DRAWS
 from seediff_jax.sampling.inputs import ClassLists, image_prompts
 
 FIRST_SCENE = 98_000_000
@@ -35,8 +36,8 @@ SMALLEST = 0.01
 """Part of an image that a judge must give to a class, for the image to show it."""
 
 _NUM_CLASSES, _RNG_SEED = 4, 20_263
-_CALLS = SegmentConfig(timesteps=(200,))
-_LISTED_CALLS = SegmentConfig()
+_CALLS = SegmentConfig(timesteps=(200,), presence_draws=PRESENCE_DRAWS)
+_LISTED_CALLS = SegmentConfig(presence_draws=PRESENCE_DRAWS)
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """uint8 images `[b, h, w, 3]` -> label maps uint8 `[b, h, w]`, k + 1 for class k of CLASSES."""

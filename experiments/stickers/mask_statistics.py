@@ -38,18 +38,18 @@ from experiments.training.judges import held_out_scenes, train_segmenter
 from experiments.training.mask_scores import METHODS, PUBLISHED, iou, masks_of
 from experiments.training.run_folder import write_json
 from experiments.training.scenes import Renderer, Scene
-from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, SegmentConfig, load_model
+from seediff_jax import AttentionMaps, MaskConfig, SamplingConfig, load_model
 from seediff_jax.driver import cli
 from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.label_maps import class_scores, make_masks
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.settings import PairSettings
+from seediff_jax.sampling.config import PRESENCE_DRAWS
 from seediff_jax.settings import check_settings, setting, static_part
 
 BY_ATTENTION, BY_DENOISING = "presence by attention", "presence by denoising"
 _THRESHOLDS = {BY_ATTENTION: (0.5, 0.7, 0.8, 0.85, 0.9), BY_DENOISING: (0.1, 0.2, 0.3, 0.5)}
 _BATCH, _AT_A_TIME, _JUDGED_SCENES = 8, 64, 64
-_DRAWS = SegmentConfig().presence_draws
 _GENERATED = ("generated=NUMBER above 0", lambda settings: settings.generated > 0)
 
 
@@ -164,7 +164,7 @@ def look_everywhere(
         for start in range(0, settings.num_images, _BATCH):
             seeds = range(FIRST_SCENE, FIRST_SCENE + settings.num_images)[start : start + _BATCH]
             looked += look(model, render, of, seeds, rng)
-    sampling = SamplingConfig(num_steps=settings.num_steps, presence_draws=_DRAWS)
+    sampling = SamplingConfig(num_steps=settings.num_steps, presence_draws=PRESENCE_DRAWS)
     for start in range(0, settings.generated, _BATCH):
         indices = range(settings.generated)[start : start + _BATCH]
         looked += look_generated(model, indices, rng, judge, sampling)

@@ -5,7 +5,7 @@
 The images are rendered scenes of a style that the model was not trained on, with exact truth. Each
 is noised, read by one or a few UNet calls with a prompt that names its classes, and masked by every
 method from the same attention. The metric is the mean IoU of one confusion matrix over all scenes,
-background included.
+background included. A second table has the same metric where unlikely classes are left out.
 
 Writes real_images.json and real_images.md. A run that was stopped goes on with the next kind of
 calls; rows and calls that were added are measured when the command is given again.
@@ -34,6 +34,7 @@ from seediff_jax.driver.stdio import run_program
 from seediff_jax.masks.config import IGNORE_INDEX
 from seediff_jax.models.model import Model
 from seediff_jax.pipeline.segment_images import attend_images
+from seediff_jax.sampling.config import PRESENCE_DRAWS
 from seediff_jax.sampling.inputs import image_prompts
 from seediff_jax.settings import check_settings, setting
 
@@ -50,6 +51,7 @@ ROWS: Mapping[str, MaskConfig] = METHODS | {
 """The rows of the table; adding one is one line."""
 
 
+_with_draws = functools.partial(SegmentConfig, presence_draws=PRESENCE_DRAWS)
 _without_draws = functools.partial(SegmentConfig, presence_draws=0)
 
 
@@ -59,10 +61,12 @@ class Calls(NamedTuple):
     Attributes:
         config: the UNet calls.
         seeds: the choice of layers whose cross-attention makes the seeds, see `with_seeds`.
+        absent: number of classes that are looked for besides those of the scene.
     """
 
     config: SegmentConfig
     seeds: str | None = None
+    absent: int = 0
 
 
 CALLS: Mapping[str, Calls] = {
@@ -76,9 +80,20 @@ CALLS: Mapping[str, Calls] = {
     "100, mirrored": Calls(_without_draws(timesteps=(100,), mirror=True)),
     "50, 100, 200, mirrored": Calls(_without_draws(timesteps=(50, 100, 200), mirror=True)),
     "100, seeds of two levels": Calls(_without_draws(timesteps=(100,)), "two_levels"),
-    "100, unlikely classes left out": Calls(SegmentConfig(timesteps=(100,))),
 }
 """The columns of the table: timesteps of the UNet calls; adding one is one line."""
+
+PRESENCE_ROWS: Mapping[str, MaskConfig] = {
+    f"{least:g}": MaskConfig(min_presence=least) for least in (0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8)
+}
+"""The rows of a second table: classes below a presence are left out."""
+
+PRESENCE_CALLS: Mapping[str, Calls] = {
+    f"{way}, {classes}": Calls(config(timesteps=(100,)), absent=absent)
+    for way, config in (("by denoising", _with_draws), ("by attention", _without_draws))
+    for classes, absent in (("classes of the scene", 0), ("and an absent class", 1))
+}
+"""The columns of the second table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,11 +117,12 @@ class Settings:
 def measure(
     model: Model,
     render: Renderer,
-    calls: SegmentConfig,
+    calls: Calls,
     rows: Mapping[str, MaskConfig],
     settings: Settings,
 ) -> dict[str, np.ndarray]:
     """Row -> confusion matrix over all scenes, int64 `[20, 20]`."""
+    config = calls.config
     size = len(CLASSES) + 1
     totals = {name: np.zeros((size, size), np.int64) for name in rows}
     for start in range(0, settings.num_images, settings.batch_size):
@@ -114,15 +130,26 @@ def measure(
         side = model.config.image_side
         scenes = [render(_FIRST_SCENE + index, side=side) for index in indices]
         images = np.stack([scene.image for scene in scenes])
-        names = [scene.classes for scene in scenes]
-        prompts = image_prompts(names, calls.template)
-        maps = attend_images(model, images, prompts, names, indices, config=calls).attention_maps
+        names = [
+            _with_absent(scene.classes, calls.absent, index)
+            for index, scene in zip(indices, scenes, strict=True)
+        ]
+        prompts = image_prompts(names, config.template)
+        maps = attend_images(model, images, prompts, names, indices, config=config).attention_maps
         for row, masks in rows.items():
             _, found = masks_of(images, maps, masks)
-            for scene, labels in zip(scenes, found, strict=True):
-                predicted = _class_ids(labels, scene.classes)
+            for scene, labels, looked_for in zip(scenes, found, names, strict=True):
+                predicted = _class_ids(labels, looked_for)
                 totals[row] += confusion_matrix(scene.label_map, predicted, size)
     return totals
+
+
+def _with_absent(shown: Sequence[str], count: int, index: int) -> tuple[str, ...]:
+    """The classes of a scene and some that it does not show, in random order."""
+    rng = np.random.default_rng((7, index))
+    others = [name for name in CLASSES if name not in shown]
+    names = [*shown, *(others[k] for k in rng.permutation(len(others))[:count])]
+    return tuple(names[k] for k in rng.permutation(len(names))) if count else tuple(shown)
 
 
 def _class_ids(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -147,7 +174,7 @@ def run(
         found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if (found.get("calls"), found.get("rows")) != (repr(column), wanted):
             seeded = with_seeds(model, column.seeds)
-            matrices = measure(seeded, render, column.config, rows, settings)
+            matrices = measure(seeded, render, column, rows, settings)
             figures = {row: _figures(confusion) for row, confusion in matrices.items()}
             found = {"calls": repr(column), "rows": wanted, "figures": figures}
             write_json(path, found)
@@ -170,8 +197,9 @@ def render_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _work(settings: Settings) -> None:
-    results = run(settings)
-    write_results(pathlib.Path(settings.run_dir) / "real_images", results, render_table(results))
+    results, presence = run(settings), run(settings, PRESENCE_ROWS, PRESENCE_CALLS)
+    tables = f"{render_table(results)}\n\n{render_table(presence)}"
+    write_results(pathlib.Path(settings.run_dir) / "real_images", results | presence, tables)
 
 
 main = make_main("experiments.stickers.real_images", __doc__, Settings, _work)

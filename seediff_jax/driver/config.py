@@ -39,7 +39,7 @@ from seediff_jax.prompts.embedded_models import (
     require_known_words,
 )
 from seediff_jax.prompts.settings import PromptSource
-from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.sampling.config import SamplingConfig, with_draws
 from seediff_jax.sampling.segment_config import SegmentConfig
 from seediff_jax.schedulers.config import PREDICTION_TYPES
 from seediff_jax.schedulers.registry import SCHEDULERS
@@ -335,9 +335,11 @@ class RunConfig(ModelSource, RunSettings):
         ModelSource.__post_init__(self)
         RunSettings.__post_init__(self)
         require_place(self.formats, self.kept_parts)
-        require_presence(self.masks, self.sampling.presence_draws)
+        sampling = with_draws(self.sampling, self.plan.has_unnamed)
+        object.__setattr__(self, "sampling", sampling)
         if isinstance(self.sampling, SamplingConfig):
             require_known_words(self.model, self.sampling.negative_prompt, "negative prompt")
+        require_presence(self.masks, self.sampling.presence_draws)
 
     @property
     def kept_parts(self) -> tuple[str, ...]:

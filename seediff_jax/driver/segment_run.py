@@ -19,6 +19,7 @@ from seediff_jax.masks.config import MaskConfig
 from seediff_jax.masks.own_methods import method_name
 from seediff_jax.prompts.prompt_source import make_image_plan
 from seediff_jax.prompts.settings import ImageSource
+from seediff_jax.sampling.config import with_draws
 from seediff_jax.sampling.segment_config import SegmentConfig
 
 
@@ -60,7 +61,7 @@ def make_config(
         plan=plan,
         class_names=class_names,
         num_images=len(files),
-        sampling=sampling,
+        sampling=with_draws(sampling, may_lack=images.image_classes is None),
         masks=masks,
         images=files,
     )

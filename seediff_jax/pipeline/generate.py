@@ -25,7 +25,7 @@ from seediff_jax.pipeline.method_check import require_kept_fits, require_method
 from seediff_jax.pipeline.pair import Pair
 from seediff_jax.pipeline.settings import LAST_INDEX, PairScalars, PairSettings, require_range
 from seediff_jax.pipeline.stages import class_stages
-from seediff_jax.sampling.config import SamplingConfig
+from seediff_jax.sampling.config import SamplingConfig, with_draws
 from seediff_jax.sampling.inputs import (
     DEFAULT_SAMPLING,
     ClassLists,
@@ -209,6 +209,8 @@ def generate(
         FloatingPointError: a stage of sampling, or the masks, gave values that are not finite.
     """
     require_method(model, masks, sampling)
+    has_unnamed = isinstance(classes, ClassLists) and any(classes.unnamed or ())
+    sampling = with_draws(sampling, has_unnamed)
     samples = _sample(model, prompts, classes, first_index, PairSettings(rng_seed, sampling))
     maps, length = samples.attention_maps, model.tokenizer.max_length
     pairs = Pairs(

@@ -24,6 +24,7 @@ from seediff_jax.pipeline.programs import MASKS, PairRows, mask_rows
 from seediff_jax.pipeline.settings import LAST_INDEX, PairSettings, require_range
 from seediff_jax.pipeline.tiles import Box, cut, join, label_pixels, make_boxes, mean_scores
 from seediff_jax.prompts.names import require_classes
+from seediff_jax.sampling.config import with_draws
 from seediff_jax.sampling.inputs import ClassLists, image_prompts, pair_inputs
 from seediff_jax.sampling.noise import latent_size
 from seediff_jax.sampling.noised import require_timesteps
@@ -50,9 +51,9 @@ def segment(
     """Finds classes in given images, by the attention of noised UNet calls.
 
     Every class gets a soft mask that is stretched to [0, 1], so the list of an image should name
-    what the image shows; `masks.min_presence` leaves out classes that it may not show. The result
-    for image `first_index + i` depends on `rng_seed`, that index, the image, its classes and the
-    settings.
+    what the image shows. With one list for all images, classes that an image may not show are left
+    out by default, see `presence_draws` and `masks.min_presence`. The result for image
+    `first_index + i` depends on `rng_seed`, that index, the image, its classes and the settings.
 
     Args:
         model: the model.
@@ -73,6 +74,7 @@ def segment(
         FloatingPointError: a stage gave values that are not finite.
     """
     count, lists = len(images), _class_lists(classes, len(images))
+    config = with_draws(config, may_lack=all(isinstance(each, str) for each in classes))
     for place, image in enumerate(images):
         _require_image(image, place)
     require_method(model, masks, config)

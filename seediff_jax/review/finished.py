@@ -57,10 +57,11 @@ class Finished:
     def presence(self, record: Mapping[str, Any]) -> Any:
         """The presence of each class of a record, or None for a class without.
 
-        Older releases recorded none, and by cross_attention it is always 1, which says nothing.
+        Older releases recorded none. By cross_attention it is always 1 without draws of noise,
+        which says nothing.
         """
-        found = record.get("presence")
-        if found is None or self.method_names[0] == "cross_attention":
+        found, draws = record.get("presence"), self.settings.get("presence_draws")
+        if found is None or (self.method_names[0] == "cross_attention" and not draws):
             return [None] * len(record.get("class_ids") or ())
         return found
 

@@ -4,7 +4,7 @@ Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from seediff_jax.errors import UserError
 from seediff_jax.models.attention_choice import ATTENTION
@@ -13,6 +13,18 @@ from seediff_jax.settings import check_settings, setting
 _GUIDANCE = (
     "a guidance_scale above 1, up to which there is no guidance",
     lambda config: config.guidance_scale > 1,
+)
+
+
+Config = TypeVar("Config")
+
+PRESENCE_DRAWS = 4
+"""Default number of draws where an image may lack classes that are looked for."""
+
+DRAWS_HELP = (
+    "Number of noised copies of an image on which the UNet tests whether the image shows its "
+    "classes. Each copy costs one UNet call, and one more per class. 0 judges the presence of a "
+    "class by attention, at no cost."
 )
 
 
@@ -88,11 +100,10 @@ class SamplingConfig:
         needs=_GUIDANCE,
     )
     negative_prompt: str = setting("", "Prompt to guide away from.", traced=True, needs=_GUIDANCE)
-    presence_draws: int = setting(
-        0,
-        "Number of noised copies of an image on which the UNet tests whether the image shows its "
-        "classes. Each copy costs one UNet call, and one more per class. 0 judges the presence of "
-        "a class by attention, at no cost.",
+    presence_draws: int | None = setting(
+        None,
+        f"{DRAWS_HELP} By default {PRESENCE_DRAWS} in a run that looks for classes which its "
+        "prompts do not name, else 0.",
         least=0,
         most=1000,
     )
@@ -128,3 +139,15 @@ class SamplingConfig:
                 f"guidance_interval={','.join(f'{part:g}' for part in interval)} must be two "
                 "numbers that rise, as in 0.2,0.8"
             )
+
+
+def with_draws(config: Config, may_lack: bool) -> Config:
+    """Returns a SamplingConfig or SegmentConfig with its `presence_draws` in place of None.
+
+    Args:
+        config: the settings.
+        may_lack: whether classes are looked for that no prompt or list ascribes to the image.
+    """
+    if config.presence_draws is not None:
+        return config
+    return dataclasses.replace(config, presence_draws=PRESENCE_DRAWS if may_lack else 0)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from seediff_jax.models.attention_choice import ATTENTION
 from seediff_jax.prompts.settings import LIST_TEMPLATE
 from seediff_jax.prompts.templates import require_list_template
-from seediff_jax.sampling.config import IMAGE_SIZE, SizeCondition
+from seediff_jax.sampling.config import DRAWS_HELP, IMAGE_SIZE, PRESENCE_DRAWS, SizeCondition
 from seediff_jax.settings import check_settings, setting
 
 
@@ -43,11 +43,10 @@ class SegmentConfig:
         'Prompt of an image, in which {classes} becomes, for example, "a cat and an aeroplane".',
         traced=True,
     )
-    presence_draws: int = setting(
-        4,
-        "Number of noised copies of an image on which the UNet tests whether the image shows its "
-        "classes. Each copy costs one UNet call, and one more per class. 0 judges the presence of "
-        "a class by attention, at no cost.",
+    presence_draws: int | None = setting(
+        None,
+        f"{DRAWS_HELP} By default {PRESENCE_DRAWS} with one list of classes for all images, and 0 "
+        "with a list for each.",
         least=0,
         most=1000,
     )

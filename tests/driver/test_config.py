@@ -1,5 +1,6 @@
 """What a run is asked for: prompts, thresholds, settings."""
 
+import dataclasses
 import json
 
 import pytest
@@ -74,5 +75,6 @@ def test_an_embedded_model_knows_the_negative_prompt_or_refuses_it():
     negative = SamplingConfig(negative_prompt="a blurry cat")
     with pytest.raises(UserError, match="does not know 'blurry' in the negative prompt 'a blurry"):
         make_config(sampling=negative)
-    assert make_config(sampling=negative, model="/models/sd").sampling == negative
+    made = make_config(sampling=negative, model="/models/sd").sampling
+    assert made == dataclasses.replace(negative, presence_draws=0)
     make_config(sampling=SamplingConfig(negative_prompt="a striped background"))

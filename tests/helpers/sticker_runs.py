@@ -68,7 +68,7 @@ def draw_pairs(render, prompts, names):
     maps = AttentionMaps(
         jnp.asarray(np.stack(cross), jnp.float32),
         {side: jnp.asarray(np.stack(values)) for side, values in self_attention.items()},
-        evidence=jnp.zeros((len(cross), 8, 8, most, 2), jnp.float32),
+        evidence=jnp.ones((len(cross), 8, 8, most, 2), jnp.float32),
     )
     images = jnp.asarray(np.stack([scene.image for scene in scenes]))
     return Pairs(images, None, None, maps, None, None)

@@ -207,6 +207,10 @@ def test_a_dataset_without_presence_is_not_filtered_by_it(tmp_path, monkeypatch,
         assert error.startswith("seediff filter: --min_presence=0.8: ")
         assert main(["seediff", "filter", str(tmp_path / name), "--min_score=0.1"]) == 0
         capsys.readouterr()
+    drawn = lambda *formats: cross(*formats) | {"presence_draws": 4}  # noqa: E731
+    monkeypatch.setattr(stored_runs, "settings", drawn)
+    stored_runs.run(tmp_path / "drawn", ("files",))
+    assert main(["seediff", "filter", str(tmp_path / "drawn"), "--min_presence=0.8"]) == 0
 
 
 def test_another_format_is_made_of_the_same_pixels(files_only, tmp_path):
