@@ -89,11 +89,11 @@ PRESENCE_ROWS: Mapping[str, MaskConfig] = {
 """The rows of a second table: classes below a presence are left out."""
 
 PRESENCE_CALLS: Mapping[str, Calls] = {
-    f"{way}, {classes}": Calls(config(timesteps=(100,)), absent=absent)
+    f"{way}, {classes}": Calls(config(timesteps=(100,), template="{classes}"), absent=absent)
     for way, config in (("by denoising", _with_draws), ("by attention", _without_draws))
-    for classes, absent in (("classes of the scene", 0), ("and an absent class", 1))
+    for classes, absent in (("classes of the scene", 0), ("and two absent classes", 2))
 }
-"""The columns of the second table."""
+"""The columns of the second table. Four names and "a photo of" would be more than 14 tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -136,12 +136,12 @@ def correlation(first: Float[Array, "*grid"], second: Float[Array, "*grid"]) -> 
 def explained(evidence: Float[Array, "h w 2"], soft_mask: Float[Array, "H W"]) -> Float[Array, ""]:
     """How much of the change that the name of a class makes is right, on its object, in [0, 1].
 
-    It is the least-squares coefficient of `sampling.evidence.class_evidence`, with the fourth power
-    of the soft mask as weight, so that its certain part decides; 0 for a name without effect.
+    It is the least-squares coefficient of `sampling.evidence.class_evidence`, with the soft mask
+    as weight; 0 for a name without effect.
     """
     h, w, _ = evidence.shape
     height, width = soft_mask.shape
-    weights = soft_mask.reshape(h, height // h, w, width // w).mean(axis=(1, 3)) ** 4
+    weights = soft_mask.reshape(h, height // h, w, width // w).mean(axis=(1, 3))
     right, size = jnp.sum(weights[..., None] * evidence, axis=(0, 1))
     return jnp.clip(jnp.where(size > 0, right / jnp.where(size > 0, size, 1), 0 * right), 0, 1)
 

@@ -118,14 +118,14 @@ def test_without_draws_there_is_no_evidence(model, config):
     assert pair_inputs(model, PROMPTS, LISTS, INDICES, config).evidence_token_ids is None
 
 
-def test_presence_is_the_share_of_the_change_that_is_right_where_the_mask_is_certain():
+def test_presence_is_the_share_of_the_change_that_is_right_where_the_mask_is():
     evidence = np.zeros((1, 2, 2), np.float32)
     evidence[0, :, 0], evidence[0, :, 1] = (0.9, -1.0), (1.0, 4.0)
-    soft = np.repeat(np.array([[1.0, 0.5]], np.float32), 2, axis=0).repeat(2, axis=1)
-    # Weights 1 and 1/16: (0.9 - 1/16) / (1 + 4/16).
-    assert float(explained(evidence, soft)) == pytest.approx((0.9 - 1 / 16) / 1.25, abs=1e-6)
+    soft = np.repeat(np.array([[1.0, 0.25]], np.float32), 2, axis=0).repeat(2, axis=1)
+    # Weights 1 and 1/4: (0.9 - 1/4) / (1 + 4/4).
+    assert float(explained(evidence, soft)) == pytest.approx((0.9 - 1 / 4) / 2, abs=1e-6)
     assert float(explained(-evidence, soft)) == 0.0  # never below 0
-    assert float(explained(evidence * [3, 1], soft)) == 1.0  # nor above 1
+    assert float(explained(evidence * [4, 1], soft)) == 1.0  # nor above 1
     assert float(explained(0 * evidence, soft)) == 0.0  # a name without effect
 
 
