@@ -31,9 +31,11 @@ class SegmentMaker(PairMaker):
         images = [read[index] for index in indices]
         boxes = [make_boxes(image.shape[:2], config) for image in images]
         size = network_size(self._model, config)
-        return [
-            self._programs(inputs.replace(images=crop_all(images, boxes, k, size)))
-            for k in range(self._num_calls(max(map(len, boxes))))
+        whole = inputs.replace(images=crop_all(images, boxes, 0, size))
+        tile = inputs.replace(evidence_token_ids=None)
+        return [self._programs(whole)] + [
+            self._programs(tile.replace(images=crop_all(images, boxes, k, size)), is_tile=True)
+            for k in range(1, self._num_calls(max(map(len, boxes))))
         ]
 
     def _num_calls(self, most: int) -> int:

@@ -107,18 +107,20 @@ class PairPrograms:
         self._sample = _split_program(partition, mesh, _sample, settings.static)
         self._mask = _split_program(partition, mesh, mask_rows, settings.static)
 
-    def __call__(self, inputs: PairInputs) -> PairRows:
+    def __call__(self, inputs: PairInputs, *, is_tile: bool = False) -> PairRows:
         """Starts the programs on this host's rows and returns their results without waiting.
 
         Args:
             inputs: NumPy arrays, whose rows are split evenly over this host's part of the data
                 axis. All hosts call with the same number of rows.
+            is_tile: whether they are tiles, see `PairScalars.of_tiles`.
 
         Returns:
             Arrays that span all hosts; `fetch` reads this host's rows.
         """
-        samples = self._sample(self._model, self._scalars, inputs)
-        rows = self._mask(None, self._scalars, samples)
+        scalars = self._scalars.of_tiles() if is_tile else self._scalars
+        samples = self._sample(self._model, scalars, inputs)
+        rows = self._mask(None, scalars, samples)
         if self._keeps_attention:
             rows = rows.replace(attention_maps=samples.attention_maps)
         return rows

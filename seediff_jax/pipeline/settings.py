@@ -74,6 +74,17 @@ class PairScalars(NamedTuple):
     other_thresholds: tuple[Thresholds, ...] = ()
     timesteps: Any = None
 
+    def of_tiles(self) -> "PairScalars":
+        """The same for tiles, in which no class is left out: the whole image decides that.
+
+        A tile may show a part of an object, which is hard to tell.
+        """
+        zero = type(self.thresholds.presence)(0)
+        first, *others = (
+            each._replace(presence=zero) for each in (self.thresholds, *self.other_thresholds)
+        )
+        return self._replace(thresholds=first, other_thresholds=tuple(others))
+
 
 @dataclasses.dataclass(frozen=True)
 class PairSettings:

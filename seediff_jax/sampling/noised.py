@@ -96,11 +96,6 @@ def attend(
     start = jax.tree.map(lambda leaf: jnp.zeros_like(latents, leaf.dtype, leaf.shape), shapes)
     total, _ = lax.scan(call, start, jnp.arange(calls, dtype=jnp.int32))
     maps = jax.tree.map(lambda leaf: leaf / calls, total)
-    is_finite = {
-        "text_embeddings": rows_are_finite(text),
-        "latents": rows_are_finite(*latents),
-        "attention": rows_are_finite(*jax.tree.leaves(maps)),
-    }
     if inputs.evidence_token_ids is not None:
         evidence_of = functools.partial(
             class_evidence,
@@ -114,12 +109,15 @@ def attend(
         own, *mirrored = lax.map(evidence_of, latents)
         evidence = (own + jnp.flip(mirrored[0], axis=2)) / 2 if mirrored else own
         maps = maps.replace(evidence=evidence)
-        is_finite["evidence"] = rows_are_finite(evidence)
     return Samples(
         images=images,
         latents=latents[0],
         attention_maps=maps,
-        is_finite=is_finite,
+        is_finite={
+            "text_embeddings": rows_are_finite(text),
+            "latents": rows_are_finite(*latents),
+            "attention": rows_are_finite(*jax.tree.leaves(maps)),
+        },
     )
 
 

@@ -111,6 +111,22 @@ def test_tiles_are_segmented_one_by_one_and_joined(model, images, found):
     np.testing.assert_allclose(tiled[2].soft_masks[0], expected / weights, atol=1e-3)
 
 
+@pytest.mark.parametrize("draws", [0, 2])
+def test_the_whole_image_decides_which_classes_are_left_out_of_its_tiles(model, images, draws):
+    config = SegmentConfig(template="{classes}", tile_side=24, presence_draws=draws)
+
+    def masks(least):
+        options = {"config": config, "masks": MaskConfig(min_presence=least)}
+        return segment(model, images[2:], ["cd"], rng_seed=5, **options)[0]
+
+    everything = masks(0.0)
+    (presence,) = everything.presence
+    assert presence > 0 and everything.soft_masks.any()
+    np.testing.assert_array_equal(masks(float(presence)).soft_masks, everything.soft_masks)
+    if presence < 1:
+        assert not masks(float(np.nextafter(presence, 2))).soft_masks.any()
+
+
 def test_several_methods_share_the_attention_and_each_is_that_of_it_alone(model, images):
     options = {"rng_seed": 5, "batch_size": 2}
     options["config"] = SegmentConfig(template="{classes}", timesteps=(100,), tile_side=24)
