@@ -369,7 +369,7 @@ class RunConfig(ModelSource, RunSettings):
             **stored_settings(self),
             **stored_settings(self.sampling),
             **stored_settings(self.masks),
-            **self.masks.recorded(),
+            **self.masks.recorded(self.sampling.presence_draws),
             **own_method_sources(self.masks.methods),
             **self.plan.settings(),
             **({} if self.images is None else self.images.settings),

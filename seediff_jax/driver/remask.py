@@ -67,11 +67,12 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
     source = open_finished(folder)
     if not source.settings.get("keep_attention"):
         raise UserError(f"{folder} has no attention; only a run with --keep_attention keeps it")
-    require_presence(masks, source.settings.get("presence_draws", 0))
+    draws = source.settings["presence_draws"]
+    require_presence(masks, draws)
     settings = {
         **source.settings,
         **stored_settings(masks),
-        **masks.recorded(),
+        **masks.recorded(draws),
         "format": list(output.formats or source.settings["format"]),
         "keep_attention": False,
         **copied_from(source, stored_settings(masks) | {PRECISION: precision_settings()}),

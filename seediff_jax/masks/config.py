@@ -234,12 +234,14 @@ class MaskConfig:
         uncertain = published.uncertain if self.uncertain is None else self.uncertain
         return Published(power, published.threshold, uncertain)
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, presence_draws: int) -> dict[str, Any]:
         """Values that settings.json records in place of None: the published ones of one method.
 
         Several methods have different ones, so None is recorded for them.
         """
-        return self.resolved._asdict() if len(self.methods) == 1 else {}
+        least = LEAST_EVIDENCE if presence_draws else 0.0
+        values = {"min_presence": least if self.min_presence is None else self.min_presence}
+        return values | (self.resolved._asdict() if len(self.methods) == 1 else {})
 
     @property
     def thresholds(self) -> Thresholds:
@@ -257,7 +259,7 @@ def require_presence(masks: MaskConfig, presence_draws: int) -> None:
     Raises:
         UserError: it has no effect, because there are no draws either.
     """
-    if presence_draws or masks.min_presence is None or {*masks.methods} != {"cross_attention"}:
+    if presence_draws or not masks.min_presence or {*masks.methods} != {"cross_attention"}:
         return
     raise UserError(
         f"min_presence={masks.min_presence:g} needs presence_draws=NUMBER above 0 or a mask_method "

@@ -18,6 +18,7 @@ from seediff_jax.files.folder import open_folder
 from tests.helpers.crashes import killed_at
 
 SETTINGS = {
+    "presence_draws": 0,
     "form": FORM,
     "seediff_jax_version": "1.2.3",
     "num_steps": 3,

@@ -130,7 +130,7 @@ def test_one_list_for_all_images_is_tested_by_denoising(inputs, tmp_path):
     line = [each for each in command(inputs, tmp_path / "out") if "image_classes" not in each]
     assert main([each for each in line if "min_presence" not in each]) == 0
     settings = json.loads((tmp_path / "out/settings.json").read_text())
-    assert settings["presence_draws"] == 4 and settings["min_presence"] is None
+    assert settings["presence_draws"] == 4 and settings["min_presence"] == 0.2
     images = [pixels(inputs / f"images/image {k}.png") for k in range(5)]
     config = SegmentConfig(template="{classes}", tile_side=24, presence_draws=4)
     found = segment(load_model(inputs / "model"), images, ["b", "ox"], batch_size=1, config=config)
