@@ -61,6 +61,8 @@ def require_resumable(folder: Folder, settings: Mapping[str, Any]) -> list[str]:
     found = filter(None, map(parse_shard_name, folder.names("shards")))
     if all(kind == "jsonl" for _, kind in found):  # without a journal or a summary
         return []
+    if settings.get("presence_draws") == 0:
+        old.setdefault("presence_draws", 0)  # older releases had none
     changes = _differences(old, settings)
     changes.pop(COMMAND, None)
     refused = [text for name, text in changes.items() if name != VERSIONS]

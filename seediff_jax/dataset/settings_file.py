@@ -109,7 +109,7 @@ def _require_form(folder: Folder, settings: dict[str, Any]) -> dict[str, Any]:
             f"{folder} was written by another version of seediff_jax ({release}), whose folders "
             "have another form; use that version to continue it, or choose a new folder"
         )
-    return {"presence_draws": 0} | settings  # older releases had none
+    return settings
 
 
 def restoring_hint(folder: Folder) -> str:

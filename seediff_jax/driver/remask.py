@@ -67,7 +67,7 @@ def remask_dataset(folder: Folder, masks: MaskConfig, output: RemaskOutput) -> s
     source = open_finished(folder)
     if not source.settings.get("keep_attention"):
         raise UserError(f"{folder} has no attention; only a run with --keep_attention keeps it")
-    draws = source.settings["presence_draws"]
+    draws = source.settings.get("presence_draws", 0)
     require_presence(masks, draws)
     settings = {
         **source.settings,

@@ -18,7 +18,6 @@ from seediff_jax.files.folder import open_folder
 from tests.helpers.crashes import killed_at
 
 SETTINGS = {
-    "presence_draws": 0,
     "form": FORM,
     "seediff_jax_version": "1.2.3",
     "num_steps": 3,
@@ -51,6 +50,12 @@ def test_other_settings_are_refused_with_old_and_new_value(with_sample):
     changed = SETTINGS | {"num_steps": 50, "uncertain": 0.4}
     with pytest.raises(ValueError, match="num_steps: 3 there, 50 now; uncertain: null there, 0.4"):
         require_resumable(with_sample, changed)
+
+
+def test_a_folder_of_an_older_release_has_no_draws(with_sample):
+    require_resumable(with_sample, SETTINGS | {"presence_draws": 0})
+    with pytest.raises(ValueError, match="presence_draws: .* 4 now"):
+        require_resumable(with_sample, SETTINGS | {"presence_draws": 4})
 
 
 def test_settings_that_are_not_known_yet_are_not_compared(with_sample):

@@ -15,13 +15,6 @@ def test_line_k_of_the_class_file_names_id_k(tmp_path):
     assert read_settings(folder) == written
 
 
-def test_a_folder_of_an_older_release_has_no_draws(tmp_path):
-    folder, written = open_folder(tmp_path), settings()
-    older = {name: value for name, value in written.items() if name != "presence_draws"}
-    write_settings(folder, older)
-    assert read_settings(folder) == written
-
-
 @pytest.mark.parametrize("name", ["two\nlines", "a\u2028b", "a\x85b", "\x0b", "", "ends\n"])
 def test_the_name_of_a_class_that_would_shift_the_lines_of_the_class_file_is_refused(
     tmp_path, name

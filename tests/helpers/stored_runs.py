@@ -36,7 +36,6 @@ def settings(formats=tuple(FORMATS)):
         "keep_attention": True,
         "mask_method": list(METHODS),
         "shard_size": SHARD_SIZE,
-        "presence_draws": 0,
     }
 
 
