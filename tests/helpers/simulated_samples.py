@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+import seediff_jax.driver.regenerate  # noqa: F401  # imports `prepare` before a test replaces it
 from seediff_jax.checkpoints.sources import find_source, read_source_config
 from seediff_jax.models.model import Model, Provenance
 from seediff_jax.pipeline.mesh import make_mesh
