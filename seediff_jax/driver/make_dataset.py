@@ -283,7 +283,7 @@ class _Run:
     def _report(self, counts: dict[str, int]) -> None:
         line = (
             f"{counted(counts['samples'], 'image')} with masks in {self.folder} "
-            f"({counts['empty']} with an empty mask)"
+            f"(in {counts['empty']} a class has no pixels)"
         )
         if counts["failed"]:
             line += f"; {counts['failed']} failed twice, see {self.folder.path('failed.jsonl')}"

@@ -103,6 +103,7 @@ class PairPrograms:
         self.mesh, self._keeps_attention = mesh, keeps_attention
         self.attention = describe_attention(planned_attention(model, settings.sampling, mesh))
         self._model, self._scalars = model, settings.scalars()
+        self._tile_scalars = settings.of_tiles.scalars()
         # Programs depend only on static settings, so that another run finds them compiled.
         self._sample = _split_program(partition, mesh, _sample, settings.static)
         self._mask = _split_program(partition, mesh, mask_rows, settings.static)
@@ -113,12 +114,12 @@ class PairPrograms:
         Args:
             inputs: NumPy arrays, whose rows are split evenly over this host's part of the data
                 axis. All hosts call with the same number of rows.
-            is_tile: whether they are tiles, see `PairScalars.of_tiles`.
+            is_tile: whether they are tiles, see `PairSettings.of_tiles`.
 
         Returns:
             Arrays that span all hosts; `fetch` reads this host's rows.
         """
-        scalars = self._scalars.of_tiles() if is_tile else self._scalars
+        scalars = self._tile_scalars if is_tile else self._scalars
         samples = self._sample(self._model, scalars, inputs)
         rows = self._mask(None, scalars, samples)
         if self._keeps_attention:

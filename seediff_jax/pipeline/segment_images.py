@@ -112,13 +112,10 @@ def _segment_batch(
     static = settings.static
     boxes = [make_boxes(image.shape[:2], config) for image in images]
     for k in range(max(map(len, boxes))):
-        crops, scalars = crop_all(images, boxes, k, size), settings.scalars()
-        if k:
-            config, scalars = dataclasses.replace(config, presence_draws=0), scalars.of_tiles()
-        samples = attend_images(
-            model, crops, prompts, classes, indices, rng_seed=settings.rng_seed, config=config
-        )
-        rows = jax.tree.map(np.asarray, _mask_rows(None, scalars, samples, settings=static))
+        own, crops = settings.of_tiles if k else settings, crop_all(images, boxes, k, size)
+        options = {"rng_seed": own.rng_seed, "config": own.sampling}
+        samples = attend_images(model, crops, prompts, classes, indices, **options)
+        rows = jax.tree.map(np.asarray, _mask_rows(None, own.scalars(), samples, settings=static))
         if not (is_finite := rows.is_finite[MASKS]).all():
             bad = np.asarray(indices)[~is_finite].tolist()
             raise FloatingPointError(f"soft masks of the samples {bad} are not finite")

@@ -74,17 +74,6 @@ class PairScalars(NamedTuple):
     other_thresholds: tuple[Thresholds, ...] = ()
     timesteps: Any = None
 
-    def of_tiles(self) -> "PairScalars":
-        """The same for tiles, in which no class is left out: the whole image decides that.
-
-        A tile may show a part of an object, which is hard to tell.
-        """
-        zero = type(self.thresholds.presence)(0)
-        first, *others = (
-            each._replace(presence=zero) for each in (self.thresholds, *self.other_thresholds)
-        )
-        return self._replace(thresholds=first, other_thresholds=tuple(others))
-
 
 @dataclasses.dataclass(frozen=True)
 class PairSettings:
@@ -110,6 +99,16 @@ class PairSettings:
     def static(self) -> "PairSettings":
         """The settings with traced ones at their defaults: equal results run the same programs."""
         return PairSettings(0, static_part(self.sampling), static_part(self.masks))
+
+    @property
+    def of_tiles(self) -> "PairSettings":
+        """The settings of tiles, in which no class is left out: the whole image decides that.
+
+        A tile may show a part of an object, which is hard to tell.
+        """
+        sampling = dataclasses.replace(self.sampling, presence_draws=0)
+        masks = dataclasses.replace(self.masks, min_presence=0.0)
+        return dataclasses.replace(self, sampling=sampling, masks=masks)
 
     def scalars(self) -> PairScalars:
         """The settings that are traced."""

@@ -4,10 +4,11 @@ Quick to import: it loads neither JAX nor NumPy.
 """
 
 import dataclasses
-from typing import NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from seediff_jax.errors import UserError
 from seediff_jax.models.attention_choice import ATTENTION
+from seediff_jax.prompts.settings import LIST_TEMPLATE
 from seediff_jax.settings import check_settings, setting
 
 _GUIDANCE = (
@@ -67,6 +68,10 @@ class SamplingConfig:
 
     See the help of each field, `seediff --help` or docs/flags.md. Guidance scale and rescale are
     traced, but turning guidance off, or rescaling on, compiles another program.
+
+    Attributes:
+        template: of the texts that name each class alone, see `sampling.evidence`. SegmentConfig
+            has a setting of this name.
 
     Raises:
         UserError: a value is out of range.
@@ -129,6 +134,8 @@ class SamplingConfig:
         choices=ATTENTION,
     )
     dry_run: bool = setting(False, "Do everything except the UNet calls; images are decoded noise.")
+
+    template: ClassVar[str] = LIST_TEMPLATE
 
     def __post_init__(self):
         check_settings(self)

@@ -18,7 +18,7 @@ from jax import lax
 from seediff_jax.array_typing import Array, Float, typechecked
 from seediff_jax.models.model import Model, predict_noise
 from seediff_jax.models.transformer import TokenColumns
-from seediff_jax.sampling.config import SizeCondition
+from seediff_jax.sampling.config import IMAGE_SIZE, SizeCondition
 from seediff_jax.sampling.guidance import embed_prompts
 from seediff_jax.sampling.inputs import PairInputs
 from seediff_jax.sampling.noise import step_noise
@@ -42,11 +42,10 @@ def class_evidence(
     model: Model,
     latents: Float[Array, "b h w c0"],
     inputs: PairInputs,
-    *,
     rng_seed: Array,
     draws: int,
-    size_condition: SizeCondition,
     guidance_scale: Float[Array, ""],
+    size_condition: SizeCondition = IMAGE_SIZE,
 ) -> Float[Array, "b h w c 2"]:
     """Measures at each location what the name of each class explains of given latents.
 
@@ -62,8 +61,8 @@ def class_evidence(
         inputs: with `evidence_token_ids`.
         rng_seed: uint32 `[]`, of the noise, which also depends on the indices.
         draws: number of draws of noise, static.
-        size_condition: read by Stable Diffusion XL.
         guidance_scale: read by latent consistency models.
+        size_condition: read by Stable Diffusion XL.
 
     Returns:
         float32, the two sums; in the mean over each image, the second one is 1. Both are 0 for a
@@ -82,14 +81,14 @@ def class_evidence(
     prompts = jax.tree.map(lambda one, others: jnp.concatenate([one[None], others]), nothing, names)
     scheduler, unrecorded = model.scheduler_config, TokenColumns(jnp.zeros((0, texts.shape[-1], 1)))
     schedule = make_noise_schedule(scheduler)
-    of_target = velocity if scheduler.prediction_type == "v_prediction" else None
+    predicts_velocity = scheduler.prediction_type == "v_prediction"
     timesteps = jnp.asarray(evidence_timesteps(scheduler.num_train_timesteps, draws))
 
     def draw(total: Array, number: Array) -> tuple[Array, None]:
         timestep = jnp.full(latents.shape[0], timesteps[number])
         noise = step_noise(model, rng_seed, inputs.indices, _FIRST_DRAW + number, grid)
         noised = add_noise(schedule, latents, noise, timestep)
-        target = of_target(schedule, latents, noise, timestep) if of_target else noise
+        target = velocity(schedule, latents, noise, timestep) if predicts_velocity else noise
 
         def predict(prompt):
             text, conditions = prompt

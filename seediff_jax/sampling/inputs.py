@@ -20,7 +20,6 @@ from seediff_jax.models.model import Model
 from seediff_jax.prompts.embedded_models import require_known_words
 from seediff_jax.prompts.mentions import mention_finder
 from seediff_jax.prompts.names import require_classes
-from seediff_jax.prompts.settings import LIST_TEMPLATE
 from seediff_jax.prompts.templates import list_classes
 from seediff_jax.prompts.tokenizer import class_token_mask
 from seediff_jax.sampling.config import SamplingConfig
@@ -235,8 +234,7 @@ def pair_inputs(
         if count >= IGNORE_INDEX:
             raise UserError(f"{count} classes, but a label map holds at most {IGNORE_INDEX - 1}")
         if sampling.presence_draws:
-            template = getattr(sampling, "template", LIST_TEMPLATE)
-            texts = _evidence_texts(model, prompts, lists, template, count)
+            texts = _evidence_texts(model, prompts, lists, sampling.template, count)
             rows = encode_prompts(model, [text for row in texts for text in row])
             evidence_token_ids = rows.reshape(len(texts), 1 + count, *rows.shape[1:])
     negative = None

@@ -97,16 +97,10 @@ def attend(
     total, _ = lax.scan(call, start, jnp.arange(calls, dtype=jnp.int32))
     maps = jax.tree.map(lambda leaf: leaf / calls, total)
     if inputs.evidence_token_ids is not None:
-        evidence_of = functools.partial(
-            class_evidence,
-            model,
-            inputs=inputs,
-            rng_seed=rng_seed,
-            draws=config.presence_draws,
-            size_condition=config.size_condition,
-            guidance_scale=scale,
+        draws = config.presence_draws
+        own, *mirrored = lax.map(
+            lambda copy: class_evidence(model, copy, inputs, rng_seed, draws, scale), latents
         )
-        own, *mirrored = lax.map(evidence_of, latents)
         evidence = (own + jnp.flip(mirrored[0], axis=2)) / 2 if mirrored else own
         maps = maps.replace(evidence=evidence)
     return Samples(

@@ -237,38 +237,35 @@ def sample(
         negative_text, negative_conditions = embed(inputs.negative_token_ids, is_negative=True)
     else:
         negative_text, negative_conditions = jax.tree.map(lambda x: x[:0], (text, conditions))
-    run = functools.partial(
-        denoise,
-        model,
-        num_steps=config.num_steps,
-        rng_seed=rng_seed,
-        indices=inputs.indices,
-        conditions=conditions,
-        negative_conditions=negative_conditions,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=config.guidance_interval,
-    )
-    arguments = (latents, text, negative_text, make_columns(model, inputs), guidance_scale)
-    evidence = None
-    if inputs.evidence_token_ids is not None:
-        evidence = functools.partial(
-            class_evidence,
+    columns = make_columns(model, inputs)
+
+    def run(latents: Array) -> tuple[Array, AttentionMaps]:
+        latents, maps = denoise(
             model,
-            inputs=inputs,
+            latents,
+            text,
+            negative_text,
+            columns,
+            guidance_scale,
+            config.num_steps,
             rng_seed=rng_seed,
-            draws=config.presence_draws,
-            size_condition=size_condition,
-            guidance_scale=guidance_scale,
+            indices=inputs.indices,
+            conditions=conditions,
+            negative_conditions=negative_conditions,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=config.guidance_interval,
         )
+        if inputs.evidence_token_ids is None:
+            return latents, maps
+        draws, scale = config.presence_draws, guidance_scale
+        evidence = class_evidence(model, latents, inputs, rng_seed, draws, scale, size_condition)
+        return latents, maps.replace(evidence=evidence)
+
     if config.dry_run:
-        _, shapes = jax.eval_shape(run, *arguments)
-        if evidence is not None:
-            shapes = shapes.replace(evidence=jax.eval_shape(evidence, latents))
+        _, shapes = jax.eval_shape(run, latents)
         attention_maps = _random_maps(shapes, rng_seed, inputs.indices)
     else:
-        latents, attention_maps = run(*arguments)
-        if evidence is not None:
-            attention_maps = attention_maps.replace(evidence=evidence(latents))
+        latents, attention_maps = run(latents)
     images = decode_in_chunks(model, latents, DECODE_BATCH)
     stages = {"text_embeddings": text, "latents": latents, "images": images}
     if attention_maps.evidence is not None:

@@ -156,6 +156,8 @@ def test_classes_of_little_evidence_have_no_pixels_by_default(maps, method, leas
     np.testing.assert_allclose(presence, [[0.5, 0.1]], atol=1e-6)
     assert np.asarray(soft_masks).any(axis=(2, 3)).tolist() == [is_kept]
     assert 0.1 < LEAST_EVIDENCE < 0.5
+    recorded = [config.recorded(draws)["min_presence"] for draws in (0, 4)]
+    assert recorded == ([0.0, LEAST_EVIDENCE] if least is None else [least, least])
 
 
 def test_without_evidence_all_classes_are_kept_by_default(maps):
